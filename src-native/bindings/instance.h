@@ -1,0 +1,20 @@
+// Per-environment state (main thread and every worker thread have their own). Nothing in the addon is global.
+#pragma once
+#include <napi.h>
+
+namespace tproxy::bindings {
+
+struct Instance {
+  // Makes an Error of what native code tells about a failure: src/errors.ts, set once by setErrorFactory().
+  Napi::FunctionReference errorFactory;
+};
+
+// The Error that `failure` (a NativeFailure of src/native.ts) becomes; throw it or reject with its Value().
+inline Napi::Error toError(Napi::Env env, Napi::Object failure) {
+  auto* instance = env.GetInstanceData<Instance>();
+  if (instance->errorFactory.IsEmpty())
+    return Napi::Error::New(env, "linux-tproxy: setErrorFactory() was not called");
+  return Napi::Error(env, instance->errorFactory.Call({failure}));
+}
+
+}  // namespace tproxy::bindings

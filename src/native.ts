@@ -1,0 +1,230 @@
+/**
+ * Loads the addon, and is the one typed declaration of every native function. Nothing else may load it.
+ *
+ * Conventions of the seam: arguments are checked on this side, native code trusts them. A netlink call is one kernel
+ * transaction; it runs on libuv's thread pool and gives a Promise, and its `...Sync` twin runs at once on the calling thread
+ * (for `process.on('exit')`). Errors are made by the factory given to `setErrorFactory` (src/errors.ts).
+ * File descriptors change hands by number: who receives one owns it, the other side forgets it.
+ */
+import { createRequire } from 'node:module';
+import { dirname } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import type { Address, Link, NftGeneration, NftObject, NftOperation, Route, Rule } from './netlink/types.js';
+import type { Endpoint, Engine, Family, RelayReason } from './types.js';
+
+/** What native code tells about a failure; src/errors.ts makes the Error. */
+export type NativeFailure =
+  | {
+      readonly kind: 'netlink';
+      /** Positive errno and its name. */
+      readonly errno: number;
+      readonly code: string;
+      /** What was asked, in words: `add rule`, `commit batch`. */
+      readonly operation: string;
+      /** The message that failed: `RTM_NEWRULE`, `NFT_MSG_NEWRULE`. */
+      readonly request: string;
+      /** From the extended ack, where the kernel gives it. */
+      readonly attribute?: string;
+      readonly extack?: string;
+      /** Batches: every message that failed, with the index of its operation. */
+      readonly errors?: readonly { readonly index: number; readonly errno: number; readonly code: string; readonly request: string; readonly attribute?: string; readonly extack?: string }[];
+    }
+  | {
+      readonly kind: 'socket';
+      readonly errno: number;
+      readonly code: string;
+      /** `bind`, `connect`, `setsockopt IP_TRANSPARENT`, `open /run/netns/x`, ... */
+      readonly syscall: string;
+      readonly address?: string;
+      readonly port?: number;
+    };
+
+// ---- netlink ------------------------------------------------------------------------------------------------------------
+
+export interface NativeRouteSocket {
+  ruleAdd(rule: Rule): Promise<void>;
+  ruleDelete(rule: Rule): Promise<void>;
+  ruleDeleteSync(rule: Rule): void;
+  ruleList(family?: Family): Promise<Rule[]>;
+  routeAdd(route: Route): Promise<void>;
+  routeDelete(route: Route): Promise<void>;
+  routeDeleteSync(route: Route): void;
+  routeList(filter?: { family?: Family; table?: number }): Promise<Route[]>;
+  linkList(): Promise<Link[]>;
+  addressList(family?: Family): Promise<Address[]>;
+  close(): void;
+}
+
+export interface NativeNftablesSocket {
+  /** The netlink port id: what the kernel shows as the owner of tables made through this socket. */
+  readonly portId: number;
+  /**
+   * One batch, all or nothing. `generation`: refuse with ERESTART if the rule set is not of this generation any more.
+   * `dryRun`: everything is validated, nothing committed (the batch is sent without its end).
+   */
+  commit(operations: readonly NftOperation[], options?: { generation?: number; dryRun?: boolean }): Promise<void>;
+  commitSync(operations: readonly NftOperation[], options?: { generation?: number; dryRun?: boolean }): void;
+  generation(): Promise<NftGeneration>;
+  list<K extends NftObject['kind']>(
+    kind: K,
+    filter?: { family?: string; table?: string; chain?: string; set?: string },
+  ): Promise<Extract<NftObject, { kind: K }>[]>;
+  /** Closing the socket makes the kernel delete the tables it owns. */
+  close(): void;
+}
+
+// ---- sockets ------------------------------------------------------------------------------------------------------------
+
+export interface NativeListenOptions {
+  readonly address: string;
+  readonly port: number;
+  readonly backlog: number;
+  /** IP_TRANSPARENT (and IPV6_TRANSPARENT on AF_INET6). */
+  readonly transparent: boolean;
+  /** Default false: an AF_INET6 wildcard socket takes IPv4 too. */
+  readonly v6Only?: boolean;
+  readonly reusePort?: boolean;
+  readonly mark?: number;
+  readonly netns?: string;
+}
+
+export interface NativeConnectOptions {
+  readonly address: string;
+  readonly port: number;
+  /** Bound before the connect when given; a foreign address is fine (IP_TRANSPARENT). */
+  readonly localAddress?: string;
+  /** 0 or absent: chosen at connect time per 4-tuple (IP_BIND_ADDRESS_NO_PORT). */
+  readonly localPort?: number;
+  /** With a localPort: on EADDRINUSE / EADDRNOTAVAIL fall back to a chosen one. */
+  readonly localPortOptional?: boolean;
+  readonly mark?: number;
+  readonly netns?: string;
+  readonly timeoutMs?: number;
+}
+
+// ---- relay thread -------------------------------------------------------------------------------------------------------
+
+export interface NativeRelayLimits {
+  /** 0 = never. No byte either way for this long: reason `idle`. */
+  readonly idleTimeoutMs?: number;
+  /** The same, once one side has ended. */
+  readonly halfCloseTimeoutMs?: number;
+  readonly keepAliveMs?: number;
+}
+
+export type NativeDecision =
+  | ({ readonly kind: 'relay'; readonly engine: Engine } & NativeConnectOptions & NativeRelayLimits)
+  | { readonly kind: 'socket' }
+  | { readonly kind: 'reset' }
+  | { readonly kind: 'close' };
+
+/**
+ * The thread that accepts, connects and relays. It works in file descriptors it owns; JavaScript hears of it through
+ * `onEvents`, never per chunk. Ids are unique in a thread and never used again.
+ */
+export interface NativeRelayThread {
+  /** Connects and hands the socket back: `connected` or `failed`. */
+  connect(options: NativeConnectOptions): number;
+  /** Takes both descriptors over, with bytes that were read from them already. Ends with `ended`. */
+  relay(options: {
+    readonly clientFd: number;
+    readonly serverFd: number;
+    readonly clientPreface?: Uint8Array;
+    readonly serverPreface?: Uint8Array;
+    readonly engine: Engine;
+    /** Slot of `counters` the relay counts in, besides that of its server. */
+    readonly counters: BigUint64Array;
+  } & NativeRelayLimits): number;
+  /**
+   * Accepts on a listening descriptor that it takes over. With `decide`, each connection is told as a `flow` event and
+   * waits for `decide()`; without, it is relayed to its original destination from its client's address by `upstream`,
+   * and JavaScript hears nothing of it.
+   */
+  accept(options: {
+    readonly fd: number;
+    readonly decide: boolean;
+    readonly engine: Engine;
+    readonly upstream: { readonly mark?: number; readonly netns?: string; readonly timeoutMs?: number; readonly from: 'client' | 'proxy' };
+    readonly counters: BigUint64Array;
+  } & NativeRelayLimits): number;
+  /** `counters`: of this one relay, besides those of the server it was accepted on. */
+  decide(flow: number, decision: NativeDecision, counters?: BigUint64Array): void;
+  /** MSG_PEEK on a flow that waits for its decision: `peeked`. */
+  peek(flow: number, bytes: number, timeoutMs: number): void;
+  /** Ends a connect, a flow or a relay at once (RST to both sides). Unknown ids are ignored: it may just have ended. */
+  destroy(id: number): void;
+  /** Closes a listener: no new connections; `closed` follows when the last of its connections has ended. */
+  stopAccepting(id: number): void;
+  /** Whether the thread keeps the process alive. */
+  ref(): void;
+  unref(): void;
+}
+
+/**
+ * Indices into a `counters` array (8 numbers, one cache line), written by the relay thread with relaxed atomic stores and
+ * read here with plain loads. The array must be made over an ArrayBuffer (`new BigUint64Array(new ArrayBuffer(64))`): its
+ * memory is then outside V8's moving heap. Native code holds a reference until it writes no more.
+ */
+export const Counter = {
+  bytesFromClient: 0,
+  bytesFromServer: 1,
+  connectionsTotal: 2,
+  connectionsOpen: 3,
+  spliced: 4,
+  copied: 5,
+  connectErrors: 6,
+  acceptErrors: 7,
+  length: 8,
+} as const;
+
+export type NativeRelayEvent =
+  | { readonly kind: 'flow'; readonly server: number; readonly id: number; readonly source: Endpoint; readonly originalDestination: Endpoint }
+  | { readonly kind: 'peeked'; readonly id: number; readonly data: Buffer }
+  /** A `relay` decision has its upstream connection: bytes flow from now on. */
+  | { readonly kind: 'opened'; readonly id: number }
+  /** The answer to `connect()`, or to a `socket` decision: the descriptor is the receiver's. `localPortKept` tells whether a wanted localPort was had. */
+  | { readonly kind: 'connected' | 'socket'; readonly id: number; readonly fd: number; readonly localPortKept?: boolean }
+  | { readonly kind: 'failed'; readonly id: number; readonly failure: NativeFailure }
+  | { readonly kind: 'ended'; readonly id: number; readonly reason: RelayReason; readonly failure?: NativeFailure; readonly bytesFromClient: bigint; readonly bytesFromServer: bigint }
+  /** accept(2) failed; the listener goes on. */
+  | { readonly kind: 'acceptFailed'; readonly server: number; readonly failure: NativeFailure }
+  | { readonly kind: 'closed'; readonly server: number };
+
+// ---- the module ---------------------------------------------------------------------------------------------------------
+
+export interface Native {
+  setErrorFactory(factory: (failure: NativeFailure) => Error): void;
+
+  RouteSocket: new (netns?: string) => NativeRouteSocket;
+  NftablesSocket: new (netns?: string) => NativeNftablesSocket;
+  /** The bytes of the message that ruleAdd (and so on) would send, sequence number 0. For golden tests. */
+  encodeRule(verb: 'add' | 'delete', rule: Rule): Buffer;
+  encodeRoute(verb: 'add' | 'delete', route: Route): Buffer;
+  /** The whole batch, begin and end included, sequence numbers from 0. */
+  encodeBatch(operations: readonly NftOperation[], options?: { generation?: number }): Buffer;
+  /** Reads one such message (without its batch) back. */
+  decodeRule(message: Uint8Array): Rule;
+  decodeRoute(message: Uint8Array): Route;
+  decodeNftables(message: Uint8Array): NftOperation;
+
+  /** A bound, listening socket. Equivalent to: socket, setsockopt IP_TRANSPARENT, bind, listen. */
+  openListener(options: NativeListenOptions): number;
+  /** fcntl F_DUPFD_CLOEXEC. */
+  duplicate(fd: number): number;
+  closeDescriptor(fd: number): void;
+  /** getsockname. */
+  socketAddress(fd: number): Endpoint;
+  /** getsockopt SO_ORIGINAL_DST / IP6T_SO_ORIGINAL_DST: what conntrack says, for REDIRECT and DNAT only. */
+  conntrackOriginalDestination(fd: number): Endpoint;
+
+  RelayThread: new (onEvents: (events: NativeRelayEvent[]) => void) => NativeRelayThread;
+}
+
+const packageRoot = dirname(dirname(fileURLToPath(import.meta.url)));
+// node-gyp-build takes a distribution without /etc/alpine-release for glibc (OpenWrt, Void): tell it what Node itself runs on.
+// It reads LIBC when it is loaded.
+const report = process.report.getReport() as unknown as { header: { glibcVersionRuntime?: string } };
+process.env['LIBC'] ??= report.header.glibcVersionRuntime ? 'glibc' : 'musl';
+const load = createRequire(import.meta.url)('node-gyp-build') as (directory: string) => Native;
+
+export const native: Native = load(packageRoot);

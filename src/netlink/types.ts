@@ -1,0 +1,193 @@
+/**
+ * What rtnetlink and nf_tables objects look like in TypeScript: plain data, both directions, types only.
+ * Field names are those of `ip` and `nft` in camelCase; string values are the words `ip` and `nft` print. A number stands
+ * where the kernel knows a value that this package has no word for, so that decoding never loses anything.
+ * The C++ side of each type is one struct with one `describe` function in src-native/{rtnetlink,nftables}.
+ */
+import type { Family, Fwmark } from '../types.js';
+
+// ---- rtnetlink: ip rule, ip route, ip link, ip address -----------------------------------------------------------------
+
+/** `ip rule`. linux/fib_rules.h */
+export interface Rule {
+  readonly family: Family;
+  readonly priority?: number;
+  readonly action: 'lookup' | 'goto' | 'nop' | 'blackhole' | 'unreachable' | 'prohibit' | number;
+  readonly table?: number;
+  /** Priority of the rule to go on with, for action `goto`. */
+  readonly goto?: number;
+  readonly invert?: boolean;
+  readonly fwmark?: Fwmark;
+  readonly iif?: string;
+  readonly oif?: string;
+  readonly from?: string;
+  readonly to?: string;
+  readonly tos?: number;
+  /** IP protocol number. */
+  readonly ipProtocol?: number;
+  readonly sourcePorts?: { readonly start: number; readonly end: number };
+  readonly destinationPorts?: { readonly start: number; readonly end: number };
+  readonly users?: { readonly start: number; readonly end: number };
+  readonly suppressPrefixLength?: number;
+  /** Who made it (`proto` in `ip -d rule`); part of a rule's identity. */
+  readonly protocol?: number;
+  readonly l3mdev?: boolean;
+}
+
+/** `ip route`. linux/rtnetlink.h */
+export interface Route {
+  readonly family: Family;
+  readonly type: 'unicast' | 'local' | 'broadcast' | 'anycast' | 'multicast' | 'blackhole' | 'unreachable' | 'prohibit' | 'throw' | number;
+  /** A prefix or `default`. */
+  readonly destination: string;
+  readonly table: number;
+  readonly scope?: 'universe' | 'site' | 'link' | 'host' | 'nowhere' | number;
+  readonly protocol?: number;
+  readonly dev?: string;
+  readonly gateway?: string;
+  readonly preferredSource?: string;
+  readonly metric?: number;
+}
+
+/** `ip link`. */
+export interface Link {
+  readonly index: number;
+  readonly name: string;
+  readonly flags: number;
+  readonly mtu?: number;
+}
+
+/** `ip address`. */
+export interface Address {
+  readonly family: Family;
+  readonly address: string;
+  readonly prefixLength: number;
+  readonly linkIndex: number;
+  readonly scope: 'universe' | 'site' | 'link' | 'host' | 'nowhere' | number;
+}
+
+// ---- nf_tables: linux/netfilter/nf_tables.h ---------------------------------------------------------------------------
+
+export type NftFamily = 'ip' | 'ip6' | 'inet' | 'arp' | 'bridge' | 'netdev';
+
+export interface NftTable {
+  readonly kind: 'table';
+  readonly family: NftFamily;
+  readonly name: string;
+  readonly flags?: readonly ('dormant' | 'owner' | 'persist')[];
+  /** nft's TLVs; see `userdata` in src/netlink/userdata.ts for the comment in it. */
+  readonly userdata?: Uint8Array;
+  /** Read back only. */
+  readonly handle?: bigint;
+  /** Netlink port id of the socket that owns the table. Read back only. */
+  readonly owner?: number;
+}
+
+export interface NftChain {
+  readonly kind: 'chain';
+  readonly family: NftFamily;
+  readonly table: string;
+  readonly name: string;
+  /** Base chains only. */
+  readonly type?: 'filter' | 'route' | 'nat';
+  readonly hook?: 'prerouting' | 'input' | 'forward' | 'output' | 'postrouting' | 'ingress';
+  readonly priority?: number;
+  readonly policy?: 'accept' | 'drop';
+  readonly handle?: bigint;
+}
+
+export interface NftRule {
+  readonly kind: 'rule';
+  readonly family: NftFamily;
+  readonly table: string;
+  readonly chain: string;
+  readonly expressions: readonly NftExpression[];
+  readonly userdata?: Uint8Array;
+  readonly handle?: bigint;
+  /** Insert after this handle (add) or before it (insert). */
+  readonly position?: bigint;
+}
+
+export interface NftSet {
+  readonly kind: 'set';
+  readonly family: NftFamily;
+  readonly table: string;
+  readonly name: string;
+  /** Names the set inside one batch before it has a handle. */
+  readonly id?: number;
+  readonly flags?: readonly ('anonymous' | 'constant' | 'interval' | 'map' | 'timeout' | 'eval' | 'object' | 'concat' | 'expr')[];
+  /** nft's own datatype number (a concatenation is subtypes in 6-bit groups), only for nft's eyes. */
+  readonly keyType: number;
+  readonly keyLength: number;
+  /** Byte lengths of the fields of a concatenation with intervals. */
+  readonly concatenation?: readonly number[];
+  readonly timeoutMs?: bigint;
+  readonly gcIntervalMs?: number;
+  readonly size?: number;
+  readonly policy?: 'performance' | 'memory';
+  readonly userdata?: Uint8Array;
+  readonly handle?: bigint;
+}
+
+/** Elements of a set, one message (or, read back, all of them). */
+export interface NftElements {
+  readonly kind: 'elements';
+  readonly family: NftFamily;
+  readonly table: string;
+  readonly set: string;
+  readonly setId?: number;
+  readonly elements: readonly NftElement[];
+}
+
+export interface NftElement {
+  readonly key: Uint8Array;
+  /** Upper end, for sets of concatenated intervals only; plain interval sets mark their ends by flag. */
+  readonly keyEnd?: Uint8Array;
+  readonly flags?: readonly ('intervalEnd' | 'catchall')[];
+  readonly timeoutMs?: bigint;
+  /** Read back only. */
+  readonly expiresMs?: bigint;
+}
+
+export type NftObject = NftTable | NftChain | NftRule | NftSet | NftElements;
+
+/** One message of a batch. `create` is `add` that fails with EEXIST where the thing is there already. */
+export type NftOperation =
+  | { readonly verb: 'add' | 'create' | 'delete'; readonly object: NftObject }
+  | { readonly verb: 'insert'; readonly object: NftRule }
+  /** `nft flush chain` / `flush table`: all rules. `nft flush set`: elements without any. */
+  | { readonly verb: 'flush'; readonly object: NftTable | NftChain | NftSet };
+
+/**
+ * Expressions: the kernel's instructions, in the order in which a rule runs them. Registers are the kernel's numbers:
+ * 0 = verdict, 1..4 = 16 bytes each, 8..23 = 4 bytes each (8 is the start of 1, 12 of 2, ...).
+ */
+export type NftExpression =
+  | { readonly kind: 'meta'; readonly key: NftMetaKey; readonly dreg?: number; readonly sreg?: number }
+  | { readonly kind: 'payload'; readonly base: 'link' | 'network' | 'transport' | 'inner'; readonly offset: number; readonly length: number; readonly dreg: number }
+  | { readonly kind: 'cmp'; readonly op: 'eq' | 'neq' | 'lt' | 'lte' | 'gt' | 'gte'; readonly sreg: number; readonly data: Uint8Array }
+  | { readonly kind: 'bitwise'; readonly sreg: number; readonly dreg: number; readonly length: number; readonly mask: Uint8Array; readonly xor: Uint8Array }
+  | { readonly kind: 'immediate'; readonly dreg: number; readonly data: Uint8Array }
+  | { readonly kind: 'verdict'; readonly verdict: NftVerdict; readonly chain?: string }
+  | { readonly kind: 'lookup'; readonly set: string; readonly setId?: number; readonly sreg: number; readonly dreg?: number; readonly invert?: boolean }
+  | { readonly kind: 'dynset'; readonly set: string; readonly setId?: number; readonly op: 'add' | 'update' | 'delete'; readonly sregKey: number; readonly timeoutMs?: bigint; readonly invert?: boolean }
+  | { readonly kind: 'fib'; readonly result: 'oif' | 'oifname' | 'type'; readonly flags: readonly ('saddr' | 'daddr' | 'mark' | 'iif' | 'oif' | 'present')[]; readonly dreg: number }
+  | { readonly kind: 'socket'; readonly key: 'transparent' | 'mark' | 'wildcard' | 'cgroupv2'; readonly level?: number; readonly dreg: number }
+  | { readonly kind: 'tproxy'; readonly family: 'ip' | 'ip6' | 'unspec'; readonly regAddr?: number; readonly regPort?: number }
+  | { readonly kind: 'ct'; readonly key: NftCtKey; readonly direction?: 'original' | 'reply'; readonly dreg?: number; readonly sreg?: number }
+  | { readonly kind: 'counter'; readonly packets: bigint; readonly bytes: bigint }
+  /** Something that this package never emits, as the kernel sent it. Read back only. */
+  | { readonly kind: 'unknown'; readonly name: string; readonly data: Uint8Array };
+
+export type NftVerdict = 'accept' | 'drop' | 'continue' | 'return' | 'jump' | 'goto' | 'queue';
+export type NftMetaKey =
+  | 'len' | 'protocol' | 'priority' | 'mark' | 'iif' | 'oif' | 'iifname' | 'oifname' | 'iiftype' | 'oiftype' | 'skuid' | 'skgid'
+  | 'nfproto' | 'l4proto' | 'cpu' | 'iifgroup' | 'oifgroup' | 'cgroup' | number;
+export type NftCtKey = 'state' | 'direction' | 'status' | 'mark' | 'expiration' | 'l3protocol' | 'protocol' | 'zone' | number;
+
+/** `nft list ruleset`'s generation: changes with every committed batch. */
+export interface NftGeneration {
+  readonly id: number;
+  readonly processId: number;
+  readonly processName: string;
+}

@@ -1,0 +1,109 @@
+/**
+ * The vocabulary of the package: types only, no code. Kernel, iproute2 and nft words in camelCase.
+ * What belongs here is used by two or more files and is part of the public contract.
+ */
+
+export type Family = 'ipv4' | 'ipv6';
+
+/** One end of a connection. IPv4-mapped IPv6 addresses are always shown as the IPv4 address they stand for. */
+export interface Endpoint {
+  readonly family: Family;
+  readonly address: string;
+  readonly port: number;
+}
+
+export interface HostPort {
+  readonly address: string;
+  readonly port: number;
+}
+
+/** A value under a mask, as in `ip rule add fwmark 0x1/0x3`. Only the bits of the mask are ever read or written. */
+export interface Fwmark {
+  readonly value: number;
+  readonly mask: number;
+}
+
+/** A port or a range: `80`, `'80'`, `'8000-8999'`. */
+export type PortSpec = number | string;
+
+/** How relayed bytes are moved. `epoll`: readiness by epoll, bytes by splice(2). `copy`: recv/send in native memory. */
+export type Engine = 'epoll' | 'copy';
+
+/** How the source port of a connection from a foreign address is chosen. */
+export type SourcePort = 'ephemeral' | 'prefer' | 'preserve';
+
+export interface InterceptOptions {
+  /** TCP destination ports to intercept; `true` = all. */
+  readonly tcp?: true | readonly PortSpec[];
+  /** Only from these source prefixes, both families mixed. A family without a prefix is then not intercepted at all. */
+  readonly from?: readonly string[];
+  /** Only to these destination prefixes, both families mixed. */
+  readonly to?: readonly string[];
+  /** Never from or to these prefixes. */
+  readonly exclude?: { readonly from?: readonly string[]; readonly to?: readonly string[] };
+  /** Ingress interfaces, which must exist; default every one but `lo`, those that appear later included. */
+  readonly interfaces?: readonly string[];
+  /** Default both. */
+  readonly families?: readonly Family[];
+  /** What happens to matching traffic while nobody listens: it passes unproxied (`open`, default) or is dropped (`closed`). */
+  readonly onDown?: 'open' | 'closed';
+  /** Two adjacent free mark bits and the value in them that means "deliver here". Default: chosen free on this host. */
+  readonly fwmark?: Fwmark;
+  /** Routing table of our own. Default: 100, or the next free one. */
+  readonly table?: number;
+  /** First of the four consecutive policy rule priorities that we use. Default: 97, or a free place near it. */
+  readonly priority?: number;
+  /** Names the nf_tables table `linux-tproxy-<name>`. Default: the port. */
+  readonly name?: string;
+  /** `process` (default): the nf_tables table dies with this process. `permanent`: all of it stays until uninstalled. */
+  readonly lifetime?: 'process' | 'permanent';
+}
+
+/** A connection that was meant for somebody else, as a `relay: (flow) => ...` callback sees it. */
+export interface Flow {
+  readonly protocol: 'tcp';
+  readonly source: Endpoint;
+  readonly originalDestination: Endpoint;
+  /**
+   * The first bytes the client sent, without consuming them: resolves when `bytes` of them are there, the client has
+   * ended, or `timeoutMs` is over, with what there is (perhaps nothing: in many protocols the server speaks first).
+   * Equivalent to: `recv(fd, ..., MSG_PEEK)`.
+   */
+  peek(bytes: number, timeoutMs: number): Promise<Buffer>;
+}
+
+export type RelayDecision =
+  | {
+      readonly kind: 'relay';
+      /** Where to connect. Default: the original destination. */
+      readonly to?: HostPort;
+      /** Whose address the server sees. Default `client`. */
+      readonly from?: 'client' | 'proxy' | HostPort;
+      readonly sourcePort?: SourcePort;
+    }
+  /** Hand the connection to the `connection` listener as a TransparentSocket. */
+  | { readonly kind: 'socket' }
+  | { readonly kind: 'reset' }
+  | { readonly kind: 'close' };
+
+export type RelayReason = 'end' | 'reset' | 'idle' | 'destroyed' | 'error';
+
+export interface RelayResult {
+  readonly bytesFromClient: bigint;
+  readonly bytesFromServer: bigint;
+  readonly reason: RelayReason;
+  readonly error?: Error;
+}
+
+/** Totals of a server's relays, read live from shared memory. */
+export interface RelayStats {
+  readonly connections: { readonly open: number; readonly total: number };
+  readonly bytesFromClient: bigint;
+  readonly bytesFromServer: bigint;
+  /** How the bytes went: through a pipe by splice(2), or through native memory. */
+  readonly spliced: bigint;
+  readonly copied: bigint;
+  /** Upstream connects that failed, and accept(2) calls that failed (EMFILE and the like). */
+  readonly connectErrors: number;
+  readonly acceptErrors: number;
+}
