@@ -27,7 +27,14 @@ export type NativeFailure =
       readonly attribute?: string;
       readonly extack?: string;
       /** Batches: every message that failed, with the index of its operation. */
-      readonly errors?: readonly { readonly index: number; readonly errno: number; readonly code: string; readonly request: string; readonly attribute?: string; readonly extack?: string }[];
+      readonly errors?: readonly {
+        readonly index: number;
+        readonly errno: number;
+        readonly code: string;
+        readonly request: string;
+        readonly attribute?: string;
+        readonly extack?: string;
+      }[];
     }
   | {
       readonly kind: 'socket';
@@ -126,27 +133,36 @@ export interface NativeRelayThread {
   /** Connects and hands the socket back: `connected` or `failed`. */
   connect(options: NativeConnectOptions): number;
   /** Takes both descriptors over, with bytes that were read from them already. Ends with `ended`. */
-  relay(options: {
-    readonly clientFd: number;
-    readonly serverFd: number;
-    readonly clientPreface?: Uint8Array;
-    readonly serverPreface?: Uint8Array;
-    readonly engine: Engine;
-    /** Slot of `counters` the relay counts in, besides that of its server. */
-    readonly counters: BigUint64Array;
-  } & NativeRelayLimits): number;
+  relay(
+    options: {
+      readonly clientFd: number;
+      readonly serverFd: number;
+      readonly clientPreface?: Uint8Array;
+      readonly serverPreface?: Uint8Array;
+      readonly engine: Engine;
+      /** Slot of `counters` the relay counts in, besides that of its server. */
+      readonly counters: BigUint64Array;
+    } & NativeRelayLimits,
+  ): number;
   /**
    * Accepts on a listening descriptor that it takes over. With `decide`, each connection is told as a `flow` event and
    * waits for `decide()`; without, it is relayed to its original destination from its client's address by `upstream`,
    * and JavaScript hears nothing of it.
    */
-  accept(options: {
-    readonly fd: number;
-    readonly decide: boolean;
-    readonly engine: Engine;
-    readonly upstream: { readonly mark?: number; readonly netns?: string; readonly timeoutMs?: number; readonly from: 'client' | 'proxy' };
-    readonly counters: BigUint64Array;
-  } & NativeRelayLimits): number;
+  accept(
+    options: {
+      readonly fd: number;
+      readonly decide: boolean;
+      readonly engine: Engine;
+      readonly upstream: {
+        readonly mark?: number;
+        readonly netns?: string;
+        readonly timeoutMs?: number;
+        readonly from: 'client' | 'proxy';
+      };
+      readonly counters: BigUint64Array;
+    } & NativeRelayLimits,
+  ): number;
   /** `counters`: of this one relay, besides those of the server it was accepted on. */
   decide(flow: number, decision: NativeDecision, counters?: BigUint64Array): void;
   /** MSG_PEEK on a flow that waits for its decision: `peeked`. */
@@ -178,14 +194,32 @@ export const Counter = {
 } as const;
 
 export type NativeRelayEvent =
-  | { readonly kind: 'flow'; readonly server: number; readonly id: number; readonly source: Endpoint; readonly originalDestination: Endpoint }
+  | {
+      readonly kind: 'flow';
+      readonly server: number;
+      readonly id: number;
+      readonly source: Endpoint;
+      readonly originalDestination: Endpoint;
+    }
   | { readonly kind: 'peeked'; readonly id: number; readonly data: Buffer }
   /** A `relay` decision has its upstream connection: bytes flow from now on. */
   | { readonly kind: 'opened'; readonly id: number }
   /** The answer to `connect()`, or to a `socket` decision: the descriptor is the receiver's. `localPortKept` tells whether a wanted localPort was had. */
-  | { readonly kind: 'connected' | 'socket'; readonly id: number; readonly fd: number; readonly localPortKept?: boolean }
+  | {
+      readonly kind: 'connected' | 'socket';
+      readonly id: number;
+      readonly fd: number;
+      readonly localPortKept?: boolean;
+    }
   | { readonly kind: 'failed'; readonly id: number; readonly failure: NativeFailure }
-  | { readonly kind: 'ended'; readonly id: number; readonly reason: RelayReason; readonly failure?: NativeFailure; readonly bytesFromClient: bigint; readonly bytesFromServer: bigint }
+  | {
+      readonly kind: 'ended';
+      readonly id: number;
+      readonly reason: RelayReason;
+      readonly failure?: NativeFailure;
+      readonly bytesFromClient: bigint;
+      readonly bytesFromServer: bigint;
+    }
   /** accept(2) failed; the listener goes on. */
   | { readonly kind: 'acceptFailed'; readonly server: number; readonly failure: NativeFailure }
   | { readonly kind: 'closed'; readonly server: number };

@@ -37,7 +37,17 @@ export interface Rule {
 /** `ip route`. linux/rtnetlink.h */
 export interface Route {
   readonly family: Family;
-  readonly type: 'unicast' | 'local' | 'broadcast' | 'anycast' | 'multicast' | 'blackhole' | 'unreachable' | 'prohibit' | 'throw' | number;
+  readonly type:
+    | 'unicast'
+    | 'local'
+    | 'broadcast'
+    | 'anycast'
+    | 'multicast'
+    | 'blackhole'
+    | 'unreachable'
+    | 'prohibit'
+    | 'throw'
+    | number;
   /** A prefix or `default`. */
   readonly destination: string;
   readonly table: number;
@@ -115,7 +125,17 @@ export interface NftSet {
   readonly name: string;
   /** Names the set inside one batch before it has a handle. */
   readonly id?: number;
-  readonly flags?: readonly ('anonymous' | 'constant' | 'interval' | 'map' | 'timeout' | 'eval' | 'object' | 'concat' | 'expr')[];
+  readonly flags?: readonly (
+    | 'anonymous'
+    | 'constant'
+    | 'interval'
+    | 'map'
+    | 'timeout'
+    | 'eval'
+    | 'object'
+    | 'concat'
+    | 'expr'
+  )[];
   /** nft's own datatype number (a concatenation is subtypes in 6-bit groups), only for nft's eyes. */
   readonly keyType: number;
   readonly keyLength: number;
@@ -164,26 +184,106 @@ export type NftOperation =
  */
 export type NftExpression =
   | { readonly kind: 'meta'; readonly key: NftMetaKey; readonly dreg?: number; readonly sreg?: number }
-  | { readonly kind: 'payload'; readonly base: 'link' | 'network' | 'transport' | 'inner'; readonly offset: number; readonly length: number; readonly dreg: number }
-  | { readonly kind: 'cmp'; readonly op: 'eq' | 'neq' | 'lt' | 'lte' | 'gt' | 'gte'; readonly sreg: number; readonly data: Uint8Array }
-  | { readonly kind: 'bitwise'; readonly sreg: number; readonly dreg: number; readonly length: number; readonly mask: Uint8Array; readonly xor: Uint8Array }
+  | {
+      readonly kind: 'payload';
+      readonly base: 'link' | 'network' | 'transport' | 'inner';
+      readonly offset: number;
+      readonly length: number;
+      readonly dreg: number;
+    }
+  | {
+      readonly kind: 'cmp';
+      readonly op: 'eq' | 'neq' | 'lt' | 'lte' | 'gt' | 'gte';
+      readonly sreg: number;
+      readonly data: Uint8Array;
+    }
+  | {
+      readonly kind: 'bitwise';
+      readonly sreg: number;
+      readonly dreg: number;
+      readonly length: number;
+      readonly mask: Uint8Array;
+      readonly xor: Uint8Array;
+    }
   | { readonly kind: 'immediate'; readonly dreg: number; readonly data: Uint8Array }
   | { readonly kind: 'verdict'; readonly verdict: NftVerdict; readonly chain?: string }
-  | { readonly kind: 'lookup'; readonly set: string; readonly setId?: number; readonly sreg: number; readonly dreg?: number; readonly invert?: boolean }
-  | { readonly kind: 'dynset'; readonly set: string; readonly setId?: number; readonly op: 'add' | 'update' | 'delete'; readonly sregKey: number; readonly timeoutMs?: bigint; readonly invert?: boolean }
-  | { readonly kind: 'fib'; readonly result: 'oif' | 'oifname' | 'type'; readonly flags: readonly ('saddr' | 'daddr' | 'mark' | 'iif' | 'oif' | 'present')[]; readonly dreg: number }
-  | { readonly kind: 'socket'; readonly key: 'transparent' | 'mark' | 'wildcard' | 'cgroupv2'; readonly level?: number; readonly dreg: number }
-  | { readonly kind: 'tproxy'; readonly family: 'ip' | 'ip6' | 'unspec'; readonly regAddr?: number; readonly regPort?: number }
-  | { readonly kind: 'ct'; readonly key: NftCtKey; readonly direction?: 'original' | 'reply'; readonly dreg?: number; readonly sreg?: number }
+  | {
+      readonly kind: 'lookup';
+      readonly set: string;
+      readonly setId?: number;
+      readonly sreg: number;
+      readonly dreg?: number;
+      readonly invert?: boolean;
+    }
+  | {
+      readonly kind: 'dynset';
+      readonly set: string;
+      readonly setId?: number;
+      readonly op: 'add' | 'update' | 'delete';
+      readonly sregKey: number;
+      readonly timeoutMs?: bigint;
+      readonly invert?: boolean;
+    }
+  | {
+      readonly kind: 'fib';
+      readonly result: 'oif' | 'oifname' | 'type';
+      readonly flags: readonly ('saddr' | 'daddr' | 'mark' | 'iif' | 'oif' | 'present')[];
+      readonly dreg: number;
+    }
+  | {
+      readonly kind: 'socket';
+      readonly key: 'transparent' | 'mark' | 'wildcard' | 'cgroupv2';
+      readonly level?: number;
+      readonly dreg: number;
+    }
+  | {
+      readonly kind: 'tproxy';
+      readonly family: 'ip' | 'ip6' | 'unspec';
+      readonly regAddr?: number;
+      readonly regPort?: number;
+    }
+  | {
+      readonly kind: 'ct';
+      readonly key: NftCtKey;
+      readonly direction?: 'original' | 'reply';
+      readonly dreg?: number;
+      readonly sreg?: number;
+    }
   | { readonly kind: 'counter'; readonly packets: bigint; readonly bytes: bigint }
   /** Something that this package never emits, as the kernel sent it. Read back only. */
   | { readonly kind: 'unknown'; readonly name: string; readonly data: Uint8Array };
 
 export type NftVerdict = 'accept' | 'drop' | 'continue' | 'return' | 'jump' | 'goto' | 'queue';
 export type NftMetaKey =
-  | 'len' | 'protocol' | 'priority' | 'mark' | 'iif' | 'oif' | 'iifname' | 'oifname' | 'iiftype' | 'oiftype' | 'skuid' | 'skgid'
-  | 'nfproto' | 'l4proto' | 'cpu' | 'iifgroup' | 'oifgroup' | 'cgroup' | number;
-export type NftCtKey = 'state' | 'direction' | 'status' | 'mark' | 'expiration' | 'l3protocol' | 'protocol' | 'zone' | number;
+  | 'len'
+  | 'protocol'
+  | 'priority'
+  | 'mark'
+  | 'iif'
+  | 'oif'
+  | 'iifname'
+  | 'oifname'
+  | 'iiftype'
+  | 'oiftype'
+  | 'skuid'
+  | 'skgid'
+  | 'nfproto'
+  | 'l4proto'
+  | 'cpu'
+  | 'iifgroup'
+  | 'oifgroup'
+  | 'cgroup'
+  | number;
+export type NftCtKey =
+  | 'state'
+  | 'direction'
+  | 'status'
+  | 'mark'
+  | 'expiration'
+  | 'l3protocol'
+  | 'protocol'
+  | 'zone'
+  | number;
 
 /** `nft list ruleset`'s generation: changes with every committed batch. */
 export interface NftGeneration {
