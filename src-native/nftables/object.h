@@ -97,10 +97,10 @@ void describe(auto& visit, Is<Rule> auto& rule) {
   visit.key("table", NETLINK_NAMED(NFTA_RULE_TABLE), rule.table, text);
   visit.key("chain", NETLINK_NAMED(NFTA_RULE_CHAIN), rule.chain, text);
   visit.handle("handle", NETLINK_NAMED(NFTA_RULE_HANDLE), rule.handle, be64);
-  visit("position", NETLINK_NAMED(NFTA_RULE_POSITION), rule.position, be64);
   visit("expressions", NETLINK_NAMED(NFTA_RULE_EXPRESSIONS), rule.expressions,
         netlink::list(NETLINK_NAMED(NFTA_LIST_ELEM), expressed));
   visit("userdata", NETLINK_NAMED(NFTA_RULE_USERDATA), rule.userdata, blob);
+  visit("position", NETLINK_NAMED(NFTA_RULE_POSITION), rule.position, be64);
 }
 
 // ---- set
