@@ -76,7 +76,7 @@ const captures: Record<string, Capture> = {
       'ip -6 route add 2001:db9::/32 via fe80::1 metric 7 dev eth0',
       'ip -4 route del local default dev lo table 101 protocol 84',
       'ip -6 route del local default dev lo table 101 protocol 84',
-      'ip -4 route del 10.6.0.0/16 dev eth0',
+      'ip -4 route del unicast 10.6.0.0/16 dev eth0',
     ],
   },
   intercept: { setup: [], commands: ['nft -f test/golden/nft/intercept.nft'] },
