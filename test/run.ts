@@ -1,5 +1,5 @@
 /**
- * The test runner: `npm test`, or `node --import tsx test/run.ts [--verbose] [lint | SUITE | FILE]...`
+ * The test runner: `npm test`, or `node --import tsx test/run.ts [--verbose] [--timeout SECONDS] [lint | SUITE | FILE]...`
  * A suite is a folder of test/. Every file is a process of its own, two run at a time; those of the suites kernel and interop
  * are in private namespaces (helpers/namespaces.ts). A file whose first line is `// runs alone` runs when all others are done.
  * A file fails when a test of it fails, when it exits with an error, takes too long, or tells no totals. In CI a skipped test fails.
@@ -15,7 +15,6 @@ import { namespaced } from './helpers/namespaces.js';
 const root = dirname(dirname(fileURLToPath(import.meta.url)));
 const suites = ['unit', 'golden', 'kernel', 'interop'];
 const privateSuites = ['kernel', 'interop'];
-const timeoutSeconds = 180;
 
 interface Job {
   readonly name: string;
@@ -34,10 +33,14 @@ interface Result {
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,
-  options: { verbose: { type: 'boolean', short: 'v', default: false } },
+  options: {
+    verbose: { type: 'boolean', short: 'v', default: false },
+    timeout: { type: 'string', default: '180' },
+  },
 });
 process.chdir(root);
 const jobs = (positionals.length ? positionals : ['lint', ...suites]).flatMap(jobsOf);
+const timeoutSeconds = Number(values.timeout);
 const ci = Boolean(process.env['CI']);
 const sum = { passed: 0, failed: 0, skipped: 0 };
 
@@ -59,7 +62,7 @@ function jobsOf(argument: string): Job[] {
     ? readdirSync(path, { recursive: true, encoding: 'utf8' }).map((name) => join(path, name))
     : [path];
   return files
-    .filter((file) => file.endsWith('.test.ts'))
+    .filter((file) => /\.test\.m?ts$/.test(file))
     .sort()
     .map((file) => {
       const command = [process.execPath, '--import', 'tsx', file] as const;
