@@ -9,6 +9,7 @@
 import { createRequire } from 'node:module';
 import { dirname } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { errorFromFailure } from './errors.js';
 import type { Address, Link, NftGeneration, NftObject, NftOperation, Route, Rule } from './netlink/types.js';
 import type { Endpoint, Engine, Family, RelayReason } from './types.js';
 
@@ -105,7 +106,6 @@ export interface NativeConnectOptions {
   /** With a localPort: on EADDRINUSE / EADDRNOTAVAIL fall back to a chosen one. */
   readonly localPortOptional?: boolean;
   readonly mark?: number;
-  readonly netns?: string;
   readonly timeoutMs?: number;
 }
 
@@ -251,7 +251,11 @@ export interface Native {
   /** getsockopt SO_ORIGINAL_DST / IP6T_SO_ORIGINAL_DST: what conntrack says, for REDIRECT and DNAT only. */
   conntrackOriginalDestination(fd: number): Endpoint;
 
-  RelayThread: new (onEvents: (events: NativeRelayEvent[]) => void) => NativeRelayThread;
+  /** A thread that works in one network namespace: the caller's, or that of the path. */
+  RelayThread: new (
+    options: { netns?: string },
+    onEvents: (events: NativeRelayEvent[]) => void,
+  ) => NativeRelayThread;
 }
 
 const packageRoot = dirname(dirname(fileURLToPath(import.meta.url)));
@@ -262,3 +266,4 @@ process.env['LIBC'] ??= report.header.glibcVersionRuntime ? 'glibc' : 'musl';
 const load = createRequire(import.meta.url)('node-gyp-build') as (directory: string) => Native;
 
 export const native: Native = load(packageRoot);
+native.setErrorFactory(errorFromFailure);

@@ -250,6 +250,8 @@ export type NftExpression =
       readonly sreg?: number;
     }
   | { readonly kind: 'counter'; readonly packets: bigint; readonly bytes: bigint }
+  /** xtables' matches and targets as iptables' nft variant writes them (nft_compat); `info` is the C structure of that name and revision. */
+  | { readonly kind: 'match' | 'target'; readonly name: string; readonly revision: number; readonly info: Uint8Array }
   /** Something that this package never emits, as the kernel sent it. Read back only. */
   | { readonly kind: 'unknown'; readonly name: string; readonly data: Uint8Array };
 
