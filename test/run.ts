@@ -41,6 +41,8 @@ const { values, positionals } = parseArgs({
 process.chdir(root);
 const jobs = (positionals.length ? positionals : ['lint', ...suites]).flatMap(jobsOf);
 const timeoutSeconds = Number(values.timeout);
+// Colours would be in the way when the output is read here.
+const { FORCE_COLOR: _, ...env }: NodeJS.ProcessEnv = { ...process.env, NO_COLOR: '1' };
 const ci = Boolean(process.env['CI']);
 const sum = { passed: 0, failed: 0, skipped: 0 };
 
@@ -85,7 +87,7 @@ async function inParallel(queue: Job[], workers: number): Promise<void> {
 async function run(job: Job): Promise<void> {
   const started = performance.now();
   const [file, ...args] = job.command;
-  const child = spawn(file, args, { stdio: ['ignore', 'pipe', 'pipe'], env: { ...process.env, FORCE_COLOR: '0' } });
+  const child = spawn(file, args, { stdio: ['ignore', 'pipe', 'pipe'], env });
   let output = '';
   for (const stream of [child.stdout, child.stderr]) {
     stream.setEncoding('utf8').on('data', (text: string) => {

@@ -42,15 +42,27 @@ const rules: readonly Rule[] = [
   },
   {
     rule: 'the plan and what is made of it is pure',
-    files: /^src\/intercept\/(plan|nftables|iptables|text)\.ts$/,
-    only: /^src\/(types|netlink\/(types|userdata)|intercept\/(plan|nftables|iptables|text))\.ts$/,
+    files: /^src\/intercept\/(plan|nftables|iptables|text|statement|ranges)\.ts$/,
+    only: /^(node:net|src\/(types|errors|netlink\/(types|userdata)|intercept\/(plan|nftables|iptables|text|statement|ranges))\.ts)$/,
     violation: ['src/intercept/plan.ts', "import { readFileSync } from 'node:fs';"],
   },
   {
-    rule: 'native.ts knows nobody of the house but types',
+    rule: 'of node:net, pure files take the reading of addresses',
+    files: /^src\/intercept\/(plan|nftables|iptables|text|statement|ranges)\.ts$/,
+    text: /import (?!\{ isIP \}).* from 'node:net'/,
+    violation: ['src/intercept/text.ts', "import { connect, isIP } from 'node:net';"],
+  },
+  {
+    rule: 'native.ts knows nobody of the house but types and errors',
     files: /^src\/native\.ts$/,
-    only: /^(node:.*|src\/(netlink\/)?types\.ts)$/,
-    violation: ['src/native.ts', "import { fail } from './errors.js';"],
+    only: /^(node:.*|src\/(errors|types|netlink\/types)\.ts)$/,
+    violation: ['src/native.ts', "import { relay } from './relay.js';"],
+  },
+  {
+    rule: 'errors can be made without the addon',
+    files: /^src\/errors\.ts$/,
+    text: /^import (?!type ).*\.\//m,
+    violation: ['src/errors.ts', "import { type NativeFailure, native } from './native.js';"],
   },
   {
     rule: 'the netlink sockets know nobody above them',
