@@ -104,7 +104,8 @@ test('merge keeps every number and no other (random ranges against a plain bitma
     const has = (list: { start: bigint; end: bigint }[], value: bigint) =>
       list.some(({ start, end }) => start <= value && value <= end);
     for (let value = 0n; value < 340n; value++) assert.is(has(merged, value), has(ranges, value));
-    merged.forEach((range, index) => assert.ok(index === 0 || range.start > (merged[index - 1]?.end ?? 0n) + 1n));
+    for (const [index, range] of merged.entries())
+      assert.ok(index === 0 || range.start > (merged[index - 1]?.end ?? 0n) + 1n);
   }
 });
 
