@@ -43,7 +43,7 @@ for (const [title, args] of [
 }
 
 test('--verbose prints the commands, --help the options, and what is not understood is refused', () => {
-  assert.match(demo('--size', '1M', '--verbose').stdout, /ip -6 rule add .*\n[^]*table inet linux-tproxy-50080 \{/);
+  assert.match(demo('--size', '1M', '--verbose').stdout, /ip -6 rule add .*\n[\s\S]*table inet linux-tproxy-50080 \{/);
   assert.match(demo('--help').stdout, '--nginx');
   const wrong = demo('--size', 'huge');
   assert.is(wrong.status, 2);
