@@ -12,8 +12,7 @@ struct Instance {
 // The Error that `failure` (a NativeFailure of src/native.ts) becomes; throw it or reject with its Value().
 inline Napi::Error toError(Napi::Env env, Napi::Object failure) {
   auto* instance = env.GetInstanceData<Instance>();
-  if (instance->errorFactory.IsEmpty())
-    return Napi::Error::New(env, "linux-tproxy: setErrorFactory() was not called");
+  if (instance->errorFactory.IsEmpty()) return Napi::Error::New(env, "linux-tproxy: setErrorFactory() was not called");
   return Napi::Error(env, instance->errorFactory.Call({failure}));
 }
 

@@ -4,29 +4,25 @@
 #include <sched.h>
 
 #include <exception>
-#include <system_error>
 #include <thread>
 
+#include "socket/error.h"
 #include "unique_fd.h"
 
 namespace tproxy {
 
-namespace {
-
-void enter(const std::string& path) {
-  const UniqueFd netns(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
-  if (!netns) throw std::system_error(errno, std::generic_category(), "open " + path);
-  if (::setns(netns.get(), CLONE_NEWNET) != 0) throw std::system_error(errno, std::generic_category(), "setns " + path);
+void enterNetns(const std::string& path) {
+  const UniqueFd netns(open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (!netns) throw socket::Error(errno, "open " + path);
+  if (setns(netns.get(), CLONE_NEWNET) < 0) throw socket::Error(errno, "setns " + path);
 }
-
-}  // namespace
 
 void inNetns(const std::string& path, const std::function<void()>& fn) {
   if (path.empty()) return fn();
   std::exception_ptr failure;
   std::thread([&] {
     try {
-      enter(path);
+      enterNetns(path);
       fn();
     } catch (...) {
       failure = std::current_exception();

@@ -1,14 +1,15 @@
-// Work in another network namespace. A socket stays for ever in the namespace it was made in, so it is enough that a
-// short-lived thread makes it there; the caller's thread never moves.
+// Network namespaces. A thread has a namespace of its own choice, and a socket stays in the one it was made in.
 #pragma once
 #include <functional>
 #include <string>
 
 namespace tproxy {
 
-// Runs `fn` on a thread of its own that entered the namespace at `path` (`/run/netns/router`, `/proc/1/ns/net`), and
-// waits for it; what it throws is thrown here. An empty path means no switch: `fn` runs at once on the calling thread.
-// Throws std::system_error, whose text begins with `open <path>` or `setns <path>`.
+// Moves the calling thread into the namespace at `path` (such as `/run/netns/router`), for the rest of its life.
+void enterNetns(const std::string& path);
+
+// Runs `fn` inside the namespace at `path`, on a short-lived thread, so that the caller's thread never moves. What `fn`
+// throws is thrown here, and socket::Error `open <path>` or `setns <path>`. An empty path runs `fn` directly.
 void inNetns(const std::string& path, const std::function<void()>& fn);
 
 }  // namespace tproxy

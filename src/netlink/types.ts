@@ -264,6 +264,8 @@ export type NftExpression =
       readonly length: number;
       readonly size: number;
     }
+  /** xtables' matches and targets as iptables' nft variant writes them (nft_compat); `info` is the C structure of that name and revision. */
+  | { readonly kind: 'match' | 'target'; readonly name: string; readonly revision: number; readonly info: Uint8Array }
   /** Something that this package has no word for, as the kernel sent it. */
   | { readonly kind: 'unknown'; readonly name: string; readonly data: Uint8Array };
 

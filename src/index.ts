@@ -1,0 +1,14 @@
+/** The public face of linux-tproxy: re-exports only. */
+export { type ConnectTransparentOptions, connectTransparent } from './connect.js';
+export { InterceptError, NetlinkError, type NetlinkMessageError, SocketError } from './errors.js';
+export { type Count, type InstalledRules, type InstallOptions, installIntercept } from './intercept/install.js';
+export { type Plan, type PlanOptions, planIntercept } from './intercept/plan.js';
+export { type Relay, type RelayOptions, relay } from './relay.js';
+export {
+  createTransparentServer,
+  type ListenOptions,
+  TransparentServer,
+  type TransparentServerOptions,
+  type TransparentSocket,
+} from './server.js';
+export type * from './types.js';

@@ -1,0 +1,233 @@
+/**
+ * What is there already: looks at the host, changes nothing. From it come the mark bits, routing table and priorities that
+ * are free, and what is left over of processes of ours that died.
+ */
+import { InterceptError } from '../errors.js';
+import type { NftablesSocket } from '../netlink/nftables.js';
+import type { RouteSocket } from '../netlink/route.js';
+import type { NftExpression, NftTable, Route, Rule } from '../netlink/types.js';
+import { tableComment } from '../netlink/userdata.js';
+import type { Family, Fwmark } from '../types.js';
+import { type Claim, parseClaim } from './nftables.js';
+import { nameOfTable, type PlanOptions, PRIORITIES, planIntercept, ROUTE_PROTOCOL } from './plan.js';
+
+export interface Kernel {
+  readonly route: RouteSocket;
+  readonly nftables: NftablesSocket;
+}
+
+/** Everything that decides what is free; `generation` is that of the rule set it was read from. */
+export interface HostState {
+  readonly generation: number;
+  readonly rules: readonly Rule[];
+  readonly claims: readonly Claim[];
+  readonly tables: readonly NftTable[];
+  /** Mark bits that the host's nf_tables rules read or write. */
+  readonly markBits: number;
+}
+
+export async function lookAtHost({ route, nftables }: Kernel): Promise<HostState> {
+  const { id: generation } = await nftables.generation();
+  // Policy rules first: whoever made one of ours had claimed it by a table before. So a rule without a claim is stale.
+  const rules = await route.ruleList();
+  const tables = await nftables.list('table');
+  const markBits = (await nftables.list('rule')).reduce((bits, rule) => bits | markBitsOf(rule.expressions), 0) >>> 0;
+  return { generation, rules, tables, claims: tables.flatMap(claimOf), markBits };
+}
+
+function claimOf(table: NftTable): Claim[] {
+  if (nameOfTable(table.name) === undefined) return [];
+  const claim = parseClaim(tableComment(table.userdata) ?? '');
+  return claim ? [claim] : [];
+}
+
+// ---- left over ----------------------------------------------------------------------------------------------------------
+
+/** Our policy rules (by protocol and form) that no table claims: the process that made them was killed. */
+export function staleRules({ rules, claims }: HostState): Rule[] {
+  return rules.filter(
+    (rule) =>
+      rule.protocol === ROUTE_PROTOCOL &&
+      rule.fwmark !== undefined &&
+      !claims.some(({ priority }) => (rule.priority ?? 0) >= priority && (rule.priority ?? 0) < priority + PRIORITIES),
+  );
+}
+
+/** Our routes in the tables which those rules, or an interrupted removal, have left behind. */
+export async function staleRoutes(
+  { route }: Kernel,
+  { claims }: HostState,
+  stale: readonly Rule[],
+  table: number,
+): Promise<Route[]> {
+  const candidates = new Set([
+    table,
+    ...stale.flatMap((rule) => (rule.action === 'lookup' && rule.table ? [rule.table] : [])),
+  ]);
+  const routes = await Promise.all(
+    [...candidates]
+      .filter((each) => !claims.some((claim) => claim.table === each))
+      .map((each) => route.routeList({ table: each })),
+  );
+  return routes.flat().filter((each) => each.protocol === ROUTE_PROTOCOL && each.type === 'local');
+}
+
+// ---- what is free -------------------------------------------------------------------------------------------------------
+
+/** The options with mark, table, priority and families that are free and work on this host. */
+export async function completeOptions(kernel: Kernel, host: HostState, options: PlanOptions): Promise<PlanOptions> {
+  const families = options.families ?? (await familiesOf(kernel));
+  await checkInterfaces(kernel, options.interfaces ?? []);
+  checkName(host, planIntercept(options).nftTable);
+  const priority = freePriority(host.rules, options.priority);
+  return {
+    ...options,
+    families,
+    priority,
+    fwmark: freeFwmark(host, options.fwmark),
+    table: await freeTable(kernel, host.rules, options.table),
+  };
+}
+
+/** The families that the loopback interface speaks: IPv6 may be disabled. */
+async function familiesOf({ route }: Kernel): Promise<Family[]> {
+  const [links, addresses] = await Promise.all([route.linkList(), route.addressList()]);
+  const lo = links.find(({ name }) => name === 'lo');
+  if (!lo || (lo.flags & 1) === 0)
+    throw new InterceptError(
+      'ERR_TPROXY_UNSUPPORTED',
+      'The loopback interface is down, and intercepted traffic is delivered through it: `ip link set lo up`',
+      'check',
+    );
+  return (['ipv4', 'ipv6'] as const).filter((family) =>
+    addresses.some((address) => address.linkIndex === lo.index && address.family === family),
+  );
+}
+
+async function checkInterfaces({ route }: Kernel, interfaces: readonly string[]): Promise<void> {
+  if (interfaces.length === 0) return;
+  const names = (await route.linkList()).map(({ name }) => name);
+  for (const name of interfaces)
+    if (!names.includes(name))
+      throw new InterceptError(
+        'ERR_TPROXY_NO_INTERFACE',
+        `There is no interface '${name}' here, only ${names.join(', ')}`,
+        'check',
+      );
+}
+
+function checkName({ tables }: HostState, nftTable: string): void {
+  const taken = tables.find(({ family, name }) => family === 'inet' && name === nftTable);
+  if (!taken) return;
+  const remedy = taken.owner
+    ? // The kernel gives the first netlink socket of a process that process's id.
+      `it is in use by another process (netlink port ${taken.owner}, most likely its process id). Choose another \`name\`, or stop that process`
+    : `it belongs to no running process. Remove it with \`nft delete table inet ${nftTable}\`, or choose another \`name\``;
+  throw new InterceptError('ERR_TPROXY_NAME_IN_USE', `The table 'inet ${nftTable}' exists already: ${remedy}`, 'check');
+}
+
+/** Two adjacent bits of the mark that no policy rule and no nf_tables rule looks at. */
+export function freeFwmark(host: Pick<HostState, 'rules' | 'markBits'>, wanted?: Fwmark): Fwmark {
+  const used = (host.rules.reduce((bits, { fwmark }) => bits | bitsOf(fwmark), 0) | host.markBits) >>> 0;
+  if (wanted) {
+    if (wanted.mask & used)
+      throw new InterceptError(
+        'ERR_TPROXY_MARK_IN_USE',
+        `fwmark ${show(wanted.value)}/${show(wanted.mask)} shares bits with marks that are in use here (bits ${show(used)}, see \`ip rule\` and \`nft list ruleset\`). Leave fwmark out to have free bits chosen`,
+        'check',
+      );
+    return wanted;
+  }
+  for (let shift = 0; shift < 31; shift++) {
+    const mask = (0x3 << shift) >>> 0;
+    if ((mask & used) === 0) return { value: (0x1 << shift) >>> 0, mask };
+  }
+  throw new InterceptError(
+    'ERR_TPROXY_MARK_IN_USE',
+    `No two adjacent bits of the mark are free on this host (in use: ${show(used)}). Name two that may be shared with the fwmark option`,
+    'check',
+  );
+}
+
+/** A rule without a mask compares the whole mark: the bits of its value are taken, not all 32. */
+function bitsOf(fwmark: Fwmark | undefined): number {
+  if (!fwmark) return 0;
+  return fwmark.mask === 0xffffffff ? fwmark.value : fwmark.mask;
+}
+
+/** Four consecutive priorities with no rule at them, by preference the classical place or one in front of it. */
+export function freePriority(rules: readonly Rule[], wanted?: number): number {
+  const used = new Set(rules.map(({ priority }) => priority ?? 0));
+  const isFree = (start: number) =>
+    Array.from({ length: PRIORITIES }, (_, index) => start + index).every((each) => !used.has(each));
+  if (wanted !== undefined) {
+    if (isFree(wanted)) return wanted;
+    throw new InterceptError(
+      'ERR_TPROXY_PRIORITY_IN_USE',
+      `Of the priorities ${wanted} to ${wanted + PRIORITIES - 1} some are in use (see \`ip rule\` and \`ip -6 rule\`). Leave priority out to have free ones chosen`,
+      'check',
+    );
+  }
+  for (let start = 97; start >= 1; start--) if (isFree(start)) return start;
+  for (let start = 98; start < 32766 - PRIORITIES; start++) if (isFree(start)) return start;
+  throw new InterceptError(
+    'ERR_TPROXY_PRIORITY_IN_USE',
+    'No four consecutive policy rule priorities are free',
+    'check',
+  );
+}
+
+async function freeTable({ route }: Kernel, rules: readonly Rule[], wanted?: number): Promise<number> {
+  const isFree = async (table: number) =>
+    !rules.some((rule) => rule.table === table) && (await route.routeList({ table })).length === 0;
+  if (wanted !== undefined) {
+    if (await isFree(wanted)) return wanted;
+    throw new InterceptError(
+      'ERR_TPROXY_TABLE_IN_USE',
+      `Routing table ${wanted} is in use (see \`ip rule\` and \`ip route show table ${wanted}\`). Leave table out to have a free one chosen`,
+      'check',
+    );
+  }
+  for (let table = 100; table < 252; table++) if (await isFree(table)) return table;
+  throw new InterceptError(
+    'ERR_TPROXY_TABLE_IN_USE',
+    'No routing table from 100 to 251 is free: name one with the table option',
+    'check',
+  );
+}
+
+/**
+ * The mark bits that one rule compares or sets: of `meta mark & 0xff == 5` those of 0xff, of `meta mark set mark | 0x10`
+ * those that are not kept, of a plain value its own. iptables' (nft variant) MARK, mark and TPROXY likewise.
+ */
+export function markBitsOf(expressions: readonly NftExpression[]): number {
+  let bits = 0;
+  if (expressions.some((each) => each.kind === 'meta' && each.key === 'mark'))
+    expressions.forEach((each, index) => {
+      const next = expressions[index + 1];
+      const sets = next?.kind === 'meta' && next.sreg !== undefined;
+      if (each.kind === 'bitwise' && each.length === 4)
+        bits |= sets ? ~word(each.mask) | word(each.xor) : word(each.mask);
+      else if (each.kind === 'immediate' && each.data.length === 4 && sets) bits |= word(each.data);
+      else if (each.kind === 'cmp' && each.data.length === 4) {
+        const before = expressions[index - 1];
+        if (before?.kind === 'meta' && before.key === 'mark') bits |= word(each.data);
+      }
+    });
+  for (const each of expressions)
+    if (each.kind === 'match' || each.kind === 'target') {
+      const [first, second] = [word(each.info, 0), word(each.info, 4)];
+      // struct xt_mark_tginfo2 and xt_mark_mtinfo1 are { mark, mask }, struct xt_tproxy_target_info_v1 { mask, value }.
+      if (each.name === 'MARK' || each.name === 'mark') bits |= bitsOf({ value: first, mask: second });
+      if (each.name === 'TPROXY') bits |= bitsOf({ value: second, mask: first });
+    }
+  return bits >>> 0;
+}
+
+/** Marks are 32-bit numbers in host byte order. */
+function word(data: Uint8Array, offset = 0): number {
+  if (data.length < offset + 4) return 0;
+  return new Uint32Array(data.slice(offset, offset + 4).buffer)[0] as number;
+}
+
+const show = (value: number) => `0x${value.toString(16)}`;

@@ -1,0 +1,203 @@
+/**
+ * Options -> Plan: everything the host must be told, as plain data, with every default filled in. Pure: the same options
+ * always make the same plan, and nothing is asked of the host. (install.ts looks at the host first, and passes the mark,
+ * table and priority that are free there.)
+ */
+import { isIP } from 'node:net';
+import { checkOptions, invalidType, invalidValue, outOfRange } from '../errors.js';
+import type { NftOperation, Route, Rule } from '../netlink/types.js';
+import type { Family, Fwmark, InterceptOptions } from '../types.js';
+import { nftablesOperations } from './nftables.js';
+import { parsePorts, parsePrefixes, type Range } from './ranges.js';
+import { planText } from './text.js';
+
+/** Tags our policy rules and routes as ours. iproute2 has no name for it, so `ip rule` shows the number. */
+export const ROUTE_PROTOCOL = 84;
+const TABLE_PREFIX = 'linux-tproxy-';
+const DEFAULT_FWMARK: Fwmark = { value: 0x1, mask: 0x3 };
+const DEFAULT_TABLE = 100;
+const DEFAULT_PRIORITY = 97;
+/** Policy rules take this many consecutive priorities. */
+export const PRIORITIES = 4;
+
+export type PrefixRanges = Readonly<Record<Family, readonly Range[]>>;
+
+export interface PlanOptions extends InterceptOptions {
+  /** Where the proxy listens. */
+  readonly port: number;
+  /** Where the proxy listens when it is one address only. */
+  readonly address?: string;
+}
+
+export interface Plan {
+  readonly name: string;
+  /** Name of the nf_tables table, of family inet. */
+  readonly nftTable: string;
+  readonly families: readonly Family[];
+  readonly port: number;
+  readonly address?: string;
+  /** Intercepted TCP ports; empty: nothing is intercepted, only diverted. */
+  readonly tcp: readonly Range[];
+  readonly from?: PrefixRanges;
+  readonly to?: PrefixRanges;
+  readonly exclude: { readonly from: PrefixRanges; readonly to: PrefixRanges };
+  readonly interfaces?: readonly string[];
+  readonly onDown: 'open' | 'closed';
+  readonly lifetime: 'process' | 'permanent';
+  /** "Deliver here." */
+  readonly fwmark: Fwmark;
+  /** The mark of the proxy's own sockets: all bits of the mask. */
+  readonly socketMark: number;
+  readonly table: number;
+  readonly priority: number;
+  /** What goes into the kernel, in this order; taken out in reverse. */
+  readonly routes: readonly Route[];
+  readonly rules: readonly Rule[];
+  readonly nftables: readonly NftOperation[];
+  /** The equal `ip` and `nft` commands, as a shell script. */
+  toString(): string;
+}
+
+const OPTIONS = [
+  'port',
+  'address',
+  'tcp',
+  'from',
+  'to',
+  'exclude',
+  'interfaces',
+  'families',
+  'onDown',
+  'fwmark',
+  'table',
+  'priority',
+  'name',
+  'lifetime',
+];
+
+/**
+ * What `installIntercept` would do, without doing it. `String(plan)` is the list of equal commands.
+ *
+ * @throws {TypeError | RangeError} for options that cannot be meant.
+ */
+export function planIntercept(options: PlanOptions): Plan {
+  checkOptions('intercept', options, OPTIONS);
+  const port = integer('port', options.port, 1, 65535);
+  const families = parseFamilies(options.families, options.address);
+  const name = options.name ?? String(port);
+  // The kernel takes names of up to 255 bytes; whoever types one in a shell is glad of a plain alphabet.
+  if (typeof name !== 'string' || !/^[A-Za-z0-9_.-]{1,64}$/.test(name))
+    throw invalidValue('name', 'of letters, digits, `_`, `.` and `-`, at most 64', name);
+  const fwmark = parseFwmark(options.fwmark ?? DEFAULT_FWMARK);
+  const table = integer('table', options.table ?? DEFAULT_TABLE, 1, 0xffffffff);
+  if (table >= 253 && table <= 255) throw outOfRange('table', 'none of 253, 254, 255 (default, main, local)', table);
+  const priority = integer('priority', options.priority ?? DEFAULT_PRIORITY, 1, 32766 - PRIORITIES);
+  const facts = {
+    name,
+    nftTable: `${TABLE_PREFIX}${name}`,
+    families,
+    port,
+    ...(options.address !== undefined && { address: options.address }),
+    tcp: options.tcp === undefined ? [] : parsePorts('tcp', options.tcp),
+    ...(options.from && { from: parsePrefixes('from', options.from) }),
+    ...(options.to && { to: parsePrefixes('to', options.to) }),
+    exclude: parseExclude(options.exclude),
+    ...(options.interfaces && { interfaces: parseInterfaces(options.interfaces) }),
+    onDown: oneOf('onDown', options.onDown ?? 'open', ['open', 'closed']),
+    lifetime: oneOf('lifetime', options.lifetime ?? 'process', ['process', 'permanent']),
+    fwmark,
+    socketMark: fwmark.mask,
+    table,
+    priority,
+  } satisfies Omit<Plan, 'routes' | 'rules' | 'nftables' | 'toString'>;
+  const plan: Plan = {
+    ...facts,
+    routes: families.map((family) => localRoute(family, table)),
+    rules: families.flatMap((family) => policyRules(family, fwmark, table, priority)),
+    nftables: nftablesOperations(facts),
+    toString: () => planText(plan),
+  };
+  return plan;
+}
+
+/** Name of a table of ours -> the `name` option, or undefined for a table of somebody else. */
+export function nameOfTable(nftTable: string): string | undefined {
+  return nftTable.startsWith(TABLE_PREFIX) ? nftTable.slice(TABLE_PREFIX.length) : undefined;
+}
+
+/** Everything routed by our table is delivered here. */
+function localRoute(family: Family, table: number): Route {
+  return { family, type: 'local', destination: 'default', dev: 'lo', table, scope: 'host', protocol: ROUTE_PROTOCOL };
+}
+
+/**
+ * A packet with our mark is looked up in our table, except while `iif` is lo: that is how the kernel asks for the way
+ * back of an arriving packet (source validation) and for the way of our own answers. With net.ipv4.conf.*.src_valid_mark=1
+ * or net.ipv4.tcp_fwmark_accept=1 these questions carry the mark too, and a plain `fwmark` rule would answer them with
+ * `local`: the packet is dropped as a martian, the answer never leaves. They jump to a `nop` of our own, so that all rules
+ * of the administrator are still evaluated. (The first of our priorities is for traffic of this host itself.)
+ */
+function policyRules(family: Family, fwmark: Fwmark, table: number, priority: number): Rule[] {
+  const rule = { family, fwmark, protocol: ROUTE_PROTOCOL };
+  const end = priority + 3;
+  return [
+    { ...rule, priority: priority + 1, iif: 'lo', action: 'goto', goto: end },
+    { ...rule, priority: priority + 2, action: 'lookup', table },
+    { ...rule, priority: end, action: 'nop' },
+  ];
+}
+
+function parseFamilies(families: readonly Family[] | undefined, address: string | undefined): readonly Family[] {
+  if (families !== undefined && (!Array.isArray(families) || families.length === 0))
+    throw invalidType('families', "a list of 'ipv4' and 'ipv6'", families);
+  const wanted = (['ipv4', 'ipv6'] as const).filter((family) => families?.includes(family) ?? true);
+  for (const family of families ?? []) oneOf('families', family, ['ipv4', 'ipv6']);
+  if (address === undefined) return wanted;
+  const version = isIP(address);
+  if (version === 0) throw invalidValue('address', 'an IP address', address);
+  const family: Family = version === 4 ? 'ipv4' : 'ipv6';
+  if (!wanted.includes(family))
+    throw invalidValue('address', `of a family in 'families' (${wanted.join(', ')})`, address);
+  return [family];
+}
+
+function parseFwmark(fwmark: Fwmark): Fwmark {
+  if (typeof fwmark !== 'object' || fwmark === null) throw invalidType('fwmark', '{ value, mask }', fwmark);
+  const mask = integer('fwmark.mask', fwmark.mask, 1, 0xffffffff);
+  const value = integer('fwmark.value', fwmark.value, 1, 0xffffffff);
+  // Two bits give three marks: deliver here (value), from this host (the rest), of our own sockets (both).
+  const rest = (mask & ~value) >>> 0;
+  if ((value & mask) >>> 0 !== value || rest === 0)
+    throw outOfRange('fwmark.value', 'some, but not all, of the bits of fwmark.mask (such as 0x1 of 0x3)', fwmark);
+  return { value, mask };
+}
+
+function parseExclude(exclude: InterceptOptions['exclude'] = {}): Plan['exclude'] {
+  checkOptions('exclude', exclude, ['from', 'to']);
+  return {
+    from: parsePrefixes('exclude.from', exclude.from ?? []),
+    to: parsePrefixes('exclude.to', exclude.to ?? []),
+  };
+}
+
+function parseInterfaces(interfaces: readonly string[]): readonly string[] {
+  if (!Array.isArray(interfaces) || interfaces.length === 0)
+    throw invalidType('interfaces', 'a list of interface names', interfaces);
+  // IFNAMSIZ is 16 with its end; dev_valid_name() of net/core/dev.c forbids `/`, `:` and white space.
+  for (const name of interfaces)
+    if (typeof name !== 'string' || !/^[^\s/:"\\]{1,15}$/.test(name))
+      throw invalidValue('interfaces: a name', 'an interface name of at most 15 characters', name);
+  return [...new Set(interfaces)];
+}
+
+function integer(name: string, value: unknown, from: number, to: number): number {
+  if (typeof value !== 'number') throw invalidType(name, 'a number', value);
+  if (!Number.isInteger(value) || value < from || value > to)
+    throw outOfRange(name, `an integer from ${from} to ${to}`, value);
+  return value;
+}
+
+function oneOf<T extends string>(name: string, value: T, allowed: readonly T[]): T {
+  if (!allowed.includes(value)) throw invalidValue(name, allowed.map((word) => `'${word}'`).join(' or '), value);
+  return value;
+}

@@ -1,0 +1,146 @@
+/**
+ * Ports and prefixes as sorted, merged, inclusive ranges of numbers: what nft keeps in an interval set with `auto-merge`.
+ * Pure. Bad input is a RangeError or TypeError that names the option.
+ */
+import { isIP } from 'node:net';
+import { invalidType, invalidValue, outOfRange } from '../errors.js';
+import type { NftElement } from '../netlink/types.js';
+import type { Family, PortSpec } from '../types.js';
+
+export interface Range {
+  readonly start: bigint;
+  readonly end: bigint;
+}
+
+/** What a range is made of; `bytes` is its width in a set's key. */
+export type RangeType = { readonly kind: 'port' | Family; readonly bytes: 2 | 4 | 16 };
+export const portRange: RangeType = { kind: 'port', bytes: 2 };
+export const addressRange = (family: Family): RangeType => ({ kind: family, bytes: family === 'ipv4' ? 4 : 16 });
+
+const ALL_PORTS: readonly Range[] = [{ start: 1n, end: 65535n }];
+
+/** `true`, or a list like `[80, '443', '8000-8999']`. */
+export function parsePorts(name: string, ports: true | readonly PortSpec[]): readonly Range[] {
+  if (ports === true) return ALL_PORTS;
+  if (!Array.isArray(ports)) throw invalidType(name, 'true or a list of ports', ports);
+  return merge(
+    ports.map((spec: PortSpec) => {
+      const match = /^(\d+)(?:-(\d+))?$/.exec(String(spec));
+      if (!match) throw invalidValue(`${name}: a port`, "a number or a range like '8000-8999'", spec);
+      const [start, end] = [BigInt(match[1] as string), BigInt(match[2] ?? (match[1] as string))];
+      if (start < 1n || end > 65535n) throw outOfRange(`${name}: a port`, 'from 1 to 65535', spec);
+      if (start > end) throw outOfRange(`${name}: a range`, 'a smaller and then a larger port', spec);
+      return { start, end };
+    }),
+  );
+}
+
+/** Prefixes and addresses of both families mixed, sorted out by family. */
+export function parsePrefixes(name: string, prefixes: readonly string[]): Readonly<Record<Family, readonly Range[]>> {
+  if (!Array.isArray(prefixes)) throw invalidType(name, 'a list of prefixes', prefixes);
+  const ranges: Record<Family, Range[]> = { ipv4: [], ipv6: [] };
+  for (const prefix of prefixes) {
+    const { family, ...range } = parsePrefix(name, prefix);
+    ranges[family].push(range);
+  }
+  return { ipv4: merge(ranges.ipv4), ipv6: merge(ranges.ipv6) };
+}
+
+/** `10.0.0.0/8`, `fd00::/8`, or an address alone. Bits set beyond the prefix are an error, since they hide a mistake. */
+export function parsePrefix(name: string, prefix: string): Range & { readonly family: Family } {
+  if (typeof prefix !== 'string') throw invalidType(`${name}: a prefix`, 'a string', prefix);
+  const [address = '', length, ...rest] = prefix.split('/');
+  const version = isIP(address);
+  if (version === 0 || rest.length > 0 || address.includes('%') || (length !== undefined && !/^\d{1,3}$/.test(length)))
+    throw invalidValue(`${name}: a prefix`, "an address or a prefix like '10.0.0.0/8' or 'fd00::/8'", prefix);
+  const family: Family = version === 4 ? 'ipv4' : 'ipv6';
+  const bits = version === 4 ? 32 : 128;
+  const prefixLength = length === undefined ? bits : Number(length);
+  if (prefixLength > bits) throw outOfRange(`${name}: a prefix length`, `from 0 to ${bits}`, prefix);
+  const hostMask = (1n << BigInt(bits - prefixLength)) - 1n;
+  const start = addressToNumber(address);
+  if (start & hostMask) {
+    const network = formatNumber(addressRange(family), start & ~hostMask);
+    throw invalidValue(`${name}: a prefix`, `without host bits ('${network}/${prefixLength}')`, prefix);
+  }
+  return { family, start, end: start | hostMask };
+}
+
+/** Sorted, with overlapping and adjacent ranges made one. */
+export function merge(ranges: readonly Range[]): Range[] {
+  const merged: { start: bigint; end: bigint }[] = [];
+  for (const range of [...ranges].sort((a, b) => (a.start < b.start ? -1 : a.start > b.start ? 1 : 0))) {
+    const last = merged.at(-1);
+    if (last && range.start <= last.end + 1n) {
+      if (range.end > last.end) last.end = range.end;
+    } else merged.push({ ...range });
+  }
+  return merged;
+}
+
+/** As nft prints it: `80`, `8000-8999`, `10.0.0.0/8`, `10.0.0.1-10.0.0.9`. */
+export function formatRange(type: RangeType, { start, end }: Range): string {
+  if (start === end) return formatNumber(type, start);
+  const size = end - start + 1n;
+  const isPrefix = type.kind !== 'port' && (size & (size - 1n)) === 0n && start % size === 0n;
+  if (isPrefix) return `${formatNumber(type, start)}/${type.bytes * 8 - (size.toString(2).length - 1)}`;
+  return `${formatNumber(type, start)}-${formatNumber(type, end)}`;
+}
+
+/**
+ * The elements of an interval set: each range is its first key, and the first key behind it flagged as an interval's end.
+ * nft begins a set with such an end at zero, so that what lies before the first range is known not to be in the set.
+ */
+export function intervalElements(type: RangeType, ranges: readonly Range[]): NftElement[] {
+  const elements: NftElement[] = [];
+  const end = (value: bigint) => elements.push({ key: toBytes(value, type.bytes), flags: ['intervalEnd'] });
+  const first = ranges[0];
+  if (first && first.start > 0n) end(0n);
+  const beyond = 1n << BigInt(type.bytes * 8);
+  for (const range of ranges) {
+    elements.push({ key: toBytes(range.start, type.bytes) });
+    if (range.end + 1n < beyond) end(range.end + 1n);
+  }
+  return elements;
+}
+
+/** An IPv4 or IPv6 address as the number its bytes make. The text must have passed `isIP`. */
+export function addressToNumber(address: string): bigint {
+  if (!address.includes(':')) return address.split('.').reduce((sum, part) => (sum << 8n) | BigInt(part), 0n);
+  // The last 32 bits may be written as an IPv4 address: ::ffff:10.0.0.1
+  const plain = address.replace(/(\d+)\.(\d+)\.(\d+)\.(\d+)$/, (_, a, b, c, d) =>
+    [(Number(a) << 8) | Number(b), (Number(c) << 8) | Number(d)].map((group) => group.toString(16)).join(':'),
+  );
+  const [head = '', tail] = plain.split('::');
+  const groups = (text: string) => (text === '' ? [] : text.split(':'));
+  const front = groups(head);
+  const back = tail === undefined ? [] : groups(tail);
+  const zeros = tail === undefined ? [] : Array<string>(8 - front.length - back.length).fill('0');
+  return [...front, ...zeros, ...back].reduce((sum, group) => (sum << 16n) | BigInt(`0x${group}`), 0n);
+}
+
+export function addressBytes(address: string): Uint8Array {
+  return toBytes(addressToNumber(address), address.includes(':') ? 16 : 4);
+}
+
+/** Network byte order. */
+export function toBytes(value: bigint, length: number): Uint8Array {
+  const bytes = new Uint8Array(length);
+  for (let index = length - 1, rest = value; index >= 0; index--, rest >>= 8n) bytes[index] = Number(rest & 0xffn);
+  return bytes;
+}
+
+function formatNumber({ kind, bytes }: RangeType, value: bigint): string {
+  if (kind === 'port') return String(value);
+  if (kind === 'ipv4') return [...toBytes(value, bytes)].join('.');
+  const groups = Array.from({ length: 8 }, (_, index) => (value >> BigInt(112 - 16 * index)) & 0xffffn);
+  // RFC 5952: the longest run of two or more zero groups becomes `::`.
+  let [from, length] = [0, 1];
+  for (let start = 0; start < 8; start++) {
+    let run = 0;
+    while (start + run < 8 && groups[start + run] === 0n) run++;
+    if (run > length) [from, length] = [start, run];
+  }
+  const text = (part: bigint[]) => part.map((group) => group.toString(16)).join(':');
+  return length < 2 ? text(groups) : `${text(groups.slice(0, from))}::${text(groups.slice(from + length))}`;
+}

@@ -1,0 +1,277 @@
+/**
+ * The words of which our rules are written. Each is one nft statement in both of its forms: the text that `nft` reads, and
+ * the kernel expressions that nft makes of that text. A rule is a list of them; nothing here knows what our rules are.
+ * Pure.
+ */
+import type { NftElement, NftExpression, NftMetaKey, NftVerdict } from '../netlink/types.js';
+import type { Family } from '../types.js';
+import { addressBytes, toBytes } from './ranges.js';
+
+/** What nft puts in front of a match on a header, unless the rule has said it already. */
+type Dependency = 'tcp' | Family;
+
+export interface Statement {
+  readonly text: string;
+  readonly expressions: readonly NftExpression[];
+  readonly needs?: readonly Dependency[];
+  /** The set without a name that the statement looks in; its lookup names the set `ANONYMOUS_SET`. */
+  readonly anonymousSet?: {
+    readonly keyType: number;
+    readonly keyLength: number;
+    readonly elements: readonly NftElement[];
+  };
+}
+
+export interface RuleOfStatements {
+  readonly statements: readonly Statement[];
+  /** Shown by `nft list`; counters are found by it. */
+  readonly comment?: string;
+}
+
+/** nft's name for a set that the kernel shall name. */
+export const ANONYMOUS_SET = '__set%d';
+
+/** nft's datatypes: what a set's keys mean, for nft's eyes only. include/datatype.h of nftables. */
+export const datatype = {
+  ipv4_addr: { number: 7, bytes: 4 },
+  ipv6_addr: { number: 8, bytes: 16 },
+  inet_proto: { number: 12, bytes: 1 },
+  inet_service: { number: 13, bytes: 2 },
+  ifname: { number: 41, bytes: 16 },
+  fib_addrtype: { number: 42, bytes: 4 },
+} as const;
+export type Datatype = keyof typeof datatype;
+
+/** Host byte order: the kernel compares marks and interface indices as numbers. */
+function hostOrder(value: number): Uint8Array {
+  return new Uint8Array(Uint32Array.of(value >>> 0).buffer);
+}
+const hex = (value: number) => `0x${(value >>> 0).toString(16).padStart(8, '0')}`;
+
+const REGISTER = 1;
+const meta = (key: NftMetaKey, dreg = REGISTER): NftExpression => ({ kind: 'meta', key, dreg });
+const cmp = (op: 'eq' | 'neq', data: Uint8Array): NftExpression => ({ kind: 'cmp', op, sreg: REGISTER, data });
+const bitwise = (mask: Uint8Array, xor: Uint8Array): NftExpression => ({
+  kind: 'bitwise',
+  sreg: REGISTER,
+  dreg: REGISTER,
+  length: mask.length,
+  mask,
+  xor,
+});
+
+const NFPROTO: Record<Family, number> = { ipv4: 2, ipv6: 10 };
+const IPPROTO = { icmp: 1, tcp: 6, udp: 17, 'ipv6-icmp': 58 } as const;
+const RTN = { local: 2, broadcast: 3, multicast: 5 } as const;
+const LOOPBACK_INDEX = 1;
+const header: Record<Family, { name: 'ip' | 'ip6'; saddr: number; daddr: number; bytes: number }> = {
+  ipv4: { name: 'ip', saddr: 12, daddr: 16, bytes: 4 },
+  ipv6: { name: 'ip6', saddr: 8, daddr: 24, bytes: 16 },
+};
+
+const dependency: Record<Dependency, readonly NftExpression[]> = {
+  tcp: [meta('l4proto'), cmp('eq', Uint8Array.of(IPPROTO.tcp))],
+  ipv4: [meta('nfproto'), cmp('eq', Uint8Array.of(NFPROTO.ipv4))],
+  ipv6: [meta('nfproto'), cmp('eq', Uint8Array.of(NFPROTO.ipv6))],
+};
+
+/** The expressions of a whole rule, with each dependency once, before the first statement that needs it. */
+export function expressionsOf(statements: readonly Statement[]): NftExpression[] {
+  const known = new Set<Dependency>();
+  return statements.flatMap((statement) => {
+    const missing = (statement.needs ?? []).filter((need) => !known.has(need));
+    for (const need of missing) known.add(need);
+    return [...missing.flatMap((need) => dependency[need]), ...statement.expressions];
+  });
+}
+
+// ---- matches ------------------------------------------------------------------------------------------------------------
+
+/** A segment that asks for a new connection: of the four flags, SYN alone. */
+export const syn: Statement = {
+  text: 'tcp flags & (fin | syn | rst | ack) == syn',
+  needs: ['tcp'],
+  expressions: [
+    { kind: 'payload', base: 'transport', offset: 13, length: 1, dreg: REGISTER },
+    bitwise(Uint8Array.of(0x17), Uint8Array.of(0)),
+    cmp('eq', Uint8Array.of(0x02)),
+  ],
+};
+
+export const tcp: Statement = { text: 'meta l4proto tcp', needs: ['tcp'], expressions: [] };
+
+export function l4protoIn(...protocols: (keyof typeof IPPROTO)[]): Statement {
+  return {
+    text: `meta l4proto { ${protocols.join(', ')} }`,
+    expressions: [meta('l4proto'), { kind: 'lookup', set: ANONYMOUS_SET, sreg: REGISTER }],
+    anonymousSet: {
+      keyType: datatype.inet_proto.number,
+      keyLength: 1,
+      elements: protocols.map((protocol) => ({ key: Uint8Array.of(IPPROTO[protocol]) })),
+    },
+  };
+}
+
+export function nfprotoIsNot(family: Family): Statement {
+  return {
+    text: `meta nfproto != ${family}`,
+    expressions: [meta('nfproto'), cmp('neq', Uint8Array.of(NFPROTO[family]))],
+  };
+}
+
+export const notFromLoopback: Statement = {
+  text: 'iif != lo',
+  expressions: [meta('iif'), cmp('neq', hostOrder(LOOPBACK_INDEX))],
+};
+
+export function iifnameNotIn(set: string): Statement {
+  return {
+    text: `iifname != @${set}`,
+    expressions: [meta('iifname'), { kind: 'lookup', set, sreg: REGISTER, invert: true }],
+  };
+}
+
+/** The destination belongs to this host, or to no single host. */
+export const toThisHost: Statement = {
+  text: 'fib daddr type { local, broadcast, multicast }',
+  expressions: [
+    { kind: 'fib', result: 'type', flags: ['daddr'], dreg: REGISTER },
+    { kind: 'lookup', set: ANONYMOUS_SET, sreg: REGISTER },
+  ],
+  anonymousSet: {
+    keyType: datatype.fib_addrtype.number,
+    keyLength: 4,
+    elements: Object.values(RTN).map((type) => ({ key: hostOrder(type) })),
+  },
+};
+
+/** `ip daddr @set`, `ip6 saddr != @set`. */
+export function address(family: Family, which: 'saddr' | 'daddr', relation: 'in' | 'not in', set: string): Statement {
+  const { name, bytes, ...offset } = header[family];
+  const invert = relation === 'not in';
+  return {
+    text: `${name} ${which} ${invert ? '!= ' : ''}@${set}`,
+    needs: [family],
+    expressions: [
+      { kind: 'payload', base: 'network', offset: offset[which], length: bytes, dreg: REGISTER },
+      { kind: 'lookup', set, sreg: REGISTER, ...(invert && { invert }) },
+    ],
+  };
+}
+
+export function tcpDport(set: string): Statement {
+  return {
+    text: `tcp dport @${set}`,
+    needs: ['tcp'],
+    expressions: [
+      { kind: 'payload', base: 'transport', offset: 2, length: 2, dreg: REGISTER },
+      { kind: 'lookup', set, sreg: REGISTER },
+    ],
+  };
+}
+
+/** `socket wildcard 0`: bound to one address; 1: to any. Not a match at all for sockets that are no full ones (TIME_WAIT, SYN_RECV). */
+export const socketWildcard = (value: 0 | 1): Statement => socketIs('wildcard', value);
+/** `socket transparent 1`: the packet belongs to a socket with IP_TRANSPARENT. */
+export const socketTransparent: Statement = socketIs('transparent', 1);
+
+function socketIs(key: 'wildcard' | 'transparent', value: 0 | 1): Statement {
+  return {
+    text: `socket ${key} ${value}`,
+    expressions: [{ kind: 'socket', key, dreg: REGISTER }, cmp('eq', Uint8Array.of(value))],
+  };
+}
+
+/** The connection's own tuple is in the set. */
+export function flowIn(family: Family, set: string): Statement {
+  const flow = flowTuple(family);
+  return {
+    text: `${flow.text} @${set}`,
+    needs: [family],
+    expressions: [...flow.expressions, { kind: 'lookup', set, sreg: REGISTER }],
+  };
+}
+
+/** Puts the connection's tuple into the set, or starts its time anew. */
+export function rememberFlow(family: Family, set: string): Statement {
+  const flow = flowTuple(family);
+  return {
+    text: `update @${set} { ${flow.text} }`,
+    needs: [family, 'tcp'],
+    expressions: [...flow.expressions, { kind: 'dynset', set, op: 'update', sregKey: REGISTER }],
+  };
+}
+
+/** `ip saddr . tcp sport . ip daddr . tcp dport`, each field from the next register of 4 bytes that is free. */
+function flowTuple(family: Family): { text: string; expressions: NftExpression[] } {
+  const { name, saddr, daddr, bytes } = header[family];
+  // Where an address ends at a 16-byte register's border, nft uses that register's short number.
+  const registers = family === 'ipv4' ? [1, 9, 10, 11] : [1, 2, 13, 17];
+  const fields = [
+    { base: 'network', offset: saddr, length: bytes },
+    { base: 'transport', offset: 0, length: 2 },
+    { base: 'network', offset: daddr, length: bytes },
+    { base: 'transport', offset: 2, length: 2 },
+  ] as const;
+  return {
+    text: `${name} saddr . tcp sport . ${name} daddr . tcp dport`,
+    expressions: fields.map((field, index) => ({ kind: 'payload', ...field, dreg: registers[index] as number })),
+  };
+}
+
+// ---- actions ------------------------------------------------------------------------------------------------------------
+
+/**
+ * Assigns the packet to the transparent listener on the port (and address); without a listener the rule ends here and the
+ * next one is run. `family` is left out where one rule serves both.
+ */
+export function tproxy(port: number, family?: Family, onAddress?: string): Statement {
+  const where = onAddress === undefined ? '' : family === 'ipv6' ? `[${onAddress}]` : onAddress;
+  const name = family === undefined ? '' : `${header[family].name} `;
+  const addressed: NftExpression[] =
+    onAddress === undefined ? [] : [{ kind: 'immediate', dreg: REGISTER, data: addressBytes(onAddress) }];
+  const regPort = REGISTER + addressed.length;
+  return {
+    text: `tproxy ${name}to ${where}:${port}`,
+    expressions: [
+      ...addressed,
+      { kind: 'immediate', dreg: regPort, data: toBytes(BigInt(port), 2) },
+      {
+        kind: 'tproxy',
+        family: family === undefined ? 'unspec' : header[family].name,
+        ...(onAddress !== undefined && { regAddr: REGISTER }),
+        regPort,
+      },
+    ],
+  };
+}
+
+/** Sets the bits of the mask to the value and leaves every other bit of the packet's mark alone. */
+export function setMark(value: number, mask: number): Statement {
+  return {
+    text: `meta mark set meta mark & ${hex(~mask)} | ${hex(value)}`,
+    expressions: [
+      meta('mark'),
+      bitwise(hostOrder(~mask), hostOrder(value)),
+      { kind: 'meta', key: 'mark', sreg: REGISTER },
+    ],
+  };
+}
+
+export const counter: Statement = {
+  text: 'counter',
+  expressions: [{ kind: 'counter', packets: 0n, bytes: 0n }],
+};
+
+export const accept = verdict('accept');
+export const drop = verdict('drop');
+export const returnToCaller = verdict('return');
+export const jump = (chain: string): Statement => verdict('jump', chain);
+export const goTo = (chain: string): Statement => verdict('goto', chain);
+
+function verdict(code: NftVerdict, chain?: string): Statement {
+  return {
+    text: chain === undefined ? code : `${code} ${chain}`,
+    expressions: [{ kind: 'verdict', verdict: code, ...(chain !== undefined && { chain }) }],
+  };
+}

@@ -1,0 +1,72 @@
+/** Plan -> the equal `ip` and `nft` commands, as a shell script that does what `installIntercept` does. Pure. */
+import type { Route, Rule } from '../netlink/types.js';
+import { type ChainOfRules, ruleSet, type SetOfRules } from './nftables.js';
+import type { Plan } from './plan.js';
+
+const ipFlag = { ipv4: '-4', ipv6: '-6' } as const;
+
+export function planText(plan: Plan): string {
+  return [
+    ...plan.routes.map(routeCommand),
+    ...plan.rules.map(ruleCommand),
+    "nft -f - <<'EOF'",
+    nftText(plan),
+    'EOF',
+    '',
+  ].join('\n');
+}
+
+function routeCommand(route: Route): string {
+  const words = ['ip', ipFlag[route.family], 'route add', route.type, route.destination];
+  if (route.dev !== undefined) words.push('dev', route.dev);
+  words.push('table', String(route.table));
+  if (route.protocol !== undefined) words.push('protocol', String(route.protocol));
+  return words.join(' ');
+}
+
+function ruleCommand(rule: Rule): string {
+  const words = ['ip', ipFlag[rule.family], 'rule add'];
+  if (rule.iif !== undefined) words.push('iif', rule.iif);
+  if (rule.fwmark !== undefined)
+    words.push('fwmark', `0x${rule.fwmark.value.toString(16)}/0x${rule.fwmark.mask.toString(16)}`);
+  words.push(String(rule.action));
+  if (rule.action === 'lookup') words.push(String(rule.table));
+  if (rule.action === 'goto') words.push(String(rule.goto));
+  words.push('priority', String(rule.priority));
+  if (rule.protocol !== undefined) words.push('protocol', String(rule.protocol));
+  return words.join(' ');
+}
+
+/** The table as `nft -f` reads it. An owner's table lives as long as the owner's socket, which no shell command has: it is left out. */
+export function nftText(plan: Plan): string {
+  const { table, comment, sets, chains } = ruleSet(plan);
+  const owner = plan.lifetime === 'process' ? ['\t# flags owner: it dies with the process that made it'] : [];
+  return [
+    `table inet ${table} {`,
+    `\tcomment "${comment}"`,
+    ...owner,
+    ...sets.flatMap(setText),
+    ...chains.flatMap(chainText),
+    '}',
+  ].join('\n');
+}
+
+function setText(set: SetOfRules): string[] {
+  const lines = [`type ${set.type.join(' . ')}`];
+  if (set.size !== undefined) lines.push(`size ${set.size}`);
+  if (set.flags.length > 0) lines.push(`flags ${set.flags.join(',')}`);
+  if (set.timeoutSeconds !== undefined) lines.push(`timeout ${set.timeoutSeconds}s`);
+  if (set.flags.includes('interval')) lines.push('auto-merge');
+  if (set.elementTexts.length > 0) lines.push(`elements = { ${set.elementTexts.join(', ')} }`);
+  return block(`set ${set.name}`, lines);
+}
+
+function chainText({ name, base, rules }: ChainOfRules): string[] {
+  const head = base ? [`type ${base.type} hook ${base.hook} priority ${base.priority.name}; policy accept;`] : [];
+  const lines = rules.map(({ statements, comment }) =>
+    [...statements.map(({ text }) => text), ...(comment === undefined ? [] : [`comment "${comment}"`])].join(' '),
+  );
+  return block(`chain ${name}`, [...head, ...lines]);
+}
+
+const block = (head: string, lines: readonly string[]) => [`\t${head} {`, ...lines.map((line) => `\t\t${line}`), '\t}'];

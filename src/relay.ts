@@ -1,0 +1,208 @@
+/** relay(): two sockets handed to the kernel. JavaScript sees neither their bytes nor their events any more, only the end. */
+import { Socket } from 'node:net';
+import { checkOptions, errorFromFailure, invalidType, invalidValue } from './errors.js';
+import { Counter, type NativeRelayEvent, type NativeRelayLimits, native } from './native.js';
+import { type RelayThread, relayThread } from './thread.js';
+import type { Engine, RelayResult } from './types.js';
+
+export interface RelayLimits {
+  /** End a relay over which no byte went either way for this long (reason `idle`). Default: never. */
+  readonly idleTimeoutMs?: number;
+  /** The same once one side has sent its end. Default: `idleTimeoutMs`. */
+  readonly halfCloseTimeoutMs?: number;
+}
+
+export interface RelayOptions extends RelayLimits {
+  readonly engine?: Engine | 'auto';
+}
+
+/** A pair of connections that the relay thread carries bytes between. */
+export interface Relay {
+  readonly engine: Engine;
+  /** Never rejects: how it went wrong is in the result. */
+  readonly closed: Promise<RelayResult>;
+  /** Bytes so far, read from memory that the relay thread writes: no call, no copy. */
+  stats(): { readonly bytesFromClient: bigint; readonly bytesFromServer: bigint };
+  /** Resets both connections. */
+  destroy(): void;
+}
+
+/** `auto` is the engine that measured fastest on this kernel. */
+export const DEFAULT_ENGINE: Engine = 'epoll';
+const ENGINES: readonly (Engine | 'auto')[] = ['auto', 'epoll', 'copy'];
+
+export function chooseEngine(wanted: Engine | 'auto' = 'auto'): Engine {
+  if (!ENGINES.includes(wanted)) throw invalidValue('engine', ENGINES.map((each) => `'${each}'`).join(' or '), wanted);
+  return wanted === 'auto' ? DEFAULT_ENGINE : wanted;
+}
+
+/** Memory outside V8's heap, which does not move: the relay thread writes into it. */
+export function newCounters(): BigUint64Array {
+  return new BigUint64Array(new ArrayBuffer(Counter.length * BigUint64Array.BYTES_PER_ELEMENT));
+}
+
+/**
+ * Takes both sockets over, with what was already read from them, and carries bytes both ways until both sides have ended.
+ * Half-close and reset are passed on as they come. The two Socket objects are destroyed (they emit 'close'); the
+ * connections live on. What was written to a socket before is sent first.
+ *
+ * @throws {TypeError} for what is not a connected plain TCP socket (a TLS socket's bytes exist only in this process)
+ */
+export function relay(client: Socket, server: Socket, options: RelayOptions = {}): Relay {
+  checkOptions('relay options', options, ['engine', 'idleTimeoutMs', 'halfCloseTimeoutMs']);
+  checkSocket('client', client);
+  checkSocket('server', server);
+  const engine = chooseEngine(options.engine);
+  const thread = relayThread();
+  const counters = newCounters();
+  const retained = retainOwners(client, server);
+  let destroyed = false;
+  let id: number | undefined;
+  const closed = Promise.all([written(client), written(server)])
+    .then(() => {
+      if (destroyed) {
+        reset(client, server);
+        return result(counters, 'destroyed');
+      }
+      const [clientSide, serverSide] = detach(client, server);
+      id = thread.native.relay({
+        clientFd: clientSide.fd,
+        serverFd: serverSide.fd,
+        ...(clientSide.preface && { clientPreface: clientSide.preface }),
+        ...(serverSide.preface && { serverPreface: serverSide.preface }),
+        engine,
+        counters,
+        ...limits(options),
+      });
+      return ended(thread, id);
+    })
+    .catch((error: Error): RelayResult => {
+      reset(client, server);
+      return { ...result(counters, 'error'), error };
+    })
+    .finally(() => {
+      for (const release of retained) release();
+    });
+  return {
+    engine,
+    closed,
+    stats: () => bytes(counters),
+    destroy() {
+      destroyed = true;
+      if (id !== undefined) thread.native.destroy(id);
+    },
+  };
+}
+
+export function limits({ idleTimeoutMs, halfCloseTimeoutMs }: RelayLimits): NativeRelayLimits {
+  return {
+    ...(idleTimeoutMs !== undefined && { idleTimeoutMs }),
+    ...((halfCloseTimeoutMs ?? idleTimeoutMs) !== undefined && {
+      halfCloseTimeoutMs: halfCloseTimeoutMs ?? idleTimeoutMs,
+    }),
+  } as NativeRelayLimits;
+}
+
+export function bytes(counters: BigUint64Array): { bytesFromClient: bigint; bytesFromServer: bigint } {
+  return {
+    bytesFromClient: counters[Counter.bytesFromClient] as bigint,
+    bytesFromServer: counters[Counter.bytesFromServer] as bigint,
+  };
+}
+
+function result(counters: BigUint64Array, reason: RelayResult['reason']): RelayResult {
+  return { ...bytes(counters), reason };
+}
+
+/**
+ * From a relay's (or flow's) beginning to the one event that ends it; whatever comes before goes to `onEvent`. A flow that
+ * becomes a socket never ends here: it lives on in JavaScript.
+ */
+export function ended(
+  thread: RelayThread,
+  id: number,
+  onEvent: (event: NativeRelayEvent) => void = () => {},
+): Promise<RelayResult> {
+  const release = thread.hold();
+  return new Promise((resolve) => {
+    thread.handle(id, (event) => {
+      if (event.kind === 'ended' || event.kind === 'socket') {
+        thread.forget(id);
+        release();
+      }
+      onEvent(event);
+      if (event.kind !== 'ended') return;
+      const { bytesFromClient, bytesFromServer, reason, failure } = event;
+      resolve({ bytesFromClient, bytesFromServer, reason, ...(failure && { error: errorFromFailure(failure) }) });
+    });
+  });
+}
+
+// ---- Socket -> descriptor -----------------------------------------------------------------------------------------------
+
+/** Who must know that a socket's connection lives on in a relay: the server that accepted it. */
+const owners = new WeakMap<Socket, () => () => void>();
+
+/** `retain` is called when the socket goes into a relay; what it gives is called when the relay has ended. */
+export function setOwner(socket: Socket, retain: () => () => void): void {
+  owners.set(socket, retain);
+}
+
+function retainOwners(...sockets: Socket[]): (() => void)[] {
+  return sockets.flatMap((socket) => {
+    const release = owners.get(socket)?.();
+    return release ? [release] : [];
+  });
+}
+
+function checkSocket(name: string, socket: Socket): void {
+  if (!(socket instanceof Socket)) throw invalidType(name, 'a net.Socket', socket);
+  if ('encrypted' in socket)
+    throw invalidValue(name, 'a plain TCP socket (TLS bytes exist only in this process)', 'a TLSSocket');
+  if (socket.connecting || socket.destroyed || descriptorOf(socket) === undefined)
+    throw invalidValue(name, 'connected', socket.connecting ? 'connecting' : 'closed');
+  if (socket.writableEnded) throw invalidValue(name, 'open for writing', 'ended');
+  if (socket.readableEncoding !== null) throw invalidValue(name, 'without setEncoding()', socket.readableEncoding);
+}
+
+/** Node has no public way from a Socket to its descriptor; the handle's `fd` is what everybody uses, and only we do here. */
+function descriptorOf(socket: Socket): number | undefined {
+  const fd = (socket as unknown as { _handle?: { fd?: number } })._handle?.fd;
+  return fd !== undefined && fd >= 0 ? fd : undefined;
+}
+
+/** What JavaScript wrote before must be in the kernel before the relay's first byte. */
+function written(socket: Socket): Promise<void> {
+  socket.pause();
+  if (socket.writableLength === 0) return Promise.resolve();
+  return new Promise((resolve, reject) => {
+    socket.once('close', () => reject(socket.errored ?? new Error('The socket was closed before its data was sent')));
+    socket.write('', () => resolve());
+  });
+}
+
+/**
+ * libuv cannot let go of a descriptor: so the relay gets a duplicate, and the Socket is destroyed. That closes the
+ * original only: the connection stays, without FIN or RST, so long as the duplicate is open. Nothing is read in between:
+ * all of this is one turn of the event loop.
+ */
+function detach(...sockets: [Socket, Socket]): [Detached, Detached] {
+  const originals = sockets.map(descriptorOf);
+  const gone = sockets.find((_, index) => originals[index] === undefined);
+  if (gone) throw gone.errored ?? new Error('A socket was closed before the relay began');
+  return sockets.map((socket, index): Detached => {
+    const preface = socket.read() as Buffer | null;
+    const fd = native.duplicate(originals[index] as number);
+    socket.destroy();
+    return { fd, preface };
+  }) as [Detached, Detached];
+}
+
+interface Detached {
+  readonly fd: number;
+  readonly preface: Buffer | null;
+}
+
+function reset(...sockets: Socket[]): void {
+  for (const socket of sockets) if (!socket.destroyed) socket.resetAndDestroy();
+}

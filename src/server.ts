@@ -1,0 +1,474 @@
+/**
+ * createTransparentServer(): connections that were meant for somebody else. With a listener each is a TransparentSocket;
+ * with `relay` each is accepted, connected and relayed by the relay thread, and JavaScript only decides, or not even that.
+ */
+import { EventEmitter } from 'node:events';
+import { type AddressInfo, createServer, isIP, type Server, type ServerOpts, Socket } from 'node:net';
+import { checkPort, nativeConnectOptions } from './connect.js';
+import { checkOptions, errorFromFailure, invalidType, invalidValue } from './errors.js';
+import { type InstalledRules, installIntercept } from './intercept/install.js';
+import { planIntercept } from './intercept/plan.js';
+import { Counter, type NativeDecision, type NativeRelayEvent, native } from './native.js';
+import { bytes, chooseEngine, ended, limits, newCounters, type Relay, type RelayLimits, setOwner } from './relay.js';
+import { type RelayThread, relayThread } from './thread.js';
+import type { Endpoint, Engine, Flow, InterceptOptions, RelayDecision, RelayStats } from './types.js';
+
+export interface TransparentServerOptions extends ServerOpts, RelayLimits {
+  /**
+   * The rules that bring connections here: live from 'listening' to 'close'. `{}` installs the divert part alone, for
+   * listeners on foreign addresses. Omitted: the administrator's own rules deliver.
+   */
+  readonly intercept?: InterceptOptions;
+  /**
+   * `true`: relay every connection to its original destination from its client's address, without any JavaScript.
+   * A function decides for each connection.
+   */
+  readonly relay?: true | ((flow: Flow) => RelayDecision | Promise<RelayDecision>);
+  /** Path of the network namespace to work in, e.g. /run/netns/router. */
+  readonly netns?: string;
+  readonly engine?: Engine | 'auto';
+  /** For the relay's own connections. Default: the kernel's (net.ipv4.tcp_syn_retries, about two minutes). */
+  readonly connectTimeoutMs?: number;
+}
+
+/** A net.Socket that knows whom its client meant to reach. */
+export type TransparentSocket = Socket & { readonly originalDestination: Endpoint };
+
+export interface ListenOptions {
+  readonly port?: number;
+  readonly host?: string;
+  readonly backlog?: number;
+  readonly ipv6Only?: boolean;
+  readonly reusePort?: boolean;
+  readonly signal?: AbortSignal;
+}
+
+export interface TransparentServerEvents {
+  listening: [];
+  connection: [socket: TransparentSocket];
+  /** A `relay` function decided to relay this flow. */
+  relay: [relay: Relay, flow: Flow];
+  error: [error: Error];
+  drop: [data: object | undefined];
+  close: [];
+}
+
+const OPTIONS = [
+  'intercept',
+  'relay',
+  'netns',
+  'engine',
+  'connectTimeoutMs',
+  'idleTimeoutMs',
+  'halfCloseTimeoutMs',
+  'allowHalfOpen',
+  'pauseOnConnect',
+  'noDelay',
+  'keepAlive',
+  'keepAliveInitialDelay',
+  'highWaterMark',
+];
+
+/** What accepts: Node, or the relay thread. */
+interface Acceptor {
+  stop(done: () => void): void;
+  ref(): void;
+  unref(): void;
+}
+
+/** SYNs wait here while we are busy; the kernel cuts it to net.core.somaxconn. A short queue means SYN cookies. */
+const BACKLOG = 4096;
+
+/**
+ * A server for connections that were meant for somebody else.
+ *
+ * ```ts
+ * createTransparentServer({ intercept: { tcp: [80] } }, (socket) => {
+ *   console.log(`${socket.remoteAddress} wanted ${socket.originalDestination.address}`);
+ * }).listen(50080);
+ * ```
+ *
+ * @throws {TypeError | RangeError} for options that cannot be meant
+ */
+export function createTransparentServer(
+  options: TransparentServerOptions = {},
+  listener?: (socket: TransparentSocket) => void,
+): TransparentServer {
+  return new TransparentServer(options, listener);
+}
+
+/** Has net.Server's face. Emits what TransparentServerEvents lists. */
+export class TransparentServer extends EventEmitter<TransparentServerEvents> {
+  /** What is installed, from 'listening' to 'close', when `intercept` was given. */
+  rules: InstalledRules | undefined;
+
+  readonly #options: TransparentServerOptions;
+  readonly #engine: Engine;
+  readonly #counters = newCounters();
+  #state: 'idle' | 'starting' | 'listening' | 'closing' = 'idle';
+  #referenced = true;
+  #address: Endpoint | undefined;
+  #acceptor: Acceptor | undefined;
+  /** Connections that the rules must outlive: sockets, and relays made of them. */
+  #open = 0;
+  #whenDrained: (() => void) | undefined;
+
+  constructor(options: TransparentServerOptions, listener?: (socket: TransparentSocket) => void) {
+    super();
+    if (typeof options !== 'object' || options === null) throw invalidType('options', 'an object', options);
+    checkOptions('createTransparentServer options', options, OPTIONS);
+    const { relay, intercept } = options;
+    if (relay !== undefined && relay !== true && typeof relay !== 'function')
+      throw invalidType('relay', 'true or a function', relay);
+    if (listener !== undefined && typeof listener !== 'function') throw invalidType('listener', 'a function', listener);
+    if (intercept !== undefined) planIntercept({ ...intercept, port: 1 });
+    this.#engine = chooseEngine(options.engine);
+    this.#options = options;
+    if (listener) this.on('connection', listener);
+  }
+
+  get listening(): boolean {
+    return this.#state === 'listening';
+  }
+
+  /**
+   * `listen(50080)`: on every address, both families. `listen(2021, '10.10.2.2')`: on a foreign address: it accepts what is
+   * routed through this host to there. Equivalent to: socket; setsockopt IP_TRANSPARENT; bind; listen.
+   */
+  listen(port?: number, host?: string, backlog?: number, listener?: () => void): this;
+  listen(port?: number, host?: string, listener?: () => void): this;
+  listen(port?: number, listener?: () => void): this;
+  listen(options: ListenOptions, listener?: () => void): this;
+  listen(...args: (number | string | ListenOptions | (() => void) | undefined)[]): this {
+    if (this.#state !== 'idle')
+      throw Object.assign(new Error('The server is listening already'), { code: 'ERR_SERVER_ALREADY_LISTEN' });
+    const listener = args.find((arg) => typeof arg === 'function');
+    const [first, host, backlog] = args.filter((arg) => typeof arg !== 'function');
+    const options = (
+      typeof first === 'object'
+        ? first
+        : { port: first, ...(typeof host === 'string' && { host }), ...(typeof backlog === 'number' && { backlog }) }
+    ) as ListenOptions;
+    checkPort('port', options.port ?? 0, 0);
+    if (options.host !== undefined && isIP(options.host) === 0)
+      throw invalidValue('host', 'an IP address (names are not looked up)', options.host);
+    if (listener) this.once('listening', listener);
+    options.signal?.addEventListener('abort', () => this.close(), { once: true });
+    this.#state = 'starting';
+    this.#start(options).then(
+      () => this.#started(),
+      (error: Error) => {
+        this.#state = 'idle';
+        this.emit('error', error);
+      },
+    );
+    return this;
+  }
+
+  /** Like net.Server's: `{ address, family, port }`, or null. */
+  address(): AddressInfo | null {
+    if (!this.#address) return null;
+    const { address, family, port } = this.#address;
+    return { address, family: family === 'ipv4' ? 'IPv4' : 'IPv6', port };
+  }
+
+  /** Takes no more connections; when those that are open have ended, the rules go, and 'close' is emitted. */
+  close(callback?: (error?: Error) => void): this {
+    if (this.#state === 'idle') {
+      const error = Object.assign(new Error('The server is not running'), { code: 'ERR_SERVER_NOT_RUNNING' });
+      if (callback) process.nextTick(callback, error);
+      return this;
+    }
+    if (callback) this.once('close', callback);
+    const starting = this.#state === 'starting';
+    if (this.#state === 'closing') return this;
+    this.#state = 'closing';
+    if (!starting) this.#stop();
+    return this;
+  }
+
+  ref(): this {
+    this.#referenced = true;
+    this.#acceptor?.ref();
+    return this;
+  }
+
+  unref(): this {
+    this.#referenced = false;
+    this.#acceptor?.unref();
+    return this;
+  }
+
+  getConnections(callback: (error: Error | null, count: number) => void): this {
+    process.nextTick(callback, null, this.#open + Number(this.#counters[Counter.connectionsOpen]));
+    return this;
+  }
+
+  /** Totals of the connections that this server relays, read from memory that the relay thread writes. */
+  stats(): RelayStats {
+    const count = (index: number) => Number(this.#counters[index]);
+    return {
+      connections: { open: count(Counter.connectionsOpen), total: count(Counter.connectionsTotal) },
+      ...bytes(this.#counters),
+      spliced: this.#counters[Counter.spliced] as bigint,
+      copied: this.#counters[Counter.copied] as bigint,
+      connectErrors: count(Counter.connectErrors),
+      acceptErrors: count(Counter.acceptErrors),
+    };
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    if (this.#state === 'idle') return;
+    await new Promise<void>((resolve) => this.close(() => resolve()));
+  }
+
+  // ---- start and stop ---------------------------------------------------------------------------------------------------
+
+  async #start(options: ListenOptions): Promise<void> {
+    const { intercept, netns, relay } = this.#options;
+    const fd = this.#openListener(options);
+    let handedOver = false;
+    try {
+      const address = native.socketAddress(fd);
+      const wildcard = options.host === undefined || options.host === '0.0.0.0' || options.host === '::';
+      if (intercept)
+        this.rules = await installIntercept({
+          ...intercept,
+          port: address.port,
+          ...(!wildcard && { address: address.address }),
+          ...(netns !== undefined && { netns }),
+        });
+      handedOver = relay === undefined;
+      this.#acceptor = relay === undefined ? await this.#acceptInNode(fd) : this.#acceptInThread(fd, relay);
+      this.#address = address;
+    } catch (error) {
+      if (!handedOver) native.closeDescriptor(fd);
+      await this.rules?.uninstall();
+      this.rules = undefined;
+      throw error;
+    }
+    if (!this.#referenced) this.#acceptor.unref();
+  }
+
+  #started(): void {
+    // close() may have been called while the rules were being installed.
+    if (this.#state === 'closing') {
+      this.#stop();
+      return;
+    }
+    this.#state = 'listening';
+    this.emit('listening');
+  }
+
+  #openListener({ host, port = 0, backlog = BACKLOG, ipv6Only = false, reusePort = false }: ListenOptions): number {
+    const { netns, intercept } = this.#options;
+    const open = (address: string) =>
+      native.openListener({
+        address,
+        port,
+        backlog,
+        transparent: true,
+        v6Only: ipv6Only,
+        reusePort,
+        ...(netns !== undefined && { netns }),
+      });
+    if (host !== undefined) return open(host);
+    if (intercept?.families && !intercept.families.includes('ipv6')) return open('0.0.0.0');
+    try {
+      return open('::');
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code === 'EAFNOSUPPORT') return open('0.0.0.0');
+      throw error;
+    }
+  }
+
+  /** No new connections; those that are open go on, and need the rules until their end. */
+  #stop(): void {
+    this.#acceptor?.stop(() => {
+      const finish = async () => {
+        try {
+          await this.rules?.uninstall();
+        } catch (error) {
+          this.emit('error', error as Error);
+        }
+        this.rules = undefined;
+        this.#acceptor = undefined;
+        this.#address = undefined;
+        this.#state = 'idle';
+        this.emit('close');
+      };
+      if (this.#open === 0) void finish();
+      else this.#whenDrained = finish;
+    });
+  }
+
+  #retain(): () => void {
+    this.#open++;
+    let released = false;
+    return () => {
+      if (released) return;
+      released = true;
+      if (--this.#open > 0) return;
+      this.#whenDrained?.();
+      this.#whenDrained = undefined;
+    };
+  }
+
+  // ---- accepted by Node: sockets ----------------------------------------------------------------------------------------
+
+  #acceptInNode(fd: number): Promise<Acceptor> {
+    const server: Server = createServer(this.#options);
+    server.on('connection', (socket) => this.#handOver(socket));
+    server.on('drop', (data) => this.emit('drop', data));
+    return new Promise((resolve, reject) => {
+      server.once('error', reject);
+      server.listen({ fd }, () => {
+        server.off('error', reject);
+        server.on('error', (error) => this.emit('error', error));
+        resolve({ stop: (done) => server.close(done), ref: () => server.ref(), unref: () => server.unref() });
+      });
+    });
+  }
+
+  #handOver(socket: Socket): void {
+    const originalDestination = endpointOf(socket.localAddress ?? '', socket.localPort ?? 0);
+    Object.defineProperty(socket, 'originalDestination', { value: originalDestination, enumerable: true });
+    const release = this.#retain();
+    socket.once('close', release);
+    setOwner(socket, () => this.#retain());
+    this.emit('connection', socket as TransparentSocket);
+  }
+
+  // ---- accepted by the relay thread -------------------------------------------------------------------------------------
+
+  #acceptInThread(fd: number, relay: NonNullable<TransparentServerOptions['relay']>): Acceptor {
+    const thread = relayThread(this.#options.netns);
+    const { connectTimeoutMs } = this.#options;
+    const mark = this.rules?.plan.socketMark;
+    const id = thread.native.accept({
+      fd,
+      decide: relay !== true,
+      engine: this.#engine,
+      upstream: {
+        from: 'client',
+        ...(mark !== undefined && { mark }),
+        ...(connectTimeoutMs !== undefined && { timeoutMs: connectTimeoutMs }),
+      },
+      counters: this.#counters,
+      ...limits(this.#options),
+    });
+    let release: (() => void) | undefined = thread.hold();
+    let stopped: (() => void) | undefined;
+    thread.handle(id, (event) => {
+      if (event.kind === 'flow' && relay !== true) void this.#decide(thread, event, relay);
+      else if (event.kind === 'acceptFailed') this.emit('error', errorFromFailure(event.failure));
+      else if (event.kind === 'closed') {
+        thread.forget(id);
+        release?.();
+        stopped?.();
+      }
+    });
+    return {
+      stop(done) {
+        stopped = done;
+        thread.native.stopAccepting(id);
+      },
+      ref() {
+        release ??= thread.hold();
+      },
+      unref() {
+        release?.();
+        release = undefined;
+      },
+    };
+  }
+
+  async #decide(
+    thread: RelayThread,
+    { id, source, originalDestination }: Extract<NativeRelayEvent, { kind: 'flow' }>,
+    ask: (flow: Flow) => RelayDecision | Promise<RelayDecision>,
+  ): Promise<void> {
+    const peeks: ((data: Buffer) => void)[] = [];
+    const flow: Flow = {
+      protocol: 'tcp',
+      source,
+      originalDestination,
+      peek: (size, timeoutMs) =>
+        new Promise((resolve) => {
+          if (isOver) return resolve(Buffer.alloc(0));
+          peeks.push(resolve);
+          thread.native.peek(id, size, timeoutMs);
+        }),
+    };
+    let isOver = false;
+    const closed = ended(thread, id, (event) => {
+      if (event.kind === 'peeked') peeks.shift()?.(event.data);
+      else if (event.kind === 'socket') this.#adopt(event.fd);
+      else if (event.kind === 'ended') {
+        isOver = true;
+        for (const resolve of peeks.splice(0)) resolve(Buffer.alloc(0));
+      }
+    });
+    try {
+      this.#carryOut(thread, id, flow, closed, await ask(flow));
+    } catch (error) {
+      thread.native.decide(id, { kind: 'reset' });
+      this.emit('error', error as Error);
+    }
+  }
+
+  #adopt(fd: number): void {
+    const { allowHalfOpen = false, pauseOnConnect = false } = this.#options;
+    // `pauseOnCreate` is what net.Server gives its own sockets; Node's types leave it out.
+    const options = { fd, readable: true, writable: true, allowHalfOpen, pauseOnCreate: pauseOnConnect };
+    this.#handOver(new Socket(options));
+  }
+
+  #carryOut(thread: RelayThread, id: number, flow: Flow, closed: Relay['closed'], decision: RelayDecision): void {
+    switch (decision.kind) {
+      case 'relay': {
+        const counters = newCounters();
+        thread.native.decide(id, this.#relayDecision(flow, decision), counters);
+        const destroy = () => thread.native.destroy(id);
+        this.emit('relay', { engine: this.#engine, closed, stats: () => bytes(counters), destroy }, flow);
+        return;
+      }
+      case 'socket':
+      case 'reset':
+      case 'close':
+        thread.native.decide(id, decision);
+        return;
+      default:
+        throw invalidValue(
+          "a decision's kind",
+          "'relay', 'socket', 'reset' or 'close'",
+          (decision as { kind?: unknown })?.kind,
+        );
+    }
+  }
+
+  #relayDecision(flow: Flow, decision: Extract<RelayDecision, { kind: 'relay' }>): NativeDecision {
+    checkOptions('a relay decision', decision, ['kind', 'to', 'from', 'sourcePort']);
+    const { to = flow.originalDestination, from = 'client', sourcePort } = decision;
+    const source = from === 'client' ? flow.source : from === 'proxy' ? undefined : from;
+    const mark = this.rules?.plan.socketMark;
+    const { connectTimeoutMs } = this.#options;
+    const connect = nativeConnectOptions({
+      address: to.address,
+      port: to.port,
+      ...(source && { localAddress: source.address }),
+      // The client's own port is only used when asked for: one that is named is meant.
+      ...(source && (from !== 'client' || sourcePort) && source.port > 0 && { localPort: source.port }),
+      ...(sourcePort && { sourcePort }),
+      ...(mark !== undefined && { mark }),
+      ...(connectTimeoutMs !== undefined && { timeoutMs: connectTimeoutMs }),
+    });
+    return { kind: 'relay', engine: this.#engine, ...connect, ...limits(this.#options) };
+  }
+}
+
+/** IPv4 through a dual-stack socket shows as `::ffff:10.0.0.1`: it is IPv4 all the same. */
+function endpointOf(address: string, port: number): Endpoint {
+  const plain = address.startsWith('::ffff:') && isIP(address.slice(7)) === 4 ? address.slice(7) : address;
+  return { family: isIP(plain) === 4 ? 'ipv4' : 'ipv6', address: plain, port };
+}

@@ -1,0 +1,377 @@
+/** Installing, taking down, failing half-way, being killed: what the host looks like before and after. */
+import { execFileSync } from 'node:child_process';
+import { once } from 'node:events';
+import { suite } from 'uvu';
+import * as assert from 'uvu/assert';
+import {
+  createTransparentServer,
+  type InstallOptions,
+  type InterceptError,
+  installIntercept,
+  type NetlinkError,
+  planIntercept,
+} from '../../src/index.js';
+import type { InterceptOptions } from '../../src/types.js';
+import { addresses, createLab, type Lab } from '../helpers/lab.js';
+import { ask, greet, greeting } from '../helpers/talk.js';
+
+const test = suite('install');
+let lab: Lab;
+let netns: string;
+const installOnce = new URL('../helpers/intercept-once.ts', import.meta.url).pathname;
+
+test.before(async () => {
+  lab = await createLab();
+  netns = lab.netns('router');
+  await greet(lab, 'server', 'server', 80);
+});
+test.after(() => lab.dispose());
+
+// ---- the same as the commands -----------------------------------------------------------------------------------------
+
+/** What `nft`, `ip rule` and `ip route` show of a namespace. */
+const listing = (host: string, table: string) =>
+  execFileSync(
+    'ip',
+    [
+      'netns',
+      'exec',
+      host,
+      'sh',
+      '-euc',
+      `nft list table inet ${table}; for f in -4 -6; do ip $f -d rule; ip $f route show table all; done`,
+    ],
+    { encoding: 'utf8' },
+  );
+
+const variants: Record<string, InterceptOptions> = {
+  'divert alone': {},
+  'two ports': { tcp: [80, 443] },
+  'all ports, closed': { tcp: true, onDown: 'closed' },
+  'every option': {
+    tcp: [80, '8000-8999'],
+    from: ['10.0.0.0/8', 'fd00::/8'],
+    to: ['192.0.2.0/24', '198.51.100.7', '2001:db8::/32'],
+    exclude: { from: ['10.1.2.3'], to: ['192.0.2.128/25', '2001:db8:1::/48', '2001:db8::5'] },
+    interfaces: ['lo'],
+    onDown: 'closed',
+    fwmark: { value: 0x10000, mask: 0x30000 },
+    table: 1234,
+    priority: 500,
+    name: 'every',
+  },
+  'IPv4 only': { tcp: [80], families: ['ipv4'] },
+  'IPv6 only': { tcp: [80], families: ['ipv6'], exclude: { to: ['fd00::/8'] } },
+  'everything excluded, to the last address': { tcp: ['1-65535'], exclude: { to: ['0.0.0.0/0', 'ffff::/16'] } },
+};
+
+for (const [name, intercept] of Object.entries(variants)) {
+  test(`installed, it lists as it does after the commands of String(plan): ${name}`, async () => {
+    for (const host of ['ours', 'theirs'])
+      execFileSync('sh', ['-euc', `ip netns add ${host}; ip -n ${host} link set lo up`]);
+    try {
+      const options = { ...intercept, port: 50080, lifetime: 'permanent' as const };
+      const rules = await installIntercept({ ...options, netns: '/run/netns/ours' });
+      assert.is(String(rules.plan), String(planIntercept(options)), 'on an empty host the plan needs no change');
+      execFileSync('ip', ['netns', 'exec', 'theirs', 'sh', '-eu'], { input: String(rules.plan) });
+      assert.is(listing('ours', rules.plan.nftTable), listing('theirs', rules.plan.nftTable));
+      assert.equal(await rules.verify(), { intact: true, missing: [] });
+      await rules.uninstall();
+    } finally {
+      for (const host of ['ours', 'theirs']) execFileSync('ip', ['netns', 'delete', host]);
+    }
+  });
+}
+
+test('an owned table lists the same but for its owner', async () => {
+  await using owned = await installIntercept({ tcp: [80], port: 50080, netns });
+  const text = lab.exec('router', 'nft', 'list', 'table', 'inet', owned.plan.nftTable);
+  assert.match(text, 'flags owner');
+  await owned.uninstall();
+  await using permanent = await installIntercept({ tcp: [80], port: 50080, netns, lifetime: 'permanent' });
+  const plain = lab.exec('router', 'nft', 'list', 'table', 'inet', permanent.plan.nftTable);
+  assert.is(text.replace(/ # progname \S+/, '').replace('\tflags owner\n', ''), plain);
+});
+
+// ---- beside an administrator's own ------------------------------------------------------------------------------------
+
+const administrator = `
+  nft -f - <<'EOF'
+  table inet filter {
+    set trusted { type ipv4_addr; flags interval; elements = { 10.0.0.0/8 }; }
+    chain forward { type filter hook forward priority filter; policy accept; ip saddr @trusted counter accept comment "trusted"; }
+    chain mark { type filter hook prerouting priority mangle; policy accept; ip saddr 192.0.2.1 meta mark set 0x1; }
+  }
+  EOF
+  iptables-nft -t mangle -A PREROUTING -s 192.0.2.7 -j MARK --set-xmark 0x4/0x4
+  iptables-nft -A FORWARD -p tcp --dport 2222 -j DROP
+  ip6tables-nft -A FORWARD -p tcp --dport 2222 -j DROP
+  ip rule add fwmark 0x1 lookup 100 pref 100
+  ip -6 rule add fwmark 0x1 lookup 100 pref 100
+  ip route add local 198.51.100.0/24 dev lo table 100
+  ip -6 route add local 2001:db8:9::/48 dev lo table 100
+  ip rule add from 192.0.2.0/24 lookup 77 pref 60
+  ip route add blackhole 203.0.113.0/24 table 77
+`;
+const noAdministrator = `
+  nft delete table inet filter; iptables-nft -t mangle -F; iptables-nft -F; ip6tables-nft -F
+  for f in -4 -6; do ip $f rule del pref 100; ip $f route flush table 100; done
+  ip rule del pref 60; ip route flush table 77`;
+
+test("an administrator's tables, rules, marks and routes stay byte for byte as they are, and ours move elsewhere", async () => {
+  lab.exec('router', 'sh', '-euc', administrator);
+  const before = lab.snapshot('router');
+  const server = createTransparentServer({ intercept: { tcp: [80] }, netns }, (socket) => greeting('proxy', socket));
+  await once(server.listen(50080), 'listening');
+  const plan = server.rules?.plan;
+  assert.ok(plan);
+  assert.is(
+    plan.fwmark.mask & 0x5,
+    0,
+    'the mark bits of nft (0x1), of iptables (0x4) and of the policy rule (0x1) are theirs',
+  );
+  assert.is.not(plan.table, 100);
+  for (const family of ['ipv4', 'ipv6'] as const)
+    assert.is(await ask(lab, 'client', addresses.server[family], 80), 'proxy');
+  const during = lab.snapshot('router');
+  for (const line of before.split('\n')) assert.ok(during.includes(line), `still there: ${line}`);
+  await new Promise((resolve) => server.close(resolve));
+  assert.is(lab.snapshot('router'), before);
+  lab.exec('router', 'sh', '-euc', noAdministrator);
+});
+
+test('two interceptions side by side have marks, tables and priorities of their own', async () => {
+  const before = lab.snapshot('router');
+  const one = await installIntercept({ tcp: [80], port: 50080, netns });
+  const two = await installIntercept({ tcp: [443], port: 50443, netns });
+  assert.is(one.plan.fwmark.mask & two.plan.fwmark.mask, 0);
+  assert.is.not(one.plan.table, two.plan.table);
+  await one.uninstall();
+  assert.equal(await two.verify(), { intact: true, missing: [] });
+  await two.uninstall();
+  await two.uninstall(); // again is no error
+  assert.is(lab.snapshot('router'), before);
+});
+
+test('several processes at once all get what they need, and nothing of it is left', async () => {
+  const before = lab.snapshot('router');
+  const installs = await Promise.all(
+    Array.from({ length: 6 }, (_, index) => installIntercept({ tcp: [80 + index], port: 51000 + index, netns })),
+  );
+  assert.is(new Set(installs.map(({ plan }) => plan.table)).size, 6);
+  assert.is(
+    installs.reduce((bits, { plan }) => bits + plan.fwmark.mask, 0),
+    installs.reduce((bits, { plan }) => bits | plan.fwmark.mask, 0),
+  );
+  await Promise.all(installs.map((each) => each.uninstall()));
+  assert.is(lab.snapshot('router'), before);
+});
+
+// ---- failing half-way ---------------------------------------------------------------------------------------------------
+
+for (const call of ['sendmsg', 'recvmsg'])
+  test(`a failure at any step (the n-th ${call} fails) leaves the host as it was`, async () => {
+    lab.exec('router', 'sh', '-euc', administrator);
+    const before = lab.snapshot('router');
+    const steps = new Set<string | undefined>();
+    for (let n = 1; ; n++) {
+      const inject = [
+        'strace',
+        '-f',
+        '-qq',
+        '-o',
+        '/dev/null',
+        '-e',
+        `trace=${call}`,
+        '-e',
+        `inject=${call}:error=EIO:when=${n}`,
+      ];
+      const node = [
+        process.execPath,
+        '--import',
+        import.meta.resolve('tsx'),
+        installOnce,
+        JSON.stringify({ tcp: [80], port: 50080 }),
+      ];
+      // One thread in the pool: strace counts by thread.
+      const output = lab
+        .exec('router', 'env', 'UV_THREADPOOL_SIZE=1', ...inject, ...node)
+        .trim()
+        .split('\n')
+        .map((line) => JSON.parse(line));
+      if (output[0].installed) {
+        // All of the installation went well. (A failure while taking it down is told, too, but is another matter.)
+        assert.ok(n > 10, `${n - 1} calls failed`);
+        break;
+      }
+      assert.is(
+        output[0].error.code === 'EIO' || output[0].error.code === 'ERR_TPROXY_INSTALL',
+        true,
+        output[0].error.message,
+      );
+      steps.add(output[0].error.step);
+      assert.is(lab.snapshot('router'), before, `after a failure of ${call} number ${n} (${output[0].error.message})`);
+    }
+    for (const step of ['check', 'table', 'routes', 'rules', 'batch'])
+      assert.ok(steps.has(step), `a failure at step ${step} was among them`);
+    lab.exec(
+      'router',
+      'sh',
+      '-euc',
+      'for i in 1 2; do ip rule flush protocol 84; ip -6 rule flush protocol 84; done; ip route flush table 101 || true; ip -6 route flush table 101 || true',
+    );
+    lab.exec('router', 'sh', '-euc', noAdministrator);
+  });
+
+// ---- killed -------------------------------------------------------------------------------------------------------------
+
+test('kill -9: the table is gone at once, traffic goes its own way, and the next start reaps the rest', async () => {
+  const before = lab.snapshot('router');
+  const options = JSON.stringify({ tcp: [80], port: 50080, name: 'mortal' });
+  const holder = await lab.node('router', installOnce, options, 'hold');
+  assert.match(lab.exec('router', 'nft', 'list', 'tables'), 'linux-tproxy-mortal');
+  await holder.stop('SIGKILL');
+  assert.not.match(lab.exec('router', 'nft', 'list', 'tables'), 'linux-tproxy-mortal');
+  for (const family of ['ipv4', 'ipv6'] as const)
+    assert.is(await ask(lab, 'client', addresses.server[family], 80), 'server');
+  const left = lab.exec(
+    'router',
+    'sh',
+    '-c',
+    'ip rule; ip -6 rule; ip route show table all; ip -6 route show table all',
+  );
+
+  const server = createTransparentServer({ intercept: { tcp: [80], name: 'mortal' }, netns }, (socket) =>
+    greeting('proxy', socket),
+  );
+  await once(server.listen(50080), 'listening');
+  assert.is(await ask(lab, 'client', addresses.server.ipv4, 80), 'proxy');
+  const now = lab.exec(
+    'router',
+    'sh',
+    '-c',
+    'ip rule; ip -6 rule; ip route show table all; ip -6 route show table all',
+  );
+  assert.is(now, left, 'the same rules and routes once, not twice');
+  await new Promise((resolve) => server.close(resolve));
+  assert.is(lab.snapshot('router'), before);
+});
+
+test('process.exit() without a word takes everything down', async () => {
+  const before = lab.snapshot('router');
+  const source = `import { installIntercept } from ${JSON.stringify(new URL('../../src/index.ts', import.meta.url).href)};
+    await installIntercept({ tcp: [80], port: 50080 }); process.exit(0);`;
+  lab.exec('router', process.execPath, '--import', import.meta.resolve('tsx'), '--input-type=module', '--eval', source);
+  assert.is(lab.snapshot('router'), before);
+});
+
+// ---- what cannot be -----------------------------------------------------------------------------------------------------
+
+async function refused(options: Partial<InstallOptions>): Promise<InterceptError | NetlinkError> {
+  const before = lab.snapshot('router');
+  try {
+    const rules = await installIntercept({ tcp: [80], port: 50080, netns, ...options });
+    await rules.uninstall();
+  } catch (error) {
+    assert.is(lab.snapshot('router'), before);
+    return error as InterceptError;
+  }
+  throw new Error('was not refused');
+}
+
+test('an interface that is not there', async () => {
+  const { code, message } = await refused({ interfaces: ['cli0', 'eth7'] });
+  assert.is(code, 'ERR_TPROXY_NO_INTERFACE');
+  assert.match(message, /no interface 'eth7' here, only .*cli0/);
+});
+
+test('a table, mark or priority that somebody else uses', async () => {
+  lab.exec(
+    'router',
+    'sh',
+    '-euc',
+    'ip route add blackhole 192.0.2.0/24 table 444; ip rule add fwmark 0x20/0x30 lookup 445 pref 1000',
+  );
+  for (const [options, code, words] of [
+    [{ table: 444 }, 'ERR_TPROXY_TABLE_IN_USE', 'ip route show table 444'],
+    [{ table: 445 }, 'ERR_TPROXY_TABLE_IN_USE', '445'],
+    [{ fwmark: { value: 0x10, mask: 0x30 } }, 'ERR_TPROXY_MARK_IN_USE', '0x30'],
+    [{ priority: 998 }, 'ERR_TPROXY_PRIORITY_IN_USE', '998 to 1001'],
+  ] as const) {
+    const error = await refused(options);
+    assert.is(error.code, code);
+    assert.match(error.message, words);
+  }
+  lab.exec('router', 'sh', '-euc', 'ip route flush table 444; ip rule del pref 1000');
+});
+
+test('a name that is in use, by a living process and by nobody', async () => {
+  const holder = await lab.node('router', installOnce, JSON.stringify({ port: 50080, name: 'taken' }), 'hold');
+  const error = await refused({ name: 'taken' });
+  assert.is(error.code, 'ERR_TPROXY_NAME_IN_USE');
+  assert.match(error.message, /another process \(netlink port \d+/);
+  await holder.stop();
+  lab.exec(
+    'router',
+    'sh',
+    '-euc',
+    'ip rule flush protocol 84; ip -6 rule flush protocol 84; ip route flush table 100; ip -6 route flush table 100',
+  );
+  lab.exec('router', 'nft', 'add', 'table', 'inet', 'linux-tproxy-orphan');
+  const orphan = await refused({ name: 'orphan' });
+  assert.is(orphan.code, 'ERR_TPROXY_NAME_IN_USE');
+  assert.match(orphan.message, 'nft delete table inet linux-tproxy-orphan');
+  lab.exec('router', 'nft', 'delete', 'table', 'inet', 'linux-tproxy-orphan');
+});
+
+test('a namespace that is not there, and one whose loopback is down', async () => {
+  await installIntercept({ port: 50080, netns: '/run/netns/nowhere' }).then(
+    () => assert.unreachable(),
+    (error) => {
+      assert.is(error.code, 'ENOENT');
+      assert.match(error.message, 'ip netns list');
+    },
+  );
+  execFileSync('ip', ['netns', 'add', 'down']);
+  await installIntercept({ port: 50080, netns: '/run/netns/down' }).then(
+    () => assert.unreachable(),
+    (error) => {
+      assert.is(error.code, 'ERR_TPROXY_UNSUPPORTED');
+      assert.match(error.message, 'ip link set lo up');
+    },
+  );
+  execFileSync('ip', ['netns', 'delete', 'down']);
+});
+
+test('IPv6 switched off: IPv4 alone is installed', async () => {
+  execFileSync('sh', [
+    '-euc',
+    'ip netns add v4only; ip netns exec v4only sysctl -qw net.ipv6.conf.all.disable_ipv6=1; ip -n v4only link set lo up',
+  ]);
+  const rules = await installIntercept({ tcp: [80], port: 50080, netns: '/run/netns/v4only' });
+  assert.equal(rules.plan.families, ['ipv4']);
+  await rules.uninstall();
+  execFileSync('ip', ['netns', 'delete', 'v4only']);
+});
+
+test('no CAP_NET_ADMIN', () => {
+  const run = (...command: string[]) =>
+    JSON.parse(
+      lab
+        .exec(
+          'router',
+          ...(command as [string]),
+          process.execPath,
+          '--import',
+          import.meta.resolve('tsx'),
+          installOnce,
+          '{"tcp":[80],"port":50080}',
+        )
+        .split('\n')[0] ?? '',
+    );
+  const { error } = run('setpriv', '--bounding-set', '-net_admin', '--inh-caps', '-net_admin');
+  assert.is(error.code, 'EPERM');
+  assert.match(error.message, 'CAP_NET_ADMIN');
+});
+
+test.run();

@@ -1,0 +1,138 @@
+/**
+ * The test runner: `npm test`, or `node --import tsx test/run.ts [--verbose] [--timeout SECONDS] [lint | SUITE | FILE]...`
+ * A suite is a folder of test/. Every file is a process of its own, two run at a time; those of the suites kernel and interop
+ * are in private namespaces (helpers/namespaces.ts). A file whose first line is `// runs alone` runs when all others are done.
+ * A file fails when a test of it fails, when it exits with an error, takes too long, or tells no totals. In CI a skipped test fails.
+ */
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { readdirSync, readFileSync, statSync } from 'node:fs';
+import { dirname, join, relative } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { parseArgs } from 'node:util';
+import { namespaced } from './helpers/namespaces.js';
+
+const root = dirname(dirname(fileURLToPath(import.meta.url)));
+const suites = ['unit', 'golden', 'kernel', 'interop'];
+const privateSuites = ['kernel', 'interop'];
+
+interface Job {
+  readonly name: string;
+  readonly command: readonly [string, ...string[]];
+  readonly alone: boolean;
+  /** Counts as one test, by its exit code. */
+  readonly plain?: true;
+}
+
+interface Result {
+  readonly passed: number;
+  readonly failed: number;
+  readonly skipped: number;
+  readonly problem?: string;
+}
+
+const { values, positionals } = parseArgs({
+  allowPositionals: true,
+  options: {
+    verbose: { type: 'boolean', short: 'v', default: false },
+    timeout: { type: 'string', default: '180' },
+  },
+});
+process.chdir(root);
+const jobs = (positionals.length ? positionals : ['lint', ...suites]).flatMap(jobsOf);
+const timeoutSeconds = Number(values.timeout);
+// Colours would be in the way when the output is read here.
+const { FORCE_COLOR: _, ...env }: NodeJS.ProcessEnv = { ...process.env, NO_COLOR: '1' };
+const ci = Boolean(process.env['CI']);
+const sum = { passed: 0, failed: 0, skipped: 0 };
+
+await inParallel(
+  jobs.filter((job) => !job.alone),
+  2,
+);
+await inParallel(
+  jobs.filter((job) => job.alone),
+  1,
+);
+console.log(`\n${sum.passed} passed, ${sum.failed} failed${sum.skipped ? `, ${sum.skipped} skipped` : ''}`);
+process.exitCode = sum.failed ? 1 : 0;
+
+function jobsOf(argument: string): Job[] {
+  if (argument === 'lint') return [{ name: 'lint', command: ['sh', 'scripts/lint.sh'], alone: false, plain: true }];
+  const path = suites.includes(argument) ? join('test', argument) : relative(root, argument);
+  const files = statSync(path).isDirectory()
+    ? readdirSync(path, { recursive: true, encoding: 'utf8' }).map((name) => join(path, name))
+    : [path];
+  return files
+    .filter((file) => /\.test\.m?ts$/.test(file))
+    .sort()
+    .map((file) => {
+      const command = [process.execPath, '--import', 'tsx', file] as const;
+      const suite = file.split('/')[1] ?? '';
+      return {
+        name: relative('test', file),
+        command: privateSuites.includes(suite) ? namespaced(command) : [...command],
+        alone: readFileSync(file, 'utf8').startsWith('// runs alone'),
+      };
+    });
+}
+
+async function inParallel(queue: Job[], workers: number): Promise<void> {
+  const work = async () => {
+    for (let job = queue.shift(); job; job = queue.shift()) await run(job);
+  };
+  await Promise.all(Array.from({ length: workers }, work));
+}
+
+async function run(job: Job): Promise<void> {
+  const started = performance.now();
+  const [file, ...args] = job.command;
+  const child = spawn(file, args, { stdio: ['ignore', 'pipe', 'pipe'], env });
+  let output = '';
+  for (const stream of [child.stdout, child.stderr]) {
+    stream.setEncoding('utf8').on('data', (text: string) => {
+      output += text;
+    });
+  }
+  let late = false;
+  const timer = setTimeout(() => {
+    late = true;
+    child.kill('SIGKILL');
+    // Its children may hold the pipes.
+    child.stdout.destroy();
+    child.stderr.destroy();
+  }, timeoutSeconds * 1000);
+  const [code, signal] = (await once(child, 'close')) as [number | null, NodeJS.Signals | null];
+  clearTimeout(timer);
+
+  const reasons = [...output.matchAll(/^skipped: .*$/gm)].map(([line]) => line);
+  const end = late ? `took longer than ${timeoutSeconds} s` : code === 0 ? undefined : `ended with ${signal ?? code}`;
+  const result = judge(job, end, output, reasons.length);
+  sum.passed += result.passed;
+  sum.failed += result.failed;
+  sum.skipped += result.skipped;
+
+  const counts = `${result.passed} passed${result.failed ? `, ${result.failed} FAILED` : ''}${result.skipped ? `, ${result.skipped} skipped` : ''}`;
+  const seconds = `${((performance.now() - started) / 1000).toFixed(1)} s`;
+  console.log([job.name.padEnd(34), counts, seconds, result.problem].filter(Boolean).join('  '));
+  for (const reason of reasons) console.log(`    ${reason}`);
+  if (values.verbose || result.failed) console.log(output.trimEnd().replace(/^/gm, '    '));
+}
+
+function judge(job: Job, end: string | undefined, output: string, reasons: number): Result {
+  if (job.plain) return { passed: end ? 0 : 1, failed: end ? 1 : 0, skipped: 0, ...(end && { problem: end }) };
+  // The totals of uvu. A test may print the like, uvu comes last.
+  const count = (word: string) => Number([...output.matchAll(new RegExp(`^  ${word}: +(\\d+)`, 'gm'))].at(-1)?.[1]);
+  const [total, passed, skipped] = [count('Total'), count('Passed'), count('Skipped')];
+  if (!(total + skipped > 0))
+    return { passed: 0, failed: 1, skipped: 0, problem: end ?? 'no totals, or no test in it' };
+  const unexplained = Math.max(0, skipped - reasons);
+  const failed = total - passed + (ci ? skipped : unexplained);
+  const problem = end ?? (unexplained ? 'skips without a reason' : undefined);
+  return {
+    passed,
+    failed: end && !failed ? 1 : failed,
+    skipped: skipped - (ci ? skipped : unexplained),
+    ...(problem && { problem }),
+  };
+}
