@@ -7,9 +7,9 @@
 #include <cstddef>
 #include <cstdio>
 #include <cstdlib>
-#include <system_error>
 
 #include "netlink/describe.h"
+#include "socket/error.h"
 #include "socket/netns.h"
 
 namespace tproxy::netlink {
@@ -88,14 +88,14 @@ std::optional<Refusal> readDone(const Received& message, const Message& request)
 Connection::Connection(int protocol, const std::string& netns) {
   inNetns(netns, [&] {
     fd_.reset(::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol));
-    if (!fd_) throw std::system_error(errno, std::generic_category(), "socket AF_NETLINK");
+    if (!fd_) throw socket::Error(errno, "socket AF_NETLINK");
   });
   sockaddr_nl self{.nl_family = AF_NETLINK};
   socklen_t length = sizeof self;
   if (::bind(fd_.get(), reinterpret_cast<sockaddr*>(&self), sizeof self) != 0)
-    throw std::system_error(errno, std::generic_category(), "bind AF_NETLINK");
+    throw socket::Error(errno, "bind AF_NETLINK");
   if (::getsockname(fd_.get(), reinterpret_cast<sockaddr*>(&self), &length) != 0)
-    throw std::system_error(errno, std::generic_category(), "getsockname AF_NETLINK");
+    throw socket::Error(errno, "getsockname AF_NETLINK");
   portId_ = self.nl_pid;
 
   const int on = 1;

@@ -1,9 +1,9 @@
 /** Every kind of set, expression and operation: our batch is what `nft` sends for the same text. */
 import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
+import { native } from '../../src/native.js';
 import type { NftObject, NftOperation } from '../../src/netlink/types.js';
 import { encodeComment } from '../../src/netlink/userdata.js';
-import { native } from '../helpers/native.js';
 import * as nft from '../helpers/nft.js';
 import { difference, read, split } from './fixture.js';
 
@@ -193,7 +193,12 @@ function expressions(): nft.Table {
       { kind: 'immediate', dreg: 1, data: host32(5) },
       { kind: 'meta', key: 'priority', sreg: 1 },
     )
-    .rule('filter', { kind: 'fib', result: 'oif', flags: ['saddr', 'iif', 'present'], dreg: 1 }, cmp('eq', host32(0)), drop)
+    .rule(
+      'filter',
+      { kind: 'fib', result: 'oif', flags: ['saddr', 'iif', 'present'], dreg: 1 },
+      cmp('eq', host32(0)),
+      drop,
+    )
     .rule('filter', { kind: 'verdict', verdict: 'continue' });
 }
 

@@ -1,8 +1,8 @@
 /** Policy rules and routes: our bytes are those of `ip` for the same words, and read back as what they were made of. */
 import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
+import { native } from '../../src/native.js';
 import type { Route, Rule } from '../../src/netlink/types.js';
-import { native } from '../helpers/native.js';
 import { difference, normalised, read } from './fixture.js';
 
 const test = suite('golden rtnetlink');

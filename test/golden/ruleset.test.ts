@@ -1,7 +1,7 @@
 /** The rule set as a whole: the bytes of our batch are those that `nft -f` sends for the same text, message by message. */
 import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
-import { native } from '../helpers/native.js';
+import { native } from '../../src/native.js';
 import { type Options, ruleset } from '../helpers/ruleset.js';
 import { difference, read, split } from './fixture.js';
 
