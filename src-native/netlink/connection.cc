@@ -9,7 +9,6 @@
 #include <cstdlib>
 
 #include "netlink/describe.h"
-#include "socket/error.h"
 #include "socket/netns.h"
 
 namespace tproxy::netlink {
@@ -93,14 +92,14 @@ std::optional<Refusal> readDone(const Received& message, const Message& request)
 Connection::Connection(int protocol, const std::string& netns) {
   inNetns(netns, [&] {
     fd_.reset(::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol));
-    if (!fd_) throw socket::Error(errno, "socket AF_NETLINK");
+    if (!fd_) fail("open netlink socket", errno, "socket");
   });
   sockaddr_nl self{.nl_family = AF_NETLINK};
   socklen_t length = sizeof self;
   if (::bind(fd_.get(), reinterpret_cast<sockaddr*>(&self), sizeof self) != 0)
-    throw socket::Error(errno, "bind AF_NETLINK");
+    fail("open netlink socket", errno, "bind");
   if (::getsockname(fd_.get(), reinterpret_cast<sockaddr*>(&self), &length) != 0)
-    throw socket::Error(errno, "getsockname AF_NETLINK");
+    fail("open netlink socket", errno, "getsockname");
   portId_ = self.nl_pid;
 
   const int on = 1;

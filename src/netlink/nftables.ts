@@ -70,8 +70,8 @@ export class NftablesSocket {
   }
 
   /**
-   * Equivalent to: `nft list tables`, `nft list chains`, ... For `elements` family, table and set are needed, and there
-   * is one object in the answer, or none when the set is empty.
+   * Equivalent to: `nft list tables`, `nft list chains`, ... For `elements` family, table and set are needed; the
+   * answer is one object, its elements in ascending order. `ENOENT` where there is no such set.
    */
   async list<K extends NftObject['kind']>(
     kind: K,

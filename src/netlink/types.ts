@@ -124,7 +124,7 @@ export interface NftSet {
   readonly family: NftFamily;
   readonly table: string;
   readonly name: string;
-  /** Names the set inside one batch before it has a handle. */
+  /** Names the set inside one batch before it has a handle; needed where rules refer to it so. Default: a free one. */
   readonly id?: number;
   readonly flags?: readonly (
     | 'anonymous'
