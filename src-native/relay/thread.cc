@@ -45,6 +45,7 @@ void Thread::stop() {
   }
   wakeUp(wake_);
   thread_.join();
+  wake_.reset();
   commands_.clear();
   events_.clear();
 }

@@ -125,12 +125,15 @@ export async function dial(port: number): Promise<net.Socket> {
   return socket;
 }
 
+/** How a connection to a port ends, which may be reset before it is told to be there. */
+export const dialToEnd = (port: number) => endOf(net.connect({ port, host: '127.0.0.1', allowHalfOpen: true }));
+
 /**
  * Hands every chunk on until the end of stream; rejects with the error of a socket that is reset. (An async iterator would
  * destroy the socket at the end, and with it the other direction.)
  */
 function read(socket: net.Socket, take: (chunk: Buffer) => void): Promise<void> {
-  socket.on('data', take);
+  socket.on('data', take).resume();
   return new Promise((resolve, reject) => socket.once('end', resolve).once('error', reject));
 }
 
