@@ -141,7 +141,9 @@ function judge(job: Job, end: string | undefined, output: string, reasons: numbe
     return { passed: 0, failed: 1, skipped: 0, problem: end ?? 'no totals, or no test in it' };
   const unexplained = Math.max(0, skipped - reasons);
   const failed = total - passed + (ci ? skipped : unexplained);
-  const problem = end ?? (unexplained ? 'skips without a reason' : undefined);
+  // uvu swallows what a before hook throws, and then runs nothing.
+  const problem =
+    end ?? (failed > 0 && passed < total ? 'a before hook threw' : unexplained ? 'skips without a reason' : undefined);
   return {
     passed,
     failed: end && !failed ? 1 : failed,
