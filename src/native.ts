@@ -103,7 +103,7 @@ export interface NativeConnectOptions {
   readonly localAddress?: string;
   /** 0 or absent: chosen at connect time per 4-tuple (IP_BIND_ADDRESS_NO_PORT). */
   readonly localPort?: number;
-  /** With a localPort: on EADDRINUSE / EADDRNOTAVAIL fall back to a chosen one. */
+  /** With a localPort: on EADDRINUSE, EADDRNOTAVAIL or EACCES (a privileged port) fall back to a chosen one. */
   readonly localPortOptional?: boolean;
   readonly mark?: number;
   readonly timeoutMs?: number;
@@ -114,7 +114,7 @@ export interface NativeConnectOptions {
 export interface NativeRelayLimits {
   /** 0 = never. No byte either way for this long: reason `idle`. */
   readonly idleTimeoutMs?: number;
-  /** The same, once one side has ended. */
+  /** The same, once one side has ended. Absent: `idleTimeoutMs` holds on. */
   readonly halfCloseTimeoutMs?: number;
   readonly keepAliveMs?: number;
 }
@@ -126,8 +126,10 @@ export type NativeDecision =
   | { readonly kind: 'close' };
 
 /**
- * The thread that accepts, connects and relays. It works in file descriptors it owns; JavaScript hears of it through
- * `onEvents`, never per chunk. Ids are unique in a thread and never used again.
+ * The thread that accepts, connects and relays, all in one network namespace. It works in file descriptors it owns;
+ * JavaScript hears of it through `onEvents`, never per chunk. It starts with the first call that needs it, which throws
+ * when it cannot be started (`open /run/netns/x`). Ids are unique in a thread and never used again; each ends with exactly
+ * one event: `connected` or `failed` for a connect, `socket` or `ended` for a flow or a relay, `closed` for an accept.
  */
 export interface NativeRelayThread {
   /** Connects and hands the socket back: `connected` or `failed`. */
@@ -147,7 +149,8 @@ export interface NativeRelayThread {
   /**
    * Accepts on a listening descriptor that it takes over. With `decide`, each connection is told as a `flow` event and
    * waits for `decide()`; without, it is relayed to its original destination from its client's address by `upstream`,
-   * and JavaScript hears nothing of it.
+   * and JavaScript hears nothing of it. A client that connected to the listener itself is reset (ELOOP): relaying it
+   * to its destination would come back here for ever.
    */
   accept(
     options: {
@@ -156,22 +159,32 @@ export interface NativeRelayThread {
       readonly engine: Engine;
       readonly upstream: {
         readonly mark?: number;
-        readonly netns?: string;
         readonly timeoutMs?: number;
         readonly from: 'client' | 'proxy';
       };
       readonly counters: BigUint64Array;
     } & NativeRelayLimits,
   ): number;
-  /** `counters`: of this one relay, besides those of the server it was accepted on. */
+  /**
+   * `counters`: of this one relay, besides those of the server it was accepted on. A `reset` or `close` ends the flow with
+   * reason `destroyed`. Unknown ids are ignored: the client may just have gone.
+   */
   decide(flow: number, decision: NativeDecision, counters?: BigUint64Array): void;
-  /** MSG_PEEK on a flow that waits for its decision: `peeked`. */
+  /**
+   * MSG_PEEK on a flow that waits for its decision: `peeked`, unless the flow ends before. A second peek, or a decision,
+   * answers the one before with what there is.
+   */
   peek(flow: number, bytes: number, timeoutMs: number): void;
-  /** Ends a connect, a flow or a relay at once (RST to both sides). Unknown ids are ignored: it may just have ended. */
+  /**
+   * Ends a connect (`failed` with ECANCELED), a flow or a relay (`ended`, `destroyed`) at once, with RST to both sides.
+   * Unknown ids are ignored: it may just have ended.
+   */
   destroy(id: number): void;
   /** Closes a listener: no new connections; `closed` follows when the last of its connections has ended. */
   stopAccepting(id: number): void;
-  /** Whether the thread keeps the process alive. */
+  /** Ends everything with RST, without any further event, and the thread itself. It cannot be used again. */
+  stop(): void;
+  /** Whether the thread keeps the process alive; at first it does not. */
   ref(): void;
   unref(): void;
 }
@@ -251,9 +264,9 @@ export interface Native {
   /** getsockopt SO_ORIGINAL_DST / IP6T_SO_ORIGINAL_DST: what conntrack says, for REDIRECT and DNAT only. */
   conntrackOriginalDestination(fd: number): Endpoint;
 
-  /** A thread that works in one network namespace: the caller's, or that of the path. */
+  /** `netns`: path of the network namespace it works in. */
   RelayThread: new (
-    options: { netns?: string },
+    options: { readonly netns?: string },
     onEvents: (events: NativeRelayEvent[]) => void,
   ) => NativeRelayThread;
 }

@@ -114,14 +114,24 @@ function result(counters: BigUint64Array, reason: RelayResult['reason']): RelayR
   return { ...bytes(counters), reason };
 }
 
-/** Waits for the one event that ends a relay. */
-export function ended(thread: RelayThread, id: number): Promise<RelayResult> {
+/**
+ * From a relay's (or flow's) beginning to the one event that ends it; whatever comes before goes to `onEvent`. A flow that
+ * becomes a socket never ends here: it lives on in JavaScript.
+ */
+export function ended(
+  thread: RelayThread,
+  id: number,
+  onEvent: (event: NativeRelayEvent) => void = () => {},
+): Promise<RelayResult> {
   const release = thread.hold();
   return new Promise((resolve) => {
-    thread.handle(id, (event: NativeRelayEvent) => {
+    thread.handle(id, (event) => {
+      if (event.kind === 'ended' || event.kind === 'socket') {
+        thread.forget(id);
+        release();
+      }
+      onEvent(event);
       if (event.kind !== 'ended') return;
-      thread.forget(id);
-      release();
       const { bytesFromClient, bytesFromServer, reason, failure } = event;
       resolve({ bytesFromClient, bytesFromServer, reason, ...(failure && { error: errorFromFailure(failure) }) });
     });

@@ -227,6 +227,7 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
   async #start(options: ListenOptions): Promise<void> {
     const { intercept, netns, relay } = this.#options;
     const fd = this.#openListener(options);
+    let handedOver = false;
     try {
       const address = native.socketAddress(fd);
       const wildcard = options.host === undefined || options.host === '0.0.0.0' || options.host === '::';
@@ -237,12 +238,15 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
           ...(!wildcard && { address: address.address }),
           ...(netns !== undefined && { netns }),
         });
+      handedOver = relay === undefined;
+      this.#acceptor = relay === undefined ? await this.#acceptInNode(fd) : this.#acceptInThread(fd, relay);
       this.#address = address;
     } catch (error) {
-      native.closeDescriptor(fd);
+      if (!handedOver) native.closeDescriptor(fd);
+      await this.rules?.uninstall();
+      this.rules = undefined;
       throw error;
     }
-    this.#acceptor = relay === undefined ? await this.#acceptInNode(fd) : this.#acceptInThread(fd, relay);
     if (!this.#referenced) this.#acceptor.unref();
   }
 
@@ -391,55 +395,45 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
       originalDestination,
       peek: (size, timeoutMs) =>
         new Promise((resolve) => {
+          if (isOver) return resolve(Buffer.alloc(0));
           peeks.push(resolve);
           thread.native.peek(id, size, timeoutMs);
         }),
     };
-    thread.handle(id, (event) => {
+    let isOver = false;
+    const closed = ended(thread, id, (event) => {
       if (event.kind === 'peeked') peeks.shift()?.(event.data);
-      if (event.kind === 'ended') {
-        thread.forget(id);
+      else if (event.kind === 'socket') this.#adopt(event.fd);
+      else if (event.kind === 'ended') {
+        isOver = true;
         for (const resolve of peeks.splice(0)) resolve(Buffer.alloc(0));
       }
     });
     try {
-      this.#carryOut(thread, id, flow, await ask(flow));
+      this.#carryOut(thread, id, flow, closed, await ask(flow));
     } catch (error) {
       thread.native.decide(id, { kind: 'reset' });
       this.emit('error', error as Error);
     }
   }
 
-  #carryOut(thread: RelayThread, id: number, flow: Flow, decision: RelayDecision): void {
+  #adopt(fd: number): void {
+    const { allowHalfOpen = false, pauseOnConnect = false } = this.#options;
+    // `pauseOnCreate` is what net.Server gives its own sockets; Node's types leave it out.
+    const options = { fd, readable: true, writable: true, allowHalfOpen, pauseOnCreate: pauseOnConnect };
+    this.#handOver(new Socket(options));
+  }
+
+  #carryOut(thread: RelayThread, id: number, flow: Flow, closed: Relay['closed'], decision: RelayDecision): void {
     switch (decision.kind) {
       case 'relay': {
         const counters = newCounters();
         thread.native.decide(id, this.#relayDecision(flow, decision), counters);
-        const relay: Relay = {
-          engine: this.#engine,
-          closed: ended(thread, id),
-          stats: () => bytes(counters),
-          destroy: () => thread.native.destroy(id),
-        };
-        this.emit('relay', relay, flow);
+        const destroy = () => thread.native.destroy(id);
+        this.emit('relay', { engine: this.#engine, closed, stats: () => bytes(counters), destroy }, flow);
         return;
       }
       case 'socket':
-        thread.handle(id, (event) => {
-          thread.forget(id);
-          if (event.kind !== 'socket') return;
-          const { allowHalfOpen = false, pauseOnConnect = false } = this.#options;
-          const options = {
-            fd: event.fd,
-            readable: true,
-            writable: true,
-            allowHalfOpen,
-            pauseOnCreate: pauseOnConnect,
-          };
-          this.#handOver(new Socket(options));
-        });
-        thread.native.decide(id, decision);
-        return;
       case 'reset':
       case 'close':
         thread.native.decide(id, decision);

@@ -1,7 +1,353 @@
+// RouteSocket, NftablesSocket and the functions that show the bytes they send.
+#include <net/if.h>
+
+#include <system_error>
+
 #include "bindings/define.h"
+#include "bindings/instance.h"
+#include "bindings/transaction.h"
+#include "errno_name.h"
+#include "nftables/batch.h"
+#include "nftables/query.h"
 
 namespace tproxy::bindings {
 
-void defineNetlink(Napi::Env, Napi::Object) {}
+using netlink::ByteView;
+using netlink::Connection;
+using When = Session::When;
+
+// ---- errors
+// -----------------------------------------------------------------------------------------------------------
+
+namespace {
+
+void describeRefusal(Napi::Object js, const netlink::Refusal& refusal) {
+  js["errno"] = Napi::Number::New(js.Env(), refusal.errnum);
+  js["code"] = Napi::String::New(js.Env(), errnoName(refusal.errnum));
+  js["request"] = Napi::String::New(js.Env(), refusal.request);
+  if (refusal.attribute) js["attribute"] = Napi::String::New(js.Env(), *refusal.attribute);
+  if (refusal.extack) js["extack"] = Napi::String::New(js.Env(), *refusal.extack);
+}
+
+Napi::Object netlinkFailure(Napi::Env env, const netlink::Error& error) {
+  auto failure = Napi::Object::New(env);
+  failure["kind"] = Napi::String::New(env, "netlink");
+  failure["operation"] = Napi::String::New(env, error.operation);
+  describeRefusal(failure, error.refusal);
+  if (error.all.empty()) return failure;
+  auto errors = Napi::Array::New(env, error.all.size());
+  for (uint32_t i = 0; i < error.all.size(); ++i) {
+    const Napi::HandleScope scope(env);
+    auto one = Napi::Object::New(env);
+    one["index"] = Napi::Number::New(env, static_cast<double>(error.all[i].index));
+    describeRefusal(one, error.all[i].refusal);
+    errors[i] = one;
+  }
+  failure["errors"] = errors;
+  return failure;
+}
+
+// A system call that failed: before a socket was there.
+Napi::Object socketFailure(Napi::Env env, const std::system_error& error) {
+  const std::string what = error.what();  // `open /run/netns/x: No such file or directory`
+  auto failure = Napi::Object::New(env);
+  failure["kind"] = Napi::String::New(env, "socket");
+  failure["errno"] = Napi::Number::New(env, error.code().value());
+  failure["code"] = Napi::String::New(env, errnoName(error.code().value()));
+  failure["syscall"] = Napi::String::New(env, what.substr(0, what.rfind(": " + error.code().message())));
+  return failure;
+}
+
+}  // namespace
+
+Napi::Error jsError(Napi::Env env, const std::exception_ptr& exception) {
+  try {
+    std::rethrow_exception(exception);
+  } catch (const netlink::Error& error) {
+    return toError(env, netlinkFailure(env, error));
+  } catch (const netlink::Malformed& error) {
+    return toError(env,
+                   netlinkFailure(env, {"decode", {.errnum = EBADMSG, .request = "none", .extack = error.what()}}));
+  } catch (const std::system_error& error) {
+    return toError(env, socketFailure(env, error));
+  } catch (const std::invalid_argument& error) {
+    return Napi::TypeError::New(env, error.what());
+  } catch (const std::exception& error) {
+    return Napi::Error::New(env, error.what());
+  }
+}
+
+namespace {
+
+// ---- arguments
+// --------------------------------------------------------------------------------------------------------
+
+Napi::Value member(Napi::Value object, const char* name) {
+  if (object.IsUndefined()) return object;
+  return object.As<Napi::Object>()[name];
+}
+
+template <class T>
+std::optional<T> optionalMember(Napi::Value object, const char* name, const auto& representation) {
+  const Napi::Value js = member(object, name);
+  std::optional<T> value;
+  if (!js.IsUndefined()) JsReader::read(js, value.emplace(), representation);
+  return value;
+}
+
+std::optional<uint8_t> familyArgument(Napi::Value js) {
+  std::optional<uint8_t> family;
+  if (!js.IsUndefined()) JsReader::read(js, family.emplace(), rtnetlink::familyOf);
+  return family;
+}
+
+rtnetlink::Verb verbArgument(Napi::Value js) {
+  return std::string(js.As<Napi::String>()) == "add" ? rtnetlink::Verb::add : rtnetlink::Verb::erase;
+}
+
+constexpr std::pair<const char*, nftables::Verb> verbs[] = {
+    {"add", nftables::Verb::add},      {"create", nftables::Verb::create}, {"insert", nftables::Verb::insert},
+    {"delete", nftables::Verb::erase}, {"flush", nftables::Verb::flush},
+};
+
+std::vector<nftables::Operation> operationsArgument(Napi::Value js) {
+  const auto array = js.As<Napi::Array>();
+  std::vector<nftables::Operation> operations;
+  operations.reserve(array.Length());
+  for (uint32_t i = 0; i < array.Length(); ++i) {
+    const Napi::HandleScope scope(js.Env());
+    const Napi::Value operation = array[i];
+    const std::string wanted = member(operation, "verb").As<Napi::String>();
+    const auto* verb =
+        std::find_if(std::begin(verbs), std::end(verbs), [&](const auto& one) { return wanted == one.first; });
+    if (verb == std::end(verbs)) throw Napi::TypeError::New(js.Env(), "unknown verb: " + wanted);
+    JsReader::read(member(operation, "object"), operations.emplace_back(nftables::Operation{verb->second}).object,
+                   netlink::described);
+  }
+  return operations;
+}
+
+nftables::BatchOptions batchOptions(Napi::Value js) {
+  nftables::BatchOptions options;
+  options.generation = optionalMember<uint32_t>(js, "generation", netlink::be32);
+  options.dryRun = member(js, "dryRun").ToBoolean();
+  return options;
+}
+
+ByteView bytesArgument(Napi::Value js) {
+  const auto bytes = js.As<Napi::Uint8Array>();
+  return {bytes.Data(), bytes.ByteLength()};
+}
+
+std::shared_ptr<Session> openSession(const Napi::CallbackInfo& info, int protocol) {
+  return guarded(info.Env(), [&] {
+    const std::string netns = info[0].IsUndefined() ? "" : std::string(info[0].As<Napi::String>());
+    return std::make_shared<Session>(std::make_shared<Connection>(protocol, netns));
+  });
+}
+
+// ---- rtnetlink
+// --------------------------------------------------------------------------------------------------------
+
+class RouteSocket : public Napi::ObjectWrap<RouteSocket> {
+ public:
+  static Napi::Function define(Napi::Env env) {
+    return DefineClass(env, "RouteSocket",
+                       {
+                           InstanceMethod<&RouteSocket::ruleAdd>("ruleAdd"),
+                           InstanceMethod<&RouteSocket::ruleDelete<When::later>>("ruleDelete"),
+                           InstanceMethod<&RouteSocket::ruleDelete<When::now>>("ruleDeleteSync"),
+                           InstanceMethod<&RouteSocket::ruleList>("ruleList"),
+                           InstanceMethod<&RouteSocket::routeAdd>("routeAdd"),
+                           InstanceMethod<&RouteSocket::routeDelete<When::later>>("routeDelete"),
+                           InstanceMethod<&RouteSocket::routeDelete<When::now>>("routeDeleteSync"),
+                           InstanceMethod<&RouteSocket::routeList>("routeList"),
+                           InstanceMethod<&RouteSocket::linkList>("linkList"),
+                           InstanceMethod<&RouteSocket::addressList>("addressList"),
+                           InstanceMethod<&RouteSocket::close>("close"),
+                       });
+  }
+
+  explicit RouteSocket(const Napi::CallbackInfo& info) : ObjectWrap(info), session_(openSession(info, NETLINK_ROUTE)) {}
+
+ private:
+  template <When when = When::later>
+  Napi::Value transact(const Napi::CallbackInfo& info, auto work) {
+    return session_->transact<when>(info.Env(), std::move(work));
+  }
+  template <class T>
+  static T argument(const Napi::CallbackInfo& info) {
+    return guarded(info.Env(), [&] { return JsReader::object<T>(info[0]); });
+  }
+
+  Napi::Value ruleAdd(const Napi::CallbackInfo& info) {
+    return transact(info, [rule = argument<rtnetlink::Rule>(info)](Connection& c) { addRule(c, rule); });
+  }
+  template <When when>
+  Napi::Value ruleDelete(const Napi::CallbackInfo& info) {
+    return transact<when>(info, [rule = argument<rtnetlink::Rule>(info)](Connection& c) { deleteRule(c, rule); });
+  }
+  Napi::Value ruleList(const Napi::CallbackInfo& info) {
+    return transact(info,
+                    [family = familyArgument(info[0])](Connection& c) { return rtnetlink::listRules(c, family); });
+  }
+  Napi::Value routeAdd(const Napi::CallbackInfo& info) {
+    return transact(info, [route = argument<rtnetlink::Route>(info)](Connection& c) { addRoute(c, route); });
+  }
+  template <When when>
+  Napi::Value routeDelete(const Napi::CallbackInfo& info) {
+    return transact<when>(info, [route = argument<rtnetlink::Route>(info)](Connection& c) { deleteRoute(c, route); });
+  }
+  Napi::Value routeList(const Napi::CallbackInfo& info) {
+    rtnetlink::RouteFilter filter;
+    filter.family = optionalMember<uint8_t>(info[0], "family", rtnetlink::familyOf);
+    filter.table = optionalMember<uint32_t>(info[0], "table", netlink::host32);
+    return transact(info, [filter](Connection& c) { return listRoutes(c, filter); });
+  }
+  Napi::Value linkList(const Napi::CallbackInfo& info) {
+    return transact(info, [](Connection& c) { return rtnetlink::listLinks(c); });
+  }
+  Napi::Value addressList(const Napi::CallbackInfo& info) {
+    return transact(info,
+                    [family = familyArgument(info[0])](Connection& c) { return rtnetlink::listAddresses(c, family); });
+  }
+  void close(const Napi::CallbackInfo&) { session_->close(); }
+
+  std::shared_ptr<Session> session_;
+};
+
+// ---- nf_tables
+// --------------------------------------------------------------------------------------------------------
+
+class NftablesSocket : public Napi::ObjectWrap<NftablesSocket> {
+ public:
+  static Napi::Function define(Napi::Env env) {
+    return DefineClass(env, "NftablesSocket",
+                       {
+                           InstanceAccessor<&NftablesSocket::portId>("portId"),
+                           InstanceMethod<&NftablesSocket::commit<When::later>>("commit"),
+                           InstanceMethod<&NftablesSocket::commit<When::now>>("commitSync"),
+                           InstanceMethod<&NftablesSocket::generation>("generation"),
+                           InstanceMethod<&NftablesSocket::list>("list"),
+                           InstanceMethod<&NftablesSocket::close>("close"),
+                       });
+  }
+
+  explicit NftablesSocket(const Napi::CallbackInfo& info)
+      : ObjectWrap(info), session_(openSession(info, NETLINK_NETFILTER)) {
+    portId_ = session_->open()->portId();
+  }
+
+ private:
+  Napi::Value portId(const Napi::CallbackInfo& info) { return Napi::Number::New(info.Env(), portId_); }
+
+  template <When when>
+  Napi::Value commit(const Napi::CallbackInfo& info) {
+    const auto options = batchOptions(info[1]);
+    auto batch = guarded(info.Env(), [&] { return nftables::encodeBatch(operationsArgument(info[0]), options); });
+    return session_->transact<when>(info.Env(),
+                                    [batch = std::move(batch), dryRun = options.dryRun](Connection& c) mutable {
+                                      c.commit(dryRun ? "check batch" : "commit batch", std::move(batch));
+                                    });
+  }
+
+  Napi::Value generation(const Napi::CallbackInfo& info) {
+    return session_->transact<When::later>(info.Env(), [](Connection& c) { return nftables::generation(c); });
+  }
+
+  Napi::Value list(const Napi::CallbackInfo& info) {
+    nftables::Filter filter;
+    filter.family = optionalMember<uint8_t>(info[1], "family", nftables::familyOf);
+    filter.table = optionalMember<std::string>(info[1], "table", netlink::text);
+    filter.chain = optionalMember<std::string>(info[1], "chain", netlink::text);
+    filter.set = optionalMember<std::string>(info[1], "set", netlink::text);
+    return listKind(info.Env(), info[0].As<Napi::String>(), filter);
+  }
+  template <size_t index = 0>
+  Napi::Value listKind(Napi::Env env, const std::string& kind, const nftables::Filter& filter) {
+    if constexpr (index == std::variant_size_v<nftables::Object>) {
+      throw Napi::TypeError::New(env, "unknown kind: " + kind);
+    } else {
+      using T = std::variant_alternative_t<index, nftables::Object>;
+      if (kind != T::messages.kind) return listKind<index + 1>(env, kind, filter);
+      return session_->transact<When::later>(env, [filter](Connection& c) { return nftables::list<T>(c, filter); });
+    }
+  }
+
+  void close(const Napi::CallbackInfo&) { session_->close(); }
+
+  std::shared_ptr<Session> session_;
+  uint32_t portId_;
+};
+
+// ---- bytes
+// ------------------------------------------------------------------------------------------------------------
+
+Napi::Value toBuffer(Napi::Env env, const netlink::Bytes& bytes) {
+  return Napi::Buffer<uint8_t>::Copy(env, bytes.data(), bytes.size());
+}
+
+Napi::Value encodeRule(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    const auto rule = JsReader::object<rtnetlink::Rule>(info[1]);
+    return toBuffer(info.Env(), rtnetlink::encodeRule(verbArgument(info[0]), rule).bytes());
+  });
+}
+
+Napi::Value encodeRoute(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    auto route = JsReader::object<rtnetlink::Route>(info[1]);
+    if (route.device && route.device->index == 0) {
+      route.device->index = ::if_nametoindex(route.device->name.c_str());
+      if (route.device->index == 0)
+        throw netlink::Error("get link " + route.device->name, {.errnum = ENODEV, .request = "RTM_GETLINK"});
+    }
+    return toBuffer(info.Env(), rtnetlink::encodeRoute(verbArgument(info[0]), std::move(route)).bytes());
+  });
+}
+
+Napi::Value encodeBatch(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    netlink::Bytes bytes;
+    for (const auto& message : nftables::encodeBatch(operationsArgument(info[0]), batchOptions(info[1])).messages)
+      bytes.insert(bytes.end(), message.bytes().begin(), message.bytes().end());
+    return toBuffer(info.Env(), bytes);
+  });
+}
+
+Napi::Value decodeRule(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(),
+                 [&] { return JsWriter::object(info.Env(), rtnetlink::decodeRule(bytesArgument(info[0]))); });
+}
+
+Napi::Value decodeRoute(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(),
+                 [&] { return JsWriter::object(info.Env(), rtnetlink::decodeRoute(bytesArgument(info[0]))); });
+}
+
+Napi::Value decodeNftables(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    const nftables::Operation operation = nftables::decodeOperation(bytesArgument(info[0]));
+    const auto* verb =
+        std::find_if(std::begin(verbs), std::end(verbs), [&](const auto& one) { return one.second == operation.verb; });
+    auto js = Napi::Object::New(info.Env());
+    js["verb"] = Napi::String::New(info.Env(), verb->first);
+    js["object"] = JsWriter::write(info.Env(), operation.object, netlink::described);
+    return js;
+  });
+}
+
+}  // namespace
+
+void defineNetlink(Napi::Env env, Napi::Object exports) {
+  exports["RouteSocket"] = RouteSocket::define(env);
+  exports["NftablesSocket"] = NftablesSocket::define(env);
+  exports["encodeRule"] = Napi::Function::New<encodeRule>(env);
+  exports["encodeRoute"] = Napi::Function::New<encodeRoute>(env);
+  exports["encodeBatch"] = Napi::Function::New<encodeBatch>(env);
+  exports["decodeRule"] = Napi::Function::New<decodeRule>(env);
+  exports["decodeRoute"] = Napi::Function::New<decodeRoute>(env);
+  exports["decodeNftables"] = Napi::Function::New<decodeNftables>(env);
+}
 
 }  // namespace tproxy::bindings

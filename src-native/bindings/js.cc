@@ -1,0 +1,60 @@
+#include "bindings/js.h"
+
+namespace tproxy::bindings {
+
+uint32_t JsReader::word(Napi::Value js, netlink::Words words) {
+  if (js.IsNumber()) return number<uint32_t>(js);
+  const std::string name = js.As<Napi::String>();
+  for (const netlink::Word& word : words)
+    if (name == word.name) return word.value;
+  throw Napi::TypeError::New(js.Env(), "unknown word: " + name);
+}
+
+Napi::Value JsWriter::word(Napi::Env env, uint32_t value, netlink::Words words) {
+  for (const netlink::Word& word : words)
+    if (word.value == value) return Napi::String::New(env, word.name);
+  return Napi::Number::New(env, value);
+}
+
+Napi::Value JsWriter::flags(Napi::Env env, uint32_t value, netlink::Words words) {
+  auto array = Napi::Array::New(env);
+  uint32_t length = 0;
+  for (const netlink::Word& word : words)
+    if (value & word.value) {
+      array[length++] = Napi::String::New(env, word.name);
+      value &= ~word.value;
+    }
+  if (value != 0) array[length] = Napi::Number::New(env, value);
+  return array;
+}
+
+namespace {
+
+// Reads the alternative of a union that the object's `kind` names.
+template <class Union, size_t index = 0>
+Union readUnion(Napi::Value js, const std::string& kind, auto kindOf) {
+  if constexpr (index == std::variant_size_v<Union>) {
+    throw Napi::TypeError::New(js.Env(), "unknown kind: " + kind);
+  } else {
+    using T = std::variant_alternative_t<index, Union>;
+    if (kind == kindOf(std::type_identity<T>())) return JsReader::object<T>(js);
+    return readUnion<Union, index + 1>(js, kind, kindOf);
+  }
+}
+
+std::string kindIn(Napi::Value js) {
+  const Napi::Value kind = js.As<Napi::Object>()["kind"];
+  return kind.As<Napi::String>();
+}
+
+}  // namespace
+
+void JsReader::read(Napi::Value js, nftables::Expression& expression, nftables::Expressed) {
+  expression = readUnion<nftables::Expression>(js, kindIn(js), []<class T>(std::type_identity<T>) { return T::kind; });
+}
+
+void JsReader::read(Napi::Value js, nftables::Object& object, netlink::Described) {
+  object = readUnion<nftables::Object>(js, kindIn(js), []<class T>(std::type_identity<T>) { return T::messages.kind; });
+}
+
+}  // namespace tproxy::bindings

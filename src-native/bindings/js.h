@@ -1,0 +1,299 @@
+// The two visitors of netlink/describe.h that JavaScript needs: JsReader fills a struct from an object, JsWriter makes
+// an object of a struct. What is read was checked in TypeScript; a wrong type is still an exception, never a crash.
+#pragma once
+#include <napi.h>
+
+#include <string>
+#include <vector>
+
+#include "netlink/describe.h"
+#include "nftables/object.h"
+#include "rtnetlink/address.h"
+#include "rtnetlink/link.h"
+#include "rtnetlink/route.h"
+#include "rtnetlink/rule.h"
+
+namespace tproxy::bindings {
+
+using netlink::Bytes;
+using netlink::Named;
+
+// ---- JavaScript -> struct
+// ---------------------------------------------------------------------------------------------
+
+class JsReader {
+ public:
+  explicit JsReader(Napi::Value object) : object_(object.As<Napi::Object>()) {}
+
+  template <class T>
+  static T object(Napi::Value js) {
+    T value;
+    JsReader reader(js);
+    describe(reader, value);
+    return value;
+  }
+
+  template <class T, class Representation>
+  void operator()(const char* name, Named, T& value, const Representation& representation) {
+    const Napi::Value js = object_[name];
+    if (js.IsUndefined()) {
+      using netlink::mayBeAbsent;
+      if (netlink::isOptional<T> || mayBeAbsent(representation)) return;
+      throw Napi::TypeError::New(js.Env(), std::string(name) + " is missing");
+    }
+    if constexpr (netlink::isOptional<T>)
+      read(js, value.emplace(), representation);
+    else
+      read(js, value, representation);
+  }
+  void key(const char* name, Named attribute, auto& value, const auto& representation) {
+    (*this)(name, attribute, value, representation);
+  }
+  void handle(const char* name, Named attribute, auto& value, const auto& representation) {
+    (*this)(name, attribute, value, representation);
+  }
+  void readOnly(const char*, Named, const auto&, const auto&) {}
+  void header(const char* name, auto& value, const auto& representation) { (*this)(name, {}, value, representation); }
+  void wireOnly(Named, const auto&, const auto&) {}
+  void constant(Named, auto, const auto&) {}
+  void nest(Named, auto inside) { inside(*this); }
+  void group(const char* name, auto inside) {
+    const Napi::Value js = object_[name];
+    if (js.IsUndefined()) return;
+    JsReader reader(js);
+    inside(reader);
+  }
+
+  // One overload for each representation.
+  template <class T, class Int, std::endian order>
+  static void read(Napi::Value js, T& value, netlink::Number<Int, order>) {
+    value = number<T>(js);
+  }
+  static void read(Napi::Value js, std::string& value, netlink::Text) { value = js.As<Napi::String>(); }
+  static void read(Napi::Value js, Bytes& value, netlink::Blob) {
+    const auto bytes = js.As<Napi::Uint8Array>();
+    value.assign(bytes.Data(), bytes.Data() + bytes.ByteLength());
+  }
+  template <class T, class Number>
+  static void read(Napi::Value js, T& value, const netlink::Enumeration<Number>& representation) {
+    value = static_cast<T>(word(js, representation.words));
+  }
+  template <class T, class Number>
+  static void read(Napi::Value js, T& value, const netlink::Flags<Number>& representation) {
+    const auto array = js.As<Napi::Array>();
+    value = 0;
+    for (uint32_t i = 0; i < array.Length(); ++i) value |= static_cast<T>(word(array[i], representation.words));
+  }
+  template <class Number>
+  static void read(Napi::Value js, bool& value, const netlink::Flag<Number>&) {
+    value = js.As<Napi::Boolean>();
+  }
+  template <class Representation>
+  static void read(Napi::Value js, auto& value, const netlink::Zero<Representation>& zero) {
+    read(js, value, zero.representation);
+  }
+  template <class Representation>
+  static void read(Napi::Value js, auto& value, const netlink::Nested<Representation>& representation) {
+    read(js, value, representation.representation);
+  }
+  template <class T>
+  static void read(Napi::Value js, T& value, netlink::Described) {
+    value = object<T>(js);
+  }
+  template <class T, class Representation>
+  static void read(Napi::Value js, std::vector<T>& values, const netlink::List<Representation>& representation) {
+    const auto array = js.As<Napi::Array>();
+    values.resize(array.Length());
+    for (uint32_t i = 0; i < array.Length(); ++i) {
+      const Napi::HandleScope scope(js.Env());
+      read(array[i], values[i], representation.representation);
+    }
+  }
+  static void read(Napi::Value js, nftables::Expression& expression, nftables::Expressed);
+  static void read(Napi::Value js, nftables::Object& object, netlink::Described);
+  static void read(Napi::Value js, Bytes& value, rtnetlink::Ip) { value = rtnetlink::parseIp(js.As<Napi::String>()); }
+  static void read(Napi::Value js, rtnetlink::Prefix& prefix, rtnetlink::PrefixText) {
+    prefix = rtnetlink::parsePrefix(js.As<Napi::String>());
+  }
+  static void read(Napi::Value js, uint32_t& value, rtnetlink::LargeTable) { value = number<uint32_t>(js); }
+  template <class KernelRange>
+  static void read(Napi::Value js, KernelRange& range, rtnetlink::Range<KernelRange>) {
+    const auto object = js.As<Napi::Object>();
+    range.start = number<decltype(range.start)>(object["start"]);
+    range.end = number<decltype(range.end)>(object["end"]);
+  }
+  static void read(Napi::Value js, rtnetlink::Device& device, rtnetlink::DeviceIndex) {
+    if (js.IsNumber())
+      device.index = number<uint32_t>(js);
+    else
+      device.name = js.As<Napi::String>();
+  }
+
+ private:
+  template <class T>
+  static T number(Napi::Value js) {
+    if constexpr (sizeof(T) == 8) {
+      bool lossless;
+      return js.As<Napi::BigInt>().Uint64Value(&lossless);
+    } else {
+      return static_cast<T>(js.As<Napi::Number>().Int64Value());
+    }
+  }
+  static uint32_t word(Napi::Value js, netlink::Words words);
+
+  Napi::Object object_;
+};
+
+// ---- struct -> JavaScript
+// ---------------------------------------------------------------------------------------------
+
+class JsWriter {
+ public:
+  explicit JsWriter(Napi::Env env) : env_(env), object_(Napi::Object::New(env)) {}
+
+  template <class T>
+  static Napi::Value object(Napi::Env env, const T& value) {
+    JsWriter writer(env);
+    if constexpr (requires { T::messages; }) writer.set("kind", Napi::String::New(env, T::messages.kind));
+    if constexpr (requires { T::kind; }) writer.set("kind", Napi::String::New(env, T::kind));
+    describe(writer, value);
+    return writer.object_;
+  }
+
+  template <class T, class Representation>
+  void operator()(const char* name, Named, const T& value, const Representation& representation) {
+    if constexpr (netlink::isOptional<T>) {
+      if (value) set(name, write(env_, *value, representation));
+    } else if (!leftOut(value, representation)) {
+      set(name, write(env_, value, representation));
+    }
+  }
+  void key(const char* name, Named attribute, const auto& value, const auto& representation) {
+    (*this)(name, attribute, value, representation);
+  }
+  void handle(const char* name, Named attribute, const auto& value, const auto& representation) {
+    (*this)(name, attribute, value, representation);
+  }
+  void readOnly(const char* name, Named attribute, const auto& value, const auto& representation) {
+    (*this)(name, attribute, value, representation);
+  }
+  void header(const char* name, const auto& value, const auto& representation) {
+    (*this)(name, {}, value, representation);
+  }
+  void wireOnly(Named, const auto&, const auto&) {}
+  void constant(Named, auto, const auto&) {}
+  void nest(Named, auto inside) { inside(*this); }
+  void group(const char* name, auto inside) {
+    JsWriter writer(env_);
+    inside(writer);
+    if (!writer.empty_) set(name, writer.object_);
+  }
+
+  // One overload for each representation.
+  template <class T, class Int, std::endian order>
+  static Napi::Value write(Napi::Env env, T value, netlink::Number<Int, order>) {
+    if constexpr (sizeof(T) == 8)
+      return Napi::BigInt::New(env, value);
+    else
+      return Napi::Number::New(env, value);
+  }
+  static Napi::Value write(Napi::Env env, const std::string& value, netlink::Text) {
+    return Napi::String::New(env, value);
+  }
+  static Napi::Value write(Napi::Env env, const Bytes& value, netlink::Blob) {
+    auto bytes = Napi::Uint8Array::New(env, value.size());
+    if (!value.empty()) std::memcpy(bytes.Data(), value.data(), value.size());
+    return bytes;
+  }
+  template <class Number>
+  static Napi::Value write(Napi::Env env, uint32_t value, const netlink::Enumeration<Number>& representation) {
+    return word(env, value, representation.words);
+  }
+  template <class Number>
+  static Napi::Value write(Napi::Env env, uint32_t value, const netlink::Flags<Number>& representation) {
+    return flags(env, value, representation.words);
+  }
+  template <class Number>
+  static Napi::Value write(Napi::Env env, bool value, const netlink::Flag<Number>&) {
+    return Napi::Boolean::New(env, value);
+  }
+  template <class Representation>
+  static Napi::Value write(Napi::Env env, const auto& value, const netlink::Zero<Representation>& zero) {
+    return write(env, value, zero.representation);
+  }
+  template <class Representation>
+  static Napi::Value write(Napi::Env env, const auto& value, const netlink::Nested<Representation>& representation) {
+    return write(env, value, representation.representation);
+  }
+  template <class T>
+  static Napi::Value write(Napi::Env env, const T& value, netlink::Described) {
+    return object(env, value);
+  }
+  template <class T, class Representation>
+  static Napi::Value write(Napi::Env env, const std::vector<T>& values,
+                           const netlink::List<Representation>& representation) {
+    auto array = Napi::Array::New(env, values.size());
+    for (uint32_t i = 0; i < values.size(); ++i) {
+      const Napi::HandleScope scope(env);
+      array[i] = write(env, values[i], representation.representation);
+    }
+    return array;
+  }
+  static Napi::Value write(Napi::Env env, const nftables::Expression& expression, nftables::Expressed) {
+    return std::visit([&](const auto& one) { return object(env, one); }, expression);
+  }
+  static Napi::Value write(Napi::Env env, const nftables::Object& any, netlink::Described) {
+    return std::visit([&](const auto& one) { return object(env, one); }, any);
+  }
+  static Napi::Value write(Napi::Env env, const Bytes& value, rtnetlink::Ip) {
+    return Napi::String::New(env, rtnetlink::formatIp(value));
+  }
+  static Napi::Value write(Napi::Env env, const rtnetlink::Prefix& prefix, rtnetlink::PrefixText) {
+    return Napi::String::New(env, rtnetlink::formatPrefix(prefix));
+  }
+  static Napi::Value write(Napi::Env env, uint32_t value, rtnetlink::LargeTable) {
+    return Napi::Number::New(env, value);
+  }
+  template <class KernelRange>
+  static Napi::Value write(Napi::Env env, const KernelRange& range, rtnetlink::Range<KernelRange>) {
+    auto js = Napi::Object::New(env);
+    js["start"] = Napi::Number::New(env, range.start);
+    js["end"] = Napi::Number::New(env, range.end);
+    return js;
+  }
+  static Napi::Value write(Napi::Env env, const rtnetlink::Device& device, rtnetlink::DeviceIndex) {
+    if (device.name.empty()) return Napi::Number::New(env, device.index);
+    return Napi::String::New(env, device.name);
+  }
+
+ private:
+  void set(const char* name, Napi::Value value) {
+    object_[name] = value;
+    empty_ = false;
+  }
+
+  template <class T, class Representation>
+  static bool leftOut(const T&, const Representation&) {
+    return false;
+  }
+  template <class T, class Representation>
+  static bool leftOut(const T& value, const netlink::Zero<Representation>& zero) {
+    return !zero.inJs && netlink::isZero(value);
+  }
+  template <class Number>
+  static bool leftOut(const bool& value, const netlink::Flag<Number>&) {
+    return !value;
+  }
+  static bool leftOut(const rtnetlink::Prefix& prefix, const rtnetlink::PrefixText& representation) {
+    return prefix.length == 0 && !representation.alwaysInJs;
+  }
+
+  static Napi::Value word(Napi::Env env, uint32_t value, netlink::Words words);
+  static Napi::Value flags(Napi::Env env, uint32_t value, netlink::Words words);
+
+  Napi::Env env_;
+  Napi::Object object_;
+  bool empty_ = true;
+};
+
+}  // namespace tproxy::bindings

@@ -1,0 +1,306 @@
+#include "netlink/connection.h"
+
+#include <poll.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdio>
+#include <cstdlib>
+#include <system_error>
+
+#include "netlink/describe.h"
+#include "socket/netns.h"
+
+namespace tproxy::netlink {
+
+namespace {
+
+constexpr int dumpAttempts = 10;
+// The kernel answers before sendmsg(2) returns or, for the later parts of a dump, when the part before is read. Waiting
+// longer than this means that an answer was lost.
+constexpr int answerTimeoutMs = 10'000;
+// Room for the errors of a batch in which everything is wrong, and for large parts of dumps. The kernel counts about
+// 1 KiB for each acknowledgement.
+constexpr int receiveBuffer = 8 << 20;
+constexpr size_t datagramSize = 32 << 10;  // the largest part of a dump that the kernel makes
+
+// Larger than the system's limit where we may (CAP_NET_ADMIN in the first user namespace), up to that limit otherwise.
+void setBuffer(int fd, int force, int option, int size) {
+  if (::setsockopt(fd, SOL_SOCKET, force, &size, sizeof size) != 0)
+    ::setsockopt(fd, SOL_SOCKET, option, &size, sizeof size);
+}
+
+[[noreturn]] void fail(const std::string& operation, int errnum, const char* request,
+                       std::optional<std::string> extack = {}) {
+  throw Error(operation, {.errnum = errnum, .request = request, .extack = std::move(extack)});
+}
+
+struct ExtendedAck {
+  std::optional<uint32_t> offset;
+  std::optional<std::string> message;
+};
+void describe(auto& visit, Is<ExtendedAck> auto& ack) {
+  visit("", NETLINK_NAMED(NLMSGERR_ATTR_MSG), ack.message, text);
+  visit("", NETLINK_NAMED(NLMSGERR_ATTR_OFFS), ack.offset, host32);
+}
+
+Refusal refusalOf(int errnum, ByteView extendedAck, const Message& request) {
+  ExtendedAck ack;
+  decodeInto(extendedAck, ack);
+  Refusal refusal{.errnum = errnum, .request = request.request(), .extack = ack.message};
+  if (const char* attribute = ack.offset ? request.attributeAt(*ack.offset) : nullptr) refusal.attribute = attribute;
+  return refusal;
+}
+
+// What NLMSG_ERROR says: nothing when it is an acknowledgement. The request is echoed behind the error, whole when it
+// failed and the kernel did not cap it, its header only otherwise; the extended ack follows that.
+std::optional<Refusal> readError(const Received& message, const Message& request) {
+  ByteView rest = message.payload;
+  if (rest.size() < sizeof(nlmsgerr)) malformed("error message cut off");
+  nlmsgerr error;
+  std::memcpy(&error, rest.data(), sizeof error);
+  if (error.error == 0) return {};
+  size_t echo = sizeof(nlmsghdr);
+  if (!(message.header.nlmsg_flags & NLM_F_CAPPED)) echo = std::max<size_t>(echo, NLMSG_ALIGN(error.msg.nlmsg_len));
+  rest = rest.subspan(offsetof(nlmsgerr, msg));
+  if (!(message.header.nlmsg_flags & NLM_F_ACK_TLVS))
+    rest = {};
+  else if (echo > rest.size())
+    malformed("echoed request cut off");
+  else
+    rest = rest.subspan(echo);
+  return refusalOf(-error.error, rest, request);
+}
+
+// The same for NLMSG_DONE, the end of a dump, which carries an error of its own.
+std::optional<Refusal> readDone(const Received& message, const Message& request) {
+  int error = 0;
+  if (message.payload.size() < sizeof error) return {};
+  std::memcpy(&error, message.payload.data(), sizeof error);
+  if (error >= 0) return {};
+  const bool extended = message.header.nlmsg_flags & NLM_F_ACK_TLVS;
+  return refusalOf(-error, extended ? message.payload.subspan(NLMSG_ALIGN(sizeof error)) : ByteView(), request);
+}
+
+}  // namespace
+
+Connection::Connection(int protocol, const std::string& netns) {
+  inNetns(netns, [&] {
+    fd_.reset(::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol));
+    if (!fd_) throw std::system_error(errno, std::generic_category(), "socket AF_NETLINK");
+  });
+  sockaddr_nl self{.nl_family = AF_NETLINK};
+  socklen_t length = sizeof self;
+  if (::bind(fd_.get(), reinterpret_cast<sockaddr*>(&self), sizeof self) != 0)
+    throw std::system_error(errno, std::generic_category(), "bind AF_NETLINK");
+  if (::getsockname(fd_.get(), reinterpret_cast<sockaddr*>(&self), &length) != 0)
+    throw std::system_error(errno, std::generic_category(), "getsockname AF_NETLINK");
+  portId_ = self.nl_pid;
+
+  const int on = 1;
+  for (const int option : {NETLINK_EXT_ACK, NETLINK_CAP_ACK})  // before Linux 4.12: no extended acks, whole echoes
+    ::setsockopt(fd_.get(), SOL_NETLINK, option, &on, sizeof on);
+  if (protocol == NETLINK_ROUTE)  // before Linux 4.20: dumps are not filtered by the kernel, our callers filter again
+    ::setsockopt(fd_.get(), SOL_NETLINK, NETLINK_GET_STRICT_CHK, &on, sizeof on);
+  setBuffer(fd_.get(), SO_RCVBUFFORCE, SO_RCVBUF, receiveBuffer);
+
+  const char* debug = std::getenv("LINUX_TPROXY_DEBUG");
+  traced_ = debug && std::string_view(debug).find("netlink") != std::string_view::npos;
+}
+
+uint32_t Connection::nextSequence() { return ++sequence_; }
+
+void Connection::send(const std::string& operation, const char* request, ByteView bytes) {
+  trace(">", bytes);
+  const sockaddr_nl kernel{.nl_family = AF_NETLINK};
+  ssize_t sent;
+  do {
+    sent =
+        ::sendto(fd_.get(), bytes.data(), bytes.size(), 0, reinterpret_cast<const sockaddr*>(&kernel), sizeof kernel);
+  } while (sent < 0 && errno == EINTR);
+  if (sent >= 0) return;
+  if (errno == EMSGSIZE)
+    fail(operation, EMSGSIZE, request,
+         std::to_string(bytes.size()) +
+             " bytes are more than the socket's send buffer holds (sysctl net.core.wmem_max)");
+  fail(operation, errno, request);
+}
+
+// One datagram of the kernel's; others' are dropped. Gives 0 or an errno: EAGAIN when nothing is there, ETIMEDOUT when
+// nothing came in time.
+int Connection::tryReceive(Wait wait, Bytes& datagram) {
+  for (;;) {
+    if (wait == Wait::yes) {
+      pollfd readable{.fd = fd_.get(), .events = POLLIN, .revents = 0};
+      const int ready = ::poll(&readable, 1, answerTimeoutMs);
+      if (ready < 0 && errno == EINTR) continue;
+      if (ready == 0) return ETIMEDOUT;
+    }
+    // The size first: a datagram that does not fit would be cut.
+    const ssize_t size = ::recv(fd_.get(), nullptr, 0, MSG_PEEK | MSG_TRUNC | MSG_DONTWAIT);
+    if (size < 0 && (errno == EINTR || (errno == EAGAIN && wait == Wait::yes))) continue;
+    if (size < 0) return errno;
+    datagram.resize(std::max(static_cast<size_t>(size), datagramSize));
+    sockaddr_nl sender{};
+    iovec buffer{.iov_base = datagram.data(), .iov_len = datagram.size()};
+    msghdr header{.msg_name = &sender, .msg_namelen = sizeof sender, .msg_iov = &buffer, .msg_iovlen = 1};
+    const ssize_t received = ::recvmsg(fd_.get(), &header, MSG_DONTWAIT);
+    if (received < 0 && (errno == EINTR || errno == EAGAIN)) continue;
+    if (received < 0) return errno;
+    if (header.msg_flags & MSG_TRUNC) return EMSGSIZE;  // larger than it was a moment ago: never seen
+    if (header.msg_namelen != sizeof sender || sender.nl_pid != 0) continue;
+    datagram.resize(static_cast<size_t>(received));
+    trace("<", datagram);
+    return 0;
+  }
+}
+
+Bytes Connection::receive(const std::string& operation, const Message& request) {
+  Bytes datagram;
+  if (const int errnum = tryReceive(Wait::yes, datagram)) fail(operation, errnum, request.request());
+  return datagram;
+}
+
+// After a failure in mid-answer: the rest of it must not be taken for the next answer, and a dump that is not read to
+// its end would make the next one fail with EBUSY.
+void Connection::drain() {
+  Bytes datagram;
+  int errnum;
+  do errnum = tryReceive(Wait::no, datagram);
+  while (errnum == 0 || errnum == ENOBUFS);
+}
+
+void Connection::execute(const std::string& operation, Message request) {
+  request.header().nlmsg_flags |= NLM_F_ACK;
+  get(operation, std::move(request));
+}
+
+Bytes Connection::get(const std::string& operation, Message request) {
+  const std::lock_guard lock(transaction_);
+  request.header().nlmsg_seq = nextSequence();
+  send(operation, request.request(), request.bytes());
+  try {
+    for (;;) {
+      const Bytes datagram = receive(operation, request);
+      for (ByteView rest = datagram; !rest.empty();) {
+        const Received message = readMessage(rest);
+        if (message.header.nlmsg_seq != sequence_) continue;
+        if (message.header.nlmsg_type != NLMSG_ERROR) return Bytes(message.whole.begin(), message.whole.end());
+        if (auto refusal = readError(message, request)) throw Error(operation, *refusal);
+        return {};
+      }
+    }
+  } catch (const Malformed&) {
+    drain();
+    throw;
+  }
+}
+
+std::vector<Bytes> Connection::dump(const std::string& operation, Message request) {
+  const std::lock_guard lock(transaction_);
+  request.header().nlmsg_flags |= NLM_F_DUMP;
+  for (int attempt = 0; attempt < dumpAttempts; ++attempt)
+    if (auto messages = dumpOnce(operation, request)) return std::move(*messages);
+  fail(operation, EINTR, request.request(),
+       "changed by somebody else during each of " + std::to_string(dumpAttempts) + " dumps");
+}
+
+// Nothing when the dump is inconsistent or parts of it were lost.
+std::optional<std::vector<Bytes>> Connection::dumpOnce(const std::string& operation, Message& request) {
+  request.header().nlmsg_seq = nextSequence();
+  send(operation, request.request(), request.bytes());
+  std::vector<Bytes> messages;
+  bool interrupted = false;
+  try {
+    for (;;) {
+      const Bytes datagram = receive(operation, request);
+      for (ByteView rest = datagram; !rest.empty();) {
+        const Received message = readMessage(rest);
+        if (message.header.nlmsg_seq != sequence_) continue;
+        interrupted |= (message.header.nlmsg_flags & NLM_F_DUMP_INTR) != 0;
+        if (message.header.nlmsg_type == NLMSG_ERROR) {
+          if (auto refusal = readError(message, request)) throw Error(operation, *refusal);
+        } else if (message.header.nlmsg_type == NLMSG_DONE) {
+          if (auto refusal = readDone(message, request)) throw Error(operation, *refusal);
+          if (interrupted) return {};
+          return messages;
+        } else if (message.header.nlmsg_type >= NLMSG_MIN_TYPE) {
+          messages.emplace_back(message.whole.begin(), message.whole.end());
+        }
+      }
+    }
+  } catch (const Error& error) {
+    drain();
+    if (error.refusal.errnum == ENOBUFS) return {};
+    throw;
+  } catch (const Malformed&) {
+    drain();
+    throw;
+  }
+}
+
+void Connection::commit(const std::string& operation, Batch batch) {
+  const std::lock_guard lock(transaction_);
+  const uint32_t first = sequence_ + 1;
+  Bytes bytes;
+  for (Message& message : batch.messages) {
+    message.header().nlmsg_seq = nextSequence();
+    bytes.insert(bytes.end(), message.bytes().begin(), message.bytes().end());
+  }
+  // The kernel keeps a little of the buffer for itself and copies the whole batch into it.
+  setBuffer(fd_.get(), SO_SNDBUFFORCE, SO_SNDBUF, static_cast<int>(std::max<size_t>(bytes.size() + 4096, 1 << 18)));
+  send(operation, batch.messages.front().request(), bytes);
+
+  std::vector<Error::Indexed> errors;
+  std::optional<Refusal> outside;  // of the batch as a whole
+  Bytes datagram;
+  for (;;) {
+    const int errnum = tryReceive(Wait::no, datagram);
+    if (errnum == EAGAIN) break;
+    if (errnum != 0) {
+      // ENOBUFS: more errors than the buffer holds. Those that came are told all the same.
+      outside = Refusal{.errnum = errnum, .request = batch.messages.front().request()};
+      if (errnum == ENOBUFS) continue;
+      break;
+    }
+    for (ByteView rest = datagram; !rest.empty();) {
+      const Received message = readMessage(rest);
+      const uint32_t position = message.header.nlmsg_seq - first;
+      if (message.header.nlmsg_type != NLMSG_ERROR || position >= batch.messages.size()) continue;
+      const auto refusal = readError(message, batch.messages[position]);
+      if (!refusal) continue;
+      if (const auto index = batch.operations[position])
+        errors.push_back({*index, *refusal});
+      else
+        outside = refusal;
+    }
+  }
+  if (!errors.empty() && (!outside || outside->errnum == ENOBUFS)) outside = errors.front().refusal;
+  if (outside) throw Error(operation, *outside, std::move(errors));
+}
+
+void Connection::trace(const char* direction, ByteView datagram) const {
+  if (!traced_) return;
+  std::string out;
+  try {
+    while (!datagram.empty()) {
+      const Received message = readMessage(datagram);
+      char line[128];
+      std::snprintf(line, sizeof line, "netlink %08x %s type %#x flags %#x seq %u length %u", portId_, direction,
+                    message.header.nlmsg_type, message.header.nlmsg_flags, message.header.nlmsg_seq,
+                    message.header.nlmsg_len);
+      out += line;
+      for (size_t i = 0; i < message.payload.size(); ++i) {
+        std::snprintf(line, sizeof line, "%s%02x", i % 32 == 0 ? "\n    " : i % 4 == 0 ? " " : "", message.payload[i]);
+        out += line;
+      }
+      out += '\n';
+    }
+  } catch (const Malformed&) {
+    out += "(not a message)\n";
+  }
+  std::fputs(out.c_str(), stderr);
+}
+
+}  // namespace tproxy::netlink

@@ -1,0 +1,58 @@
+// One netlink socket and the transactions one can have with the kernel through it: a request with its acknowledgement,
+// a dump, a batch. Bytes in, bytes out; errors are netlink::Error with what the extended ack tells.
+#pragma once
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "netlink/error.h"
+#include "netlink/message.h"
+#include "unique_fd.h"
+
+namespace tproxy::netlink {
+
+// A batch as it goes out: every message, and for each the index of the operation that it belongs to (none: begin, end).
+struct Batch {
+  std::vector<Message> messages;
+  std::vector<std::optional<size_t>> operations;
+};
+
+// Safe to use from several threads: transactions run one after the other.
+class Connection {
+ public:
+  // `protocol` is NETLINK_ROUTE or NETLINK_NETFILTER; an empty `netns` is the calling thread's own namespace.
+  Connection(int protocol, const std::string& netns);
+
+  uint32_t portId() const { return portId_; }
+
+  // Sends a request and waits until the kernel says that it is done.
+  void execute(const std::string& operation, Message request);
+  // Sends a request that is answered with one message.
+  Bytes get(const std::string& operation, Message request);
+  // Sends a request that is answered with any number of messages. If what is listed changes meanwhile the dump is
+  // begun anew, up to ten times; the error is then EINTR.
+  std::vector<Bytes> dump(const std::string& operation, Message request);
+  // Sends a batch in one piece and collects every error in it. nf_tables works it off inside sendmsg(2), so silence
+  // afterwards is success.
+  void commit(const std::string& operation, Batch batch);
+
+ private:
+  enum class Wait { no, yes };
+
+  void send(const std::string& operation, const char* request, ByteView bytes);
+  Bytes receive(const std::string& operation, const Message& request);
+  int tryReceive(Wait wait, Bytes& datagram);
+  void drain();
+  void trace(const char* direction, ByteView datagram) const;
+  std::optional<std::vector<Bytes>> dumpOnce(const std::string& operation, Message& request);
+  uint32_t nextSequence();
+
+  UniqueFd fd_;
+  uint32_t portId_ = 0;
+  uint32_t sequence_ = 0;
+  bool traced_;
+  std::mutex transaction_;
+};
+
+}  // namespace tproxy::netlink

@@ -1,0 +1,83 @@
+#include "nftables/query.h"
+
+#include "nftables/batch.h"
+
+namespace tproxy::nftables {
+
+namespace {
+
+using netlink::Encoder;
+using netlink::Message;
+
+bool matches(const std::optional<std::string>& wanted, const std::string& name) { return !wanted || *wanted == name; }
+bool matches(const Filter& filter, const Table& table) { return matches(filter.table, table.name); }
+bool matches(const Filter& filter, const Chain& chain) {
+  return matches(filter.table, chain.table) && matches(filter.chain, chain.name);
+}
+bool matches(const Filter& filter, const Rule& rule) {
+  return matches(filter.table, rule.table) && matches(filter.chain, rule.chain);
+}
+bool matches(const Filter& filter, const Set& set) {
+  return matches(filter.table, set.table) && matches(filter.set, set.name);
+}
+bool matches(const Filter&, const Elements&) { return true; }
+
+// What the kernel can filter by itself; older ones filter less, so that `matches` has the last word.
+template <class T>
+void writeFilter(Message& request, const Filter& filter) {
+  Encoder encoder(request);
+  if constexpr (Is<T, Rule>) {
+    encoder.write(NETLINK_NAMED(NFTA_RULE_TABLE), filter.table, text);
+    if (filter.table) encoder.write(NETLINK_NAMED(NFTA_RULE_CHAIN), filter.chain, text);
+  } else if constexpr (Is<T, Set>) {
+    encoder.write(NETLINK_NAMED(NFTA_SET_TABLE), filter.table, text);
+  } else if constexpr (Is<T, Elements>) {
+    encoder.write(NETLINK_NAMED(NFTA_SET_ELEM_LIST_TABLE), filter.table, text);
+    encoder.write(NETLINK_NAMED(NFTA_SET_ELEM_LIST_SET), filter.set, text);
+  }
+}
+
+// The parts of a set that did not fit one message.
+void append(std::vector<Elements>& all, Elements part) {
+  if (all.empty()) return all.push_back(std::move(part));
+  auto& elements = all.front().elements;
+  elements.insert(elements.end(), std::make_move_iterator(part.elements.begin()),
+                  std::make_move_iterator(part.elements.end()));
+}
+template <class T>
+void append(std::vector<T>& all, T object) {
+  all.push_back(std::move(object));
+}
+
+}  // namespace
+
+template <class T>
+std::vector<T> list(netlink::Connection& connection, const Filter& filter) {
+  Message request = newMessage(T::messages.get, 0, filter.family.value_or(NFPROTO_UNSPEC));
+  writeFilter<T>(request, filter);
+  std::vector<T> all;
+  for (const Bytes& message : connection.dump(std::string("list ") + T::messages.kind, std::move(request))) {
+    Operation found = decodeOperation(message);
+    auto* object = std::get_if<T>(&found.object);
+    if (object && (!filter.family || object->family == *filter.family) && matches(filter, *object))
+      append(all, std::move(*object));
+  }
+  return all;
+}
+template std::vector<Table> list(netlink::Connection&, const Filter&);
+template std::vector<Chain> list(netlink::Connection&, const Filter&);
+template std::vector<Rule> list(netlink::Connection&, const Filter&);
+template std::vector<Set> list(netlink::Connection&, const Filter&);
+template std::vector<Elements> list(netlink::Connection&, const Filter&);
+
+Generation generation(netlink::Connection& connection) {
+  const Bytes answer = connection.get("get generation", newMessage(NETLINK_NAMED(NFT_MSG_GETGEN), 0, NFPROTO_UNSPEC));
+  ByteView bytes = answer;
+  ByteView payload = netlink::readMessage(bytes).payload;
+  netlink::readHeader<nfgenmsg>(payload);
+  Generation generation;
+  netlink::decodeInto(payload, generation);
+  return generation;
+}
+
+}  // namespace tproxy::nftables

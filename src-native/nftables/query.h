@@ -1,0 +1,24 @@
+// What the rule set holds: dumps of objects, and its generation.
+#pragma once
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "netlink/connection.h"
+#include "nftables/object.h"
+
+namespace tproxy::nftables {
+
+// Only objects of which all this is true. Elements are listed of one set: family, table and set must be there.
+struct Filter {
+  std::optional<uint8_t> family;
+  std::optional<std::string> table, chain, set;
+};
+
+// T is Table, Chain, Rule, Set or Elements (then there is one object at most).
+template <class T>
+std::vector<T> list(netlink::Connection& connection, const Filter& filter);
+
+Generation generation(netlink::Connection& connection);
+
+}  // namespace tproxy::nftables

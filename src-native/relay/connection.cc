@@ -1,0 +1,147 @@
+#include "relay/connection.h"
+
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <cerrno>
+
+#include "socket/transparent.h"
+
+namespace tproxy::relay {
+
+namespace {
+
+// A connection may move so much per direction before others have their turn.
+constexpr std::size_t bytesPerTurn = 1024 * 1024;
+
+}  // namespace
+
+void Side::latch(const Ready& ready) {
+  // After an error every call returns at once and tells it.
+  readable |= ready.readable || ready.ended || ready.failed;
+  writable |= ready.writable || ready.failed;
+  urgent |= ready.urgent;
+  suspect |= ready.failed;
+  ended |= ready.ended && !ready.failed;
+}
+
+void Side::inspect() {
+  if (suspect && error == 0 && fd) error = socket::takeError(fd.get());
+  suspect = false;
+}
+
+void Connection::start(Engine engine, std::vector<std::byte> clientPreface, std::vector<std::byte> serverPreface) {
+  fromClient_.mover = Mover(engine, std::move(clientPreface));
+  fromServer_.mover = Mover(engine, std::move(serverPreface));
+}
+
+Connection::State Connection::run(Workspace& workspace) {
+  const State up = move(client, server, fromClient_, workspace);
+  const State down = move(server, client, fromServer_, workspace);
+  if (fromClient_.done && fromServer_.done) {
+    client.fd.reset();
+    server.fd.reset();
+    return State::ended;
+  }
+  if (up == State::runnable || down == State::runnable) return State::runnable;
+  // Reading has told most errors by now, behind the last bytes. What is left belongs to a side that is not read at
+  // present.
+  client.inspect();
+  server.inspect();
+  if (error() == 0) return State::blocked;
+  if (client.error && server.error) {
+    abort(workspace);
+    return State::ended;
+  }
+  const bool over =
+      client.error ? settle(client, server, fromClient_, workspace) : settle(server, client, fromServer_, workspace);
+  return over ? State::ended : State::blocked;
+}
+
+Connection::State Connection::move(Side& from, Side& to, Direction& way, Workspace& workspace) {
+  std::size_t budget = bytesPerTurn;
+  while (!way.done && to.error == 0) {
+    if (!way.mover.empty()) {
+      if (!to.writable) return State::blocked;
+      const Moved given = way.mover.give(to.fd.get(), workspace);
+      if (given.error == EAGAIN) {
+        to.writable = false;
+      } else if (given.error) {
+        to.error = given.error;
+      } else {
+        way.bytes += given.bytes;
+        counters.add(way.counter, given.bytes);
+        counters.add(given.spliced ? Counter::spliced : Counter::copied, given.bytes);
+      }
+      continue;
+    }
+    if (way.end) {  // only ever with nothing left to give: FIN must not overtake bytes
+      shutdown(to.fd.get(), SHUT_WR);
+      way.done = true;
+      return State::blocked;
+    }
+    // Nothing is taken that could not be passed on: the sender's window closes instead.
+    if (!from.readable || !to.writable) return State::blocked;
+    if (budget == 0) return State::runnable;
+
+    Moved taken = way.mover.take(from.fd.get(), workspace);
+    // splice stops before an urgent byte: it then says EAGAIN, or end of stream, with bytes still to read. One recv
+    // steps over.
+    if (taken.bytes == 0) {
+      int unread = 0;
+      const bool stopped = taken.error == EAGAIN
+                               ? std::exchange(from.urgent, false)
+                               : taken.end() && ioctl(from.fd.get(), FIONREAD, &unread) == 0 && unread > 0;
+      if (stopped) taken = way.mover.takeCopying(from.fd.get(), workspace);
+    }
+    if (taken.error == EAGAIN) {
+      from.readable = false;
+    } else if (taken.error) {
+      from.error = taken.error;
+      return State::blocked;
+    } else if (taken.end()) {
+      if (!from.complete()) return State::blocked;
+      way.end = true;
+    } else {
+      budget -= std::min(budget, taken.bytes);
+      if (taken.drained && !from.ended && !from.suspect && !from.urgent) from.readable = false;
+    }
+  }
+  return State::blocked;
+}
+
+bool Connection::settle(Side& side, Side& other, const Direction& fromSide, Workspace& workspace) {
+  if (!fromSide.end && !side.complete()) {
+    abort(workspace);
+    return true;
+  }
+  // It said all it had to say and was reset for not listening any more, as happens to who closes early. The other side
+  // must still get those bytes; what it says itself then meets RST, as it would without us.
+  if (!fromSide.done) return false;
+  closeGently(other.fd);
+  abort(workspace);
+  return true;
+}
+
+void Connection::abort(Workspace& workspace) {
+  fromClient_.mover.drop(workspace);
+  fromServer_.mover.drop(workspace);
+  reset(client.fd);
+  reset(server.fd);
+}
+
+void reset(UniqueFd& fd) {
+  if (fd) socket::setResetOnClose(fd.get());
+  fd.reset();
+}
+
+void closeGently(UniqueFd& fd) {
+  constexpr std::size_t step = 1024 * 1024;
+  constexpr int steps = 16;  // a fast sender must not keep us here
+  for (int i = 0; i < steps && recv(fd.get(), nullptr, step, MSG_TRUNC | MSG_DONTWAIT) > 0; ++i) {
+  }
+  fd.reset();
+}
+
+}  // namespace tproxy::relay

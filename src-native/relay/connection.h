@@ -1,0 +1,79 @@
+// One relayed connection: two sockets, two directions, half-close, resets, urgent data. It works on latches and system
+// calls alone: who sets the latches (poller.h), and what becomes of its end (loop.h), is not decided here.
+#pragma once
+#include <cerrno>
+#include <cstdint>
+#include <vector>
+
+#include "relay/counters.h"
+#include "relay/mover.h"
+#include "relay/poller.h"
+#include "unique_fd.h"
+
+namespace tproxy::relay {
+
+// One of the two sockets.
+struct Side {
+  UniqueFd fd;
+  // Latches: up by readiness, down by EAGAIN.
+  bool readable = false;
+  bool writable = false;
+  bool urgent = false;
+  bool suspect = false;  // there may be an error to take
+  bool ended = false;    // FIN came, seen before any error: what was sent is complete
+  int error = 0;         // the connection to this side is gone
+
+  void latch(const Ready& ready);
+  // Whether an end of stream read here is one: after a reset reading ends as well. The kernel says EPIPE for RST after
+  // FIN.
+  bool complete() const { return error == 0 || ended || error == EPIPE; }
+  // Takes the error that the kernel may have for it.
+  void inspect();
+};
+
+class Connection {
+ public:
+  enum class State { blocked, runnable, ended };
+
+  Side client;
+  Side server;
+  Counters counters;
+
+  // To be called once both sides are connected.
+  void start(Engine engine, std::vector<std::byte> clientPreface, std::vector<std::byte> serverPreface);
+  // Moves bytes until it blocks, or until its turn is over (`runnable`).
+  State run(Workspace& workspace);
+
+  // Both sides hear RST, or what is left of them.
+  void abort(Workspace& workspace);
+  // Once run() said `ended`: 0, or the error that ended it.
+  int error() const { return client.error ? client.error : server.error; }
+
+  // One direction has ended and the other goes on.
+  bool halfClosed() const { return fromClient_.done || fromServer_.done || error() != 0; }
+  std::uint64_t bytesFromClient() const { return fromClient_.bytes; }
+  std::uint64_t bytesFromServer() const { return fromServer_.bytes; }
+
+ private:
+  struct Direction {
+    Mover mover{Engine::copy, {}};
+    Counter counter;
+    std::uint64_t bytes = 0;
+    bool end = false;   // read to the end of stream
+    bool done = false;  // and told the other side so
+  };
+
+  State move(Side& from, Side& to, Direction& way, Workspace& workspace);
+  // After an error of `side`: whether nothing is left to do.
+  bool settle(Side& side, Side& other, const Direction& fromSide, Workspace& workspace);
+
+  Direction fromClient_{.counter = Counter::bytesFromClient};
+  Direction fromServer_{.counter = Counter::bytesFromServer};
+};
+
+// Closes so that the peer hears RST.
+void reset(UniqueFd& fd);
+// Closes so that the peer gets all that was sent and then FIN. (Input that nobody read would make it RST.)
+void closeGently(UniqueFd& fd);
+
+}  // namespace tproxy::relay

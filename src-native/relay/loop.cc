@@ -1,0 +1,484 @@
+#include "relay/loop.h"
+
+#include <fcntl.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+
+#include "socket/transparent.h"
+
+namespace tproxy::relay {
+
+namespace {
+
+constexpr int acceptsPerTurn = 64;
+constexpr std::int64_t acceptRetryMs = 100;
+
+// A token is an id and what of it became ready.
+enum class Part : std::uint64_t { client, server, listener };
+std::uint64_t tokenOf(Id id, Part part) { return id << 2 | static_cast<std::uint64_t>(part); }
+
+std::int64_t monotonicMs() {
+  return std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::steady_clock::now().time_since_epoch())
+      .count();
+}
+
+UniqueFd openReserve() { return UniqueFd(open("/dev/null", O_RDONLY | O_CLOEXEC)); }
+
+bool outOfDescriptors(int error) { return error == EMFILE || error == ENFILE; }
+
+// Small messages must leave at once, and an urgent byte must stay in its place in the stream. Sockets that are not TCP
+// have neither, and need neither.
+void prepare(int fd, const Limits& limits) {
+  try {
+    socket::setNoDelay(fd);
+    socket::setUrgentInline(fd);
+    if (limits.keepAlive > 0) socket::setKeepAlive(fd, limits.keepAlive);
+  } catch (const socket::Error&) {
+  }
+}
+
+Endpoint describe(const socket::Address& address, int fd) {
+  return {address.family() == AF_INET6, address.text(fd), address.port()};
+}
+
+socket::ConnectOptions resolve(const Upstream& upstream) {
+  socket::ConnectOptions options{.to = socket::Address(upstream.address, upstream.port),
+                                 .portOptional = upstream.localPortOptional,
+                                 .mark = upstream.mark};
+  if (!upstream.localAddress.empty())
+    options.from = socket::Address(upstream.localAddress, upstream.localPort);
+  else if (upstream.localPort != 0)
+    options.from = socket::Address(options.to.family() == AF_INET ? "0.0.0.0" : "::", upstream.localPort);
+  return options;
+}
+
+// Of the errors that end a connection, those that only say that the peer broke it off.
+bool isReset(int error) { return error == ECONNRESET || error == EPIPE; }
+
+}  // namespace
+
+Loop::Loop(Poller& poller, std::atomic<Id>& ids) : poller_(poller), ids_(ids), reserve_(openReserve()) {}
+
+Loop::~Loop() {
+  for (auto& [id, task] : tasks_) task->connection.abort(workspace_);
+}
+
+// ---- turns ----------------------------------------------------------------------------------------------------------
+
+void Loop::wait() {
+  std::int64_t timeout = -1;
+  if (!queue_.empty())
+    timeout = 0;
+  else if (const auto next = timers_.next())
+    timeout = std::clamp<std::int64_t>(*next - monotonicMs(), 0, 1'000'000);
+
+  std::array<Ready, 256> ready;
+  const std::size_t count = poller_.wait(ready, static_cast<int>(timeout));
+  now_ = monotonicMs();
+  for (const Ready& one : std::span(ready).first(count)) {
+    const Id id = one.token >> 2;
+    if (static_cast<Part>(one.token & 3) == Part::listener) {
+      queue_.push_back(id);
+    } else if (const auto found = tasks_.find(id); found != tasks_.end()) {
+      Connection& connection = found->second->connection;
+      (static_cast<Part>(one.token & 3) == Part::client ? connection.client : connection.server).latch(one);
+      queue(*found->second);
+    }
+  }
+}
+
+void Loop::handle(Command& command) {
+  std::visit([this](auto& one) { on(one); }, command);
+}
+
+void Loop::run() {
+  while (const auto id = timers_.due(now_)) expire(*id);
+  running_.clear();
+  std::swap(running_, queue_);
+  for (const Id id : running_) {
+    if (const auto task = tasks_.find(id); task != tasks_.end())
+      run(*task->second);
+    else if (const auto listener = listeners_.find(id); listener != listeners_.end())
+      run(listener->second);
+  }
+}
+
+void Loop::queue(Task& task) {
+  if (std::exchange(task.queued, true)) return;
+  queue_.push_back(task.id);
+}
+
+// Runs one step in the life of a task; a system call that fails there ends that task and nothing else.
+template <typename Step>
+void Loop::guarded(Id id, Step step) {
+  try {
+    step();
+  } catch (const socket::Error& failure) {
+    if (const auto task = tasks_.find(id); task != tasks_.end()) fail(*task->second, failure);
+  }
+}
+
+void Loop::run(Task& task) {
+  task.queued = false;
+  guarded(task.id, [&] {
+    if (task.phase != Task::Phase::relaying) {
+      Side& client = task.connection.client;
+      client.inspect();
+      if (client.error) return end(task, Reason::reset);
+      if (task.phase == Task::Phase::connecting) return finishConnect(task);
+      return answerPeek(task, false);
+    }
+    const Connection& connection = task.connection;
+    const std::uint64_t before = connection.bytesFromClient() + connection.bytesFromServer();
+    const bool wasHalfClosed = connection.halfClosed();
+    const auto state = task.connection.run(workspace_);
+    if (connection.bytesFromClient() + connection.bytesFromServer() != before) task.lastActive = now_;
+    if (state == Connection::State::runnable) queue(task);
+    if (state != Connection::State::ended) {
+      if (connection.halfClosed() != wasHalfClosed) armIdle(task);
+      return;
+    }
+    if (connection.error() == 0) return end(task, Reason::end);
+    if (isReset(connection.error())) return end(task, Reason::reset);
+    end(task, Reason::error, socket::Error(connection.error(), "read"));
+  });
+}
+
+void Loop::expire(Id id) {
+  if (const auto listener = listeners_.find(id); listener != listeners_.end()) {
+    timers_.disarm(listener->second.retry);
+    return run(listener->second);
+  }
+  Task& task = *tasks_.at(id);
+  timers_.disarm(task.timer);
+  if (task.phase == Task::Phase::undecided) return answerPeek(task, true);
+  if (task.phase == Task::Phase::connecting)
+    return fail(task, {ETIMEDOUT, "connect", task.upstream.text(), task.upstream.port()});
+  armIdle(task);
+}
+
+// ---- accept ---------------------------------------------------------------------------------------------------------
+
+void Loop::run(Listener& listener) {
+  if (!listener.options.fd || listener.retry) return;
+  for (int i = 0; i < acceptsPerTurn; ++i)
+    if (!acceptOne(listener)) return;
+  queue_.push_back(listener.options.id);
+}
+
+bool Loop::acceptOne(Listener& listener) {
+  if (!reserve_ && !(reserve_ = openReserve())) {
+    backOff(listener, errno);
+    return false;
+  }
+  sockaddr_storage peer{};
+  socklen_t size = sizeof peer;
+  UniqueFd fd(
+      accept4(listener.options.fd.get(), reinterpret_cast<sockaddr*>(&peer), &size, SOCK_NONBLOCK | SOCK_CLOEXEC));
+  if (fd) {
+    listener.failing = false;
+    try {
+      adopt(listener, std::move(fd), socket::Address(peer));
+    } catch (const socket::Error&) {  // the connection is gone already, or cannot be watched
+      Counters::add(listener.options.counters, Counter::acceptErrors, 1);
+    }
+    return true;
+  }
+  switch (errno) {
+    case EAGAIN:
+      return false;
+    // accept(2) hands on errors that the network has for the new connection: the next one may be fine.
+    case EINTR:
+    case ECONNABORTED:
+    case EPROTO:
+    case ENETDOWN:
+    case ENOPROTOOPT:
+    case EHOSTDOWN:
+    case ENONET:
+    case EHOSTUNREACH:
+    case ENETUNREACH:
+    case EPERM:
+      return true;
+    default:
+      backOff(listener, errno);
+      return false;
+  }
+}
+
+void Loop::adopt(Listener& listener, UniqueFd fd, const socket::Address& source) {
+  const AcceptCommand& options = listener.options;
+  const socket::Address destination = socket::localAddress(fd.get());
+  const Id id = ids_.fetch_add(1, std::memory_order_relaxed);
+  poller_.add(fd.get(), tokenOf(id, Part::client));
+
+  Task& task = add(id, Task::Phase::undecided);
+  task.server = options.id;
+  task.silent = !options.decide;
+  task.source = source;
+  task.originalDestination = destination;
+  task.connection.client.fd = std::move(fd);
+  task.connection.counters.server = options.counters;
+  Counters::add(options.counters, Counter::total, 1);
+  Counters::add(options.counters, Counter::open, 1);
+  ++listener.open;
+
+  if (options.decide) {
+    const int client = task.connection.client.fd.get();
+    events_.emplace_back(FlowEvent{options.id, id, describe(source, client), describe(destination, client)});
+    return;
+  }
+  task.engine = options.engine;
+  task.limits = options.limits;
+  socket::ConnectOptions upstream{.to = destination, .mark = options.mark};
+  if (options.fromClient) {
+    upstream.from = source;
+    upstream.from->setPort(0);
+  }
+  guarded(id, [&] { connect(task, upstream, options.timeout); });
+}
+
+// The connections stay in the backlog and are looked at again soon: accept must neither spin nor stall.
+void Loop::backOff(Listener& listener, int error) {
+  Counters::add(listener.options.counters, Counter::acceptErrors, 1);
+  if (!std::exchange(listener.failing, true))
+    events_.emplace_back(AcceptFailedEvent{listener.options.id, socket::Error(error, "accept")});
+  timers_.arm(listener.retry, now_ + acceptRetryMs, listener.options.id);
+}
+
+// ---- flows that wait for a decision
+// -----------------------------------------------------------------------------------
+
+void Loop::answerPeek(Task& task, bool now) {
+  if (!task.peek) return;
+  const int fd = task.connection.client.fd.get();
+  int there = 0;
+  ioctl(fd, FIONREAD, &there);
+  const std::size_t bytes = std::min(task.peek->bytes, static_cast<std::size_t>(std::max(there, 0)));
+  if (bytes < task.peek->bytes && !task.connection.client.ended && !now) return;  // more may come: an event will tell
+
+  std::vector<std::byte> data(bytes);
+  const ssize_t got = bytes == 0 ? 0 : recv(fd, data.data(), bytes, MSG_PEEK | MSG_DONTWAIT);
+  data.resize(static_cast<std::size_t>(std::max<ssize_t>(got, 0)));
+  events_.emplace_back(PeekedEvent{task.id, std::move(data)});
+  task.peek.reset();
+  timers_.disarm(task.timer);
+}
+
+// ---- connect
+// ----------------------------------------------------------------------------------------------------------
+
+void Loop::connect(Task& task, const socket::ConnectOptions& options, std::int64_t timeout) {
+  task.phase = Task::Phase::connecting;
+  task.upstream = options.to;
+  if (isOwnListener(task, options.to)) throw socket::Error(ELOOP, "connect", options.to.text(), options.to.port());
+
+  socket::Connecting connecting;
+  try {
+    connecting = socket::connect(options);
+  } catch (const socket::Error& failure) {
+    if (!outOfDescriptors(failure.errnum()) || !reserve_) throw;
+    reserve_.reset();
+    connecting = socket::connect(options);
+  }
+  if (options.from && options.from->port() != 0) task.localPortKept = connecting.portKept;
+  Side& server = task.connection.server;
+  server.fd = std::move(connecting.fd);
+  poller_.add(server.fd.get(), tokenOf(task.id, Part::server));
+  if (timeout > 0) timers_.arm(task.timer, now_ + timeout, task.id);
+  if (connecting.established) {
+    server.writable = true;
+    finishConnect(task);
+  }
+}
+
+// A client that spoke to the listener itself, not to somebody beyond it: connecting to its destination would come back
+// here, again and again.
+bool Loop::isOwnListener(const Task& task, const socket::Address& destination) const {
+  const auto listener = listeners_.find(task.server);
+  return listener != listeners_.end() && destination == task.originalDestination &&
+         destination.port() == listener->second.address.port() && socket::isLocal(destination);
+}
+
+void Loop::finishConnect(Task& task) {
+  Side& server = task.connection.server;
+  server.inspect();
+  if (server.error) return fail(task, {server.error, "connect", task.upstream.text(), task.upstream.port()});
+  if (!server.writable) return;
+  timers_.disarm(task.timer);
+  if (!task.connection.client.fd) return handOut(task, server.fd);
+  prepare(server.fd.get(), task.limits);
+  if (!task.silent) events_.emplace_back(OpenedEvent{task.id});
+  task.connection.start(task.engine, {}, {});
+  startRelay(task);
+}
+
+// ---- relay
+// ------------------------------------------------------------------------------------------------------------
+
+void Loop::startRelay(Task& task) {
+  task.phase = Task::Phase::relaying;
+  task.lastActive = now_;
+  armIdle(task);
+  queue(task);
+}
+
+// Waits for the idle limit to be over, or finds that it is.
+void Loop::armIdle(Task& task) {
+  const std::int64_t limit = task.connection.halfClosed() ? task.limits.halfClose : task.limits.idle;
+  if (limit == 0) return timers_.disarm(task.timer);
+  const std::int64_t deadline = task.lastActive + limit;
+  if (deadline > now_) return timers_.arm(task.timer, deadline, task.id);
+  task.connection.abort(workspace_);
+  end(task, Reason::idle);
+}
+
+// ---- ends
+// -------------------------------------------------------------------------------------------------------------
+
+void Loop::end(Task& task, Reason reason, const std::optional<socket::Error>& failure) {
+  task.connection.abort(workspace_);
+  if (!task.silent)
+    events_.emplace_back(
+        EndedEvent{task.id, reason, failure, task.connection.bytesFromClient(), task.connection.bytesFromServer()});
+  forget(task);
+}
+
+void Loop::fail(Task& task, const socket::Error& failure) {
+  if (task.phase == Task::Phase::connecting) task.connection.counters.add(Counter::connectErrors, 1);
+  if (task.server != 0 || task.connection.client.fd) return end(task, Reason::error, failure);
+  events_.emplace_back(FailedEvent{task.id, failure});
+  forget(task);
+}
+
+void Loop::handOut(Task& task, UniqueFd& fd) {
+  poller_.remove(fd.get());
+  if (task.phase == Task::Phase::undecided)
+    events_.emplace_back(SocketEvent{task.id, std::move(fd)});
+  else
+    events_.emplace_back(ConnectedEvent{task.id, std::move(fd), task.localPortKept});
+  forget(task);
+}
+
+void Loop::forget(Task& task) {
+  timers_.disarm(task.timer);
+  task.connection.counters.add(Counter::open, ~std::uint64_t{0});  // minus one
+  const auto listener = listeners_.find(task.server);
+  tasks_.erase(task.id);
+  if (listener == listeners_.end()) return;
+  --listener->second.open;
+  closeIfDone(listener->second);
+}
+
+void Loop::closeIfDone(Listener& listener) {
+  if (listener.options.fd || listener.open > 0) return;
+  const Id id = listener.options.id;
+  events_.emplace_back(ClosedEvent{id});
+  listeners_.erase(id);
+}
+
+// ---- commands
+// ---------------------------------------------------------------------------------------------------------
+
+Loop::Task& Loop::add(Id id, Task::Phase phase) {
+  return *tasks_.emplace(id, std::make_unique<Task>(Task{.id = id, .phase = phase})).first->second;
+}
+
+void Loop::on(ConnectCommand& command) {
+  Task& task = add(command.id, Task::Phase::connecting);
+  guarded(command.id, [&] { connect(task, resolve(command.upstream), command.upstream.timeout); });
+}
+
+void Loop::on(RelayCommand& command) {
+  Task& task = add(command.id, Task::Phase::relaying);
+  Connection& connection = task.connection;
+  connection.client.fd = std::move(command.client);
+  connection.server.fd = std::move(command.server);
+  connection.counters.own = command.counters;
+  connection.counters.add(Counter::total, 1);
+  connection.counters.add(Counter::open, 1);
+  task.limits = command.limits;
+  guarded(command.id, [&] {
+    for (const auto& [side, part] : {std::pair(&connection.client, Part::client), {&connection.server, Part::server}}) {
+      socket::setNonBlocking(side->fd.get());
+      prepare(side->fd.get(), command.limits);
+      poller_.add(side->fd.get(), tokenOf(command.id, part));
+    }
+    connection.start(command.engine, std::move(command.clientPreface), std::move(command.serverPreface));
+    startRelay(task);
+  });
+}
+
+void Loop::on(AcceptCommand& command) {
+  const Id id = command.id;
+  Listener& listener = listeners_.emplace(id, Listener{.options = std::move(command)}).first->second;
+  try {
+    const int fd = listener.options.fd.get();
+    listener.address = socket::localAddress(fd);
+    socket::setNonBlocking(fd);
+    // Accepted sockets inherit it. Those that are handed out stay as the kernel makes them.
+    if (!listener.options.decide) prepare(fd, listener.options.limits);
+    poller_.add(fd, tokenOf(id, Part::listener));
+  } catch (const socket::Error& failure) {
+    events_.emplace_back(AcceptFailedEvent{id, failure});
+    listener.options.fd.reset();
+    closeIfDone(listener);
+  }
+}
+
+void Loop::on(DecideCommand& command) {
+  const auto found = tasks_.find(command.id);
+  if (found == tasks_.end() || found->second->phase != Task::Phase::undecided) return;
+  Task& task = *found->second;
+  answerPeek(task, true);
+  Connection& connection = task.connection;
+  switch (command.kind) {
+    case DecideCommand::Kind::socket:
+      return handOut(task, connection.client.fd);
+    case DecideCommand::Kind::reset:
+      return end(task, Reason::destroyed);
+    case DecideCommand::Kind::close:
+      closeGently(connection.client.fd);
+      return end(task, Reason::destroyed);
+    case DecideCommand::Kind::relay:
+      connection.counters.own = command.counters;
+      Counters::add(command.counters, Counter::total, 1);
+      Counters::add(command.counters, Counter::open, 1);
+      task.engine = command.engine;
+      task.limits = command.limits;
+      prepare(connection.client.fd.get(), command.limits);
+      guarded(task.id, [&] { connect(task, resolve(command.upstream), command.upstream.timeout); });
+  }
+}
+
+void Loop::on(PeekCommand& command) {
+  const auto found = tasks_.find(command.id);
+  if (found == tasks_.end() || found->second->phase != Task::Phase::undecided) return;
+  Task& task = *found->second;
+  answerPeek(task, true);  // one at a time: an earlier one gets what there is
+  task.peek = command;
+  if (command.timeout > 0) timers_.arm(task.timer, now_ + command.timeout, task.id);
+  answerPeek(task, command.timeout <= 0);
+}
+
+void Loop::on(DestroyCommand& command) {
+  const auto found = tasks_.find(command.id);
+  if (found == tasks_.end()) return;
+  Task& task = *found->second;
+  if (task.connection.client.fd) return end(task, Reason::destroyed);
+  fail(task, {ECANCELED, "connect", task.upstream.text(), task.upstream.port()});
+}
+
+void Loop::on(StopAcceptingCommand& command) {
+  const auto found = listeners_.find(command.id);
+  if (found == listeners_.end()) return;
+  Listener& listener = found->second;
+  timers_.disarm(listener.retry);
+  listener.options.fd.reset();
+  closeIfDone(listener);
+}
+
+}  // namespace tproxy::relay

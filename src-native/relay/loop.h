@@ -1,0 +1,109 @@
+// What happens on a relay thread: which connections there are, in which phase of their life, and what moves them on.
+// Waiting for the world is the poller's part, moving bytes the connection's, being a thread that of thread.h.
+#pragma once
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <unordered_map>
+#include <vector>
+
+#include "relay/connection.h"
+#include "relay/messages.h"
+#include "relay/poller.h"
+#include "relay/timers.h"
+#include "socket/address.h"
+#include "socket/transparent.h"
+
+namespace tproxy::relay {
+
+class Loop {
+ public:
+  Loop(Poller& poller, std::atomic<Id>& ids);
+  ~Loop();  // what is still open ends with RST
+
+  // One turn is: wait, handle what was asked, run. Then the events are there to be taken.
+  void wait();
+  void handle(Command& command);
+  void run();
+  std::vector<Event> takeEvents() { return std::exchange(events_, {}); }
+
+  // The token for the poller that means nothing but "wake up".
+  static constexpr std::uint64_t wakeToken = 0;
+
+ private:
+  struct Listener {
+    AcceptCommand options;
+    socket::Address address;
+    std::uint64_t open = 0;  // connections of it that have not ended
+    bool failing = false;    // told already that accept fails
+    Timers::Handle retry;
+  };
+  // A connection in one of its phases, or a lone connect (which has no client).
+  struct Task {
+    enum class Phase { undecided, connecting, relaying };
+    Id id;
+    Phase phase;
+    Id server = 0;
+    bool silent = false;  // JavaScript does not know of it
+    bool queued = false;
+    Connection connection;
+    socket::Address source;
+    socket::Address originalDestination;
+    Engine engine = Engine::splice;
+    Limits limits;
+    std::optional<PeekCommand> peek;
+    std::optional<bool> localPortKept;
+    socket::Address upstream;
+    std::int64_t lastActive = 0;
+    Timers::Handle timer;
+  };
+
+  void on(ConnectCommand& command);
+  void on(RelayCommand& command);
+  void on(AcceptCommand& command);
+  void on(DecideCommand& command);
+  void on(PeekCommand& command);
+  void on(DestroyCommand& command);
+  void on(StopAcceptingCommand& command);
+
+  void queue(Task& task);
+  void run(Task& task);
+  void run(Listener& listener);
+  bool acceptOne(Listener& listener);
+  void adopt(Listener& listener, UniqueFd fd, const socket::Address& source);
+  void backOff(Listener& listener, int error);
+  void expire(Id id);
+
+  void answerPeek(Task& task, bool now);
+  void connect(Task& task, const socket::ConnectOptions& options, std::int64_t timeout);
+  bool isOwnListener(const Task& task, const socket::Address& destination) const;
+  void finishConnect(Task& task);
+  void startRelay(Task& task);
+  void armIdle(Task& task);
+
+  // Each of these ends the task: it is gone when they return.
+  void end(Task& task, Reason reason, const std::optional<socket::Error>& failure = {});
+  void fail(Task& task, const socket::Error& failure);
+  void handOut(Task& task, UniqueFd& fd);
+  void forget(Task& task);
+
+  void closeIfDone(Listener& listener);
+  Task& add(Id id, Task::Phase phase);
+  template <typename Step>
+  void guarded(Id id, Step step);
+
+  Poller& poller_;
+  std::atomic<Id>& ids_;
+  Workspace workspace_;
+  Timers timers_;
+  std::int64_t now_ = 0;
+  std::unordered_map<Id, std::unique_ptr<Task>> tasks_;
+  std::unordered_map<Id, Listener> listeners_;
+  std::vector<Id> queue_;
+  std::vector<Id> running_;
+  std::vector<Event> events_;
+  // Kept for the upstream socket of a connection that took the last descriptor when it was accepted.
+  UniqueFd reserve_;
+};
+
+}  // namespace tproxy::relay

@@ -1,0 +1,134 @@
+// What a relay thread is told (commands) and what it tells (events). src/native.ts describes each of them.
+#pragma once
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "relay/mover.h"
+#include "socket/error.h"
+#include "unique_fd.h"
+
+namespace tproxy::relay {
+
+using Id = std::uint64_t;
+
+// Milliseconds; 0 = never.
+struct Limits {
+  std::int64_t idle = 0;
+  std::int64_t halfClose = 0;
+  std::int64_t keepAlive = 0;
+};
+
+// Addresses stay text until the relay thread reads them: the names of interfaces are those of its namespace.
+struct Upstream {
+  std::string address;
+  std::uint16_t port = 0;
+  std::string localAddress;  // empty: the kernel chooses
+  std::uint16_t localPort = 0;
+  bool localPortOptional = false;
+  std::optional<std::uint32_t> mark;
+  std::int64_t timeout = 0;
+};
+
+struct ConnectCommand {
+  Id id;
+  Upstream upstream;
+};
+struct RelayCommand {
+  Id id;
+  UniqueFd client;
+  UniqueFd server;
+  std::vector<std::byte> clientPreface;
+  std::vector<std::byte> serverPreface;
+  Engine engine;
+  Limits limits;
+  std::uint64_t* counters;
+};
+struct AcceptCommand {
+  Id id;
+  UniqueFd fd;
+  bool decide;
+  Engine engine;
+  Limits limits;
+  bool fromClient;  // connect from the client's address
+  std::optional<std::uint32_t> mark;
+  std::int64_t timeout;
+  std::uint64_t* counters;
+};
+struct DecideCommand {
+  enum class Kind { relay, socket, reset, close };
+  Id id;
+  Kind kind;
+  // For a relay:
+  Upstream upstream;
+  Engine engine;
+  Limits limits;
+  std::uint64_t* counters;
+};
+struct PeekCommand {
+  Id id;
+  std::size_t bytes;
+  std::int64_t timeout;
+};
+struct DestroyCommand {
+  Id id;
+};
+struct StopAcceptingCommand {
+  Id id;
+};
+using Command = std::variant<ConnectCommand, RelayCommand, AcceptCommand, DecideCommand, PeekCommand, DestroyCommand,
+                             StopAcceptingCommand>;
+
+struct Endpoint {
+  bool v6;
+  std::string address;
+  std::uint16_t port;
+};
+enum class Reason { end, reset, idle, destroyed, error };
+
+struct FlowEvent {
+  Id server;
+  Id id;
+  Endpoint source;
+  Endpoint originalDestination;
+};
+struct PeekedEvent {
+  Id id;
+  std::vector<std::byte> data;
+};
+struct OpenedEvent {
+  Id id;
+};
+struct ConnectedEvent {
+  Id id;
+  UniqueFd fd;
+  std::optional<bool> localPortKept;
+};
+struct SocketEvent {
+  Id id;
+  UniqueFd fd;
+};
+struct FailedEvent {
+  Id id;
+  socket::Error failure;
+};
+struct EndedEvent {
+  Id id;
+  Reason reason;
+  std::optional<socket::Error> failure;
+  std::uint64_t bytesFromClient;
+  std::uint64_t bytesFromServer;
+};
+struct AcceptFailedEvent {
+  Id server;
+  socket::Error failure;
+};
+struct ClosedEvent {
+  Id server;
+};
+using Event = std::variant<FlowEvent, PeekedEvent, OpenedEvent, ConnectedEvent, SocketEvent, FailedEvent, EndedEvent,
+                           AcceptFailedEvent, ClosedEvent>;
+
+}  // namespace tproxy::relay

@@ -1,0 +1,113 @@
+#include "relay/thread.h"
+
+#include <pthread.h>
+#include <sys/eventfd.h>
+
+#include <csignal>
+#include <cstdint>
+#include <exception>
+#include <future>
+
+#include "relay/epoll_poller.h"
+#include "relay/loop.h"
+#include "socket/error.h"
+#include "socket/netns.h"
+
+namespace tproxy::relay {
+
+namespace {
+
+void wakeUp(const UniqueFd& wake) { eventfd_write(wake.get(), 1); }
+
+}  // namespace
+
+Thread::Thread(std::string netns, std::function<void()> notify)
+    : netns_(std::move(netns)), notify_(std::move(notify)) {}
+
+void Thread::post(Command command) {
+  const std::lock_guard lock(mutex_);
+  commands_.push_back(std::move(command));
+  if (commands_.size() == 1) wakeUp(wake_);
+}
+
+std::vector<Event> Thread::takeEvents() {
+  const std::lock_guard lock(mutex_);
+  return std::exchange(events_, {});
+}
+
+void Thread::stop() {
+  if (!thread_.joinable()) return;
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  wakeUp(wake_);
+  thread_.join();
+  commands_.clear();
+  events_.clear();
+}
+
+void Thread::start() {
+  if (thread_.joinable()) return;
+  wake_ = UniqueFd(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!wake_) throw socket::Error(errno, "eventfd");
+  stopping_ = false;
+  // A thread inherits the signal mask: signals are for the threads of Node. (splice to a dead socket raises SIGPIPE.)
+  sigset_t all;
+  sigset_t before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  std::promise<void> started;
+  try {
+    thread_ = std::thread([this, &started] {
+      pthread_setname_np(pthread_self(), "tproxy-relay");
+      try {
+        main([&started] { started.set_value(); });
+      } catch (...) {
+        started.set_exception(std::current_exception());
+      }
+    });
+  } catch (const std::system_error& failure) {
+    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    throw socket::Error(failure.code().value(), "pthread_create");
+  }
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  try {
+    started.get_future().get();
+  } catch (...) {
+    thread_.join();
+    throw;
+  }
+}
+
+void Thread::main(const std::function<void()>& started) {
+  if (!netns_.empty()) enterNetns(netns_);
+  EpollPoller poller;
+  poller.add(wake_.get(), Loop::wakeToken);  // edge-triggered: every write wakes, nobody needs to read
+  Loop loop(poller, ids_);
+  started();
+
+  std::vector<Command> commands;
+  for (;;) {
+    loop.wait();
+    commands.clear();
+    {
+      const std::lock_guard lock(mutex_);
+      if (stopping_) return;
+      std::swap(commands, commands_);
+    }
+    for (Command& command : commands) loop.handle(command);
+    loop.run();
+    std::vector<Event> events = loop.takeEvents();
+    if (events.empty()) continue;
+    bool first;
+    {
+      const std::lock_guard lock(mutex_);
+      first = events_.empty();
+      std::move(events.begin(), events.end(), std::back_inserter(events_));
+    }
+    if (first) notify_();
+  }
+}
+
+}  // namespace tproxy::relay

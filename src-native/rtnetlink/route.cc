@@ -1,0 +1,100 @@
+#include "rtnetlink/route.h"
+
+#include <unordered_map>
+
+#include "rtnetlink/link.h"
+#include "rtnetlink/list.h"
+
+namespace tproxy::rtnetlink {
+
+namespace {
+
+// What `ip route` takes when none is said.
+uint8_t defaultScope(Verb verb, const Route& route) {
+  if (route.family == AF_INET6) return RT_SCOPE_UNIVERSE;
+  switch (route.type) {
+    case RTN_LOCAL:
+      return RT_SCOPE_HOST;
+    case RTN_BROADCAST:
+    case RTN_MULTICAST:
+    case RTN_ANYCAST:
+      return RT_SCOPE_LINK;
+    case RTN_UNICAST:
+      if (verb == Verb::erase) return RT_SCOPE_NOWHERE;
+      return route.gateway ? RT_SCOPE_UNIVERSE : RT_SCOPE_LINK;
+    default:
+      return verb == Verb::erase ? RT_SCOPE_NOWHERE : RT_SCOPE_UNIVERSE;
+  }
+}
+
+Route resolved(netlink::Connection& connection, Route route) {
+  if (route.device && route.device->index == 0) route.device->index = linkIndex(connection, route.device->name);
+  return route;
+}
+
+}  // namespace
+
+netlink::Message encodeRoute(Verb verb, Route route) {
+  const bool add = verb == Verb::add;
+  // `ip -4 route` and `ip -6 route` write the default out.
+  if (!route.destination.address)
+    route.destination.address = Bytes(route.family == AF_INET6 ? sizeof(in6_addr) : sizeof(in_addr));
+  rtmsg header{};
+  header.rtm_family = route.family;
+  header.rtm_dst_len = route.destination.length;
+  header.rtm_table = tableInHeader(route.table);
+  header.rtm_protocol = route.protocol.value_or(add ? RTPROT_BOOT : RTPROT_UNSPEC);
+  header.rtm_scope = route.scope.value_or(defaultScope(verb, route));
+  header.rtm_type = route.type;
+  netlink::Message message(add ? NETLINK_NAMED(RTM_NEWROUTE) : NETLINK_NAMED(RTM_DELROUTE),
+                           static_cast<uint16_t>(NLM_F_REQUEST | NLM_F_ACK | (add ? NLM_F_CREATE | NLM_F_EXCL : 0)),
+                           header);
+  netlink::Encoder encoder(message);
+  describe(encoder, route);
+  return message;
+}
+
+Route decodeRoute(ByteView bytes) {
+  ByteView payload = netlink::readMessage(bytes).payload;
+  const auto header = netlink::readHeader<rtmsg>(payload);
+  Route route;
+  route.family = header.rtm_family;
+  route.type = header.rtm_type;
+  route.scope = header.rtm_scope;
+  route.protocol = header.rtm_protocol;
+  route.table = header.rtm_table;
+  route.destination.length = header.rtm_dst_len;
+  netlink::decodeInto(payload, route);
+  if (route.destination.length > 0 && !route.destination.address) netlink::malformed("RTA_DST is missing");
+  return route;
+}
+
+void addRoute(netlink::Connection& connection, Route route) {
+  connection.execute("add route", encodeRoute(Verb::add, resolved(connection, std::move(route))));
+}
+
+void deleteRoute(netlink::Connection& connection, Route route) {
+  connection.execute("delete route", encodeRoute(Verb::erase, resolved(connection, std::move(route))));
+}
+
+std::vector<Route> listRoutes(netlink::Connection& connection, const RouteFilter& filter) {
+  std::unordered_map<uint32_t, std::string> names;
+  for (const Link& link : listLinks(connection)) names[link.index] = link.name;
+  std::vector<Route> routes;
+  forEachFamily(filter.family, [&](uint8_t family) {
+    rtmsg header{};
+    header.rtm_family = family;
+    netlink::Message request(NETLINK_NAMED(RTM_GETROUTE), NLM_F_REQUEST, header);
+    // The kernel filters where it checks requests strictly.
+    netlink::Encoder(request).write(NETLINK_NAMED(RTA_TABLE), filter.table, netlink::host32);
+    for (const Bytes& message : dumpFamily(connection, "list routes", std::move(request))) {
+      Route route = decodeRoute(message);
+      if (route.family != family || (filter.table && route.table != *filter.table)) continue;
+      if (route.device) route.device->name = names[route.device->index];
+      routes.push_back(std::move(route));
+    }
+  });
+  return routes;
+}
+
+}  // namespace tproxy::rtnetlink

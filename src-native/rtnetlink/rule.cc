@@ -1,0 +1,74 @@
+#include "rtnetlink/rule.h"
+
+#include "rtnetlink/list.h"
+
+namespace tproxy::rtnetlink {
+
+namespace {
+constexpr uint32_t noSuppressPrefixLength = UINT32_MAX;  // what the kernel shows when there is none
+}
+
+netlink::Message encodeRule(Verb verb, const Rule& rule) {
+  const bool add = verb == Verb::add;
+  fib_rule_hdr header{};
+  header.family = rule.family;
+  header.dst_len = rule.to.length;
+  header.src_len = rule.from.length;
+  header.tos = rule.tos;
+  header.table = tableInHeader(rule.table.value_or(RT_TABLE_UNSPEC));
+  // `ip rule del ... lookup T` leaves the action open; the table says enough.
+  header.action = !add && rule.action == FR_ACT_TO_TBL ? uint8_t{FR_ACT_UNSPEC} : rule.action;
+  header.flags = rule.invert ? FIB_RULE_INVERT : 0;
+  netlink::Message message(add ? NETLINK_NAMED(RTM_NEWRULE) : NETLINK_NAMED(RTM_DELRULE),
+                           static_cast<uint16_t>(NLM_F_REQUEST | NLM_F_ACK | (add ? NLM_F_CREATE | NLM_F_EXCL : 0)),
+                           header);
+  netlink::Encoder encoder(message);
+  describe(encoder, rule);
+  return message;
+}
+
+Rule decodeRule(ByteView bytes) {
+  const netlink::Received message = netlink::readMessage(bytes);
+  ByteView payload = message.payload;
+  const auto header = netlink::readHeader<fib_rule_hdr>(payload);
+  Rule rule;
+  rule.family = header.family;
+  rule.action = header.action;
+  if (message.header.nlmsg_type == RTM_DELRULE && rule.action == FR_ACT_UNSPEC) rule.action = FR_ACT_TO_TBL;
+  rule.tos = header.tos;
+  rule.invert = header.flags & FIB_RULE_INVERT;
+  rule.from.length = header.src_len;
+  rule.to.length = header.dst_len;
+  netlink::decodeInto(payload, rule);
+  if (!rule.table) rule.table = header.table;
+  if (rule.table == RT_TABLE_UNSPEC) rule.table.reset();
+  if (rule.mask && !rule.mark) rule.mark = 0;  // the kernel leaves a zero out
+  if (rule.suppressPrefixLength == noSuppressPrefixLength) rule.suppressPrefixLength.reset();
+  return rule;
+}
+
+void addRule(netlink::Connection& connection, const Rule& rule) {
+  connection.execute("add rule", encodeRule(Verb::add, rule));
+}
+
+void deleteRule(netlink::Connection& connection, const Rule& rule) {
+  connection.execute("delete rule", encodeRule(Verb::erase, rule));
+}
+
+std::vector<Rule> listRules(netlink::Connection& connection, std::optional<uint8_t> family) {
+  std::vector<Rule> rules;
+  forEachFamily(family, [&](uint8_t one) {
+    fib_rule_hdr header{};
+    header.family = one;
+    for (const Bytes& message :
+         dumpFamily(connection, "list rules", {NETLINK_NAMED(RTM_GETRULE), NLM_F_REQUEST, header})) {
+      Rule rule = decodeRule(message);
+      if (rule.family != one) continue;
+      if (!rule.priority) rule.priority = 0;  // the kernel leaves a zero out
+      rules.push_back(std::move(rule));
+    }
+  });
+  return rules;
+}
+
+}  // namespace tproxy::rtnetlink
