@@ -12,7 +12,7 @@ dependencies=$(ninja -C build -t deps)
 fingerprint() {
   includes=$(echo "$dependencies" | awk -v object="/$1.o:" 'index($0, object) { on = 1 } /^$/ { on = 0 } on && /src-native.*\.h$/')
   # shellcheck disable=SC2086 # a list of words
-  cat .clang-tidy CMakeLists.txt "$1" ${includes:-$headers} | sha256sum | cut -c1-40
+  cat .clang-tidy src-native/bindings/.clang-tidy CMakeLists.txt "$1" ${includes:-$headers} | sha256sum | cut -c1-40
 }
 tidy() {
   for file in $sources; do
