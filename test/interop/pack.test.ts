@@ -13,10 +13,7 @@ const root = resolve(import.meta.dirname, '../..');
 const directory = mkdtempSync(join(tmpdir(), 'linux-tproxy-pack-'));
 process.on('exit', () => rmSync(directory, { recursive: true }));
 
-execFileSync('npm', ['pack', '--silent', '--pack-destination', directory], {
-  cwd: root,
-  stdio: ['ignore', 'ignore', 'inherit'],
-});
+execFileSync('npm', ['pack', '--foreground-scripts', '--pack-destination', directory], { cwd: root, stdio: 'inherit' });
 const tarball = join(directory, readdirSync(directory).find((name) => name.endsWith('.tgz')) as string);
 const files = execFileSync('tar', ['-tf', tarball], { encoding: 'utf8' }).trim().replaceAll('package/', '').split('\n');
 
