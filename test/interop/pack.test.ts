@@ -17,6 +17,8 @@ execFileSync('npm', ['pack', '--foreground-scripts', '--pack-destination', direc
 const tarball = join(directory, readdirSync(directory).find((name) => name.endsWith('.tgz')) as string);
 const files = execFileSync('tar', ['-tf', tarball], { encoding: 'utf8' }).trim().replaceAll('package/', '').split('\n');
 
+// Else Node looks for a package further up.
+writeFileSync(join(directory, 'package.json'), '{}');
 const modules = join(directory, 'node_modules');
 const installed = join(modules, 'linux-tproxy');
 mkdirSync(installed, { recursive: true });
