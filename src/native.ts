@@ -10,7 +10,7 @@ import { createRequire } from 'node:module';
 import { dirname } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { errorFromFailure } from './errors.js';
-import type { Address, Link, NftGeneration, NftObject, NftOperation, Route, Rule } from './netlink/types.js';
+import type { Address, Link, NftFamily, NftGeneration, NftObject, NftOperation, Route, Rule } from './netlink/types.js';
 import type { Endpoint, Engine, Family, RelayReason } from './types.js';
 
 /** What native code tells about a failure; src/errors.ts makes the Error. */
@@ -75,7 +75,7 @@ export interface NativeNftablesSocket {
   generation(): Promise<NftGeneration>;
   list<K extends NftObject['kind']>(
     kind: K,
-    filter?: { family?: string; table?: string; chain?: string; set?: string },
+    filter?: { readonly family?: NftFamily; readonly table?: string; readonly chain?: string; readonly set?: string },
   ): Promise<Extract<NftObject, { kind: K }>[]>;
   /** Closing the socket makes the kernel delete the tables it owns. */
   close(): void;

@@ -1,10 +1,12 @@
 // RouteSocket, NftablesSocket and the functions that show the bytes they send.
 #include <net/if.h>
 
-#include <system_error>
+#include <algorithm>
+#include <stdexcept>
 
 #include "bindings/define.h"
 #include "bindings/instance.h"
+#include "bindings/socket_values.h"
 #include "bindings/transaction.h"
 #include "errno_name.h"
 #include "nftables/batch.h"
@@ -47,17 +49,6 @@ Napi::Object netlinkFailure(Napi::Env env, const netlink::Error& error) {
   return failure;
 }
 
-// A system call that failed: before a socket was there.
-Napi::Object socketFailure(Napi::Env env, const std::system_error& error) {
-  const std::string what = error.what();  // `open /run/netns/x: No such file or directory`
-  auto failure = Napi::Object::New(env);
-  failure["kind"] = Napi::String::New(env, "socket");
-  failure["errno"] = Napi::Number::New(env, error.code().value());
-  failure["code"] = Napi::String::New(env, errnoName(error.code().value()));
-  failure["syscall"] = Napi::String::New(env, what.substr(0, what.rfind(": " + error.code().message())));
-  return failure;
-}
-
 }  // namespace
 
 Napi::Error jsError(Napi::Env env, const std::exception_ptr& exception) {
@@ -68,8 +59,8 @@ Napi::Error jsError(Napi::Env env, const std::exception_ptr& exception) {
   } catch (const netlink::Malformed& error) {
     return toError(env,
                    netlinkFailure(env, {"decode", {.errnum = EBADMSG, .request = "none", .extack = error.what()}}));
-  } catch (const std::system_error& error) {
-    return toError(env, socketFailure(env, error));
+  } catch (const socket::Error& error) {  // before a netlink socket was there
+    return toError(env, error);
   } catch (const std::invalid_argument& error) {
     return Napi::TypeError::New(env, error.what());
   } catch (const std::exception& error) {

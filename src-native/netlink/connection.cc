@@ -7,7 +7,6 @@
 #include <cstddef>
 #include <cstdio>
 #include <cstdlib>
-#include <system_error>
 
 #include "netlink/describe.h"
 #include "socket/netns.h"
@@ -34,6 +33,11 @@ void setBuffer(int fd, int force, int option, int size) {
 [[noreturn]] void fail(const std::string& operation, int errnum, const char* request,
                        std::optional<std::string> extack = {}) {
   throw Error(operation, {.errnum = errnum, .request = request, .extack = std::move(extack)});
+}
+
+[[noreturn]] void failInterrupted(const std::string& operation, const Message& request) {
+  fail(operation, EINTR, request.request(),
+       "changed by somebody else during each of " + std::to_string(dumpAttempts) + " dumps");
 }
 
 struct ExtendedAck {
@@ -88,14 +92,14 @@ std::optional<Refusal> readDone(const Received& message, const Message& request)
 Connection::Connection(int protocol, const std::string& netns) {
   inNetns(netns, [&] {
     fd_.reset(::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol));
-    if (!fd_) throw std::system_error(errno, std::generic_category(), "socket AF_NETLINK");
+    if (!fd_) fail("open netlink socket", errno, "socket");
   });
   sockaddr_nl self{.nl_family = AF_NETLINK};
   socklen_t length = sizeof self;
   if (::bind(fd_.get(), reinterpret_cast<sockaddr*>(&self), sizeof self) != 0)
-    throw std::system_error(errno, std::generic_category(), "bind AF_NETLINK");
+    fail("open netlink socket", errno, "bind");
   if (::getsockname(fd_.get(), reinterpret_cast<sockaddr*>(&self), &length) != 0)
-    throw std::system_error(errno, std::generic_category(), "getsockname AF_NETLINK");
+    fail("open netlink socket", errno, "getsockname");
   portId_ = self.nl_pid;
 
   const int on = 1;
@@ -199,22 +203,39 @@ Bytes Connection::get(const std::string& operation, Message request) {
 
 std::vector<Bytes> Connection::dump(const std::string& operation, Message request) {
   const std::lock_guard lock(transaction_);
-  request.header().nlmsg_flags |= NLM_F_DUMP;
   for (int attempt = 0; attempt < dumpAttempts; ++attempt)
-    if (auto messages = dumpOnce(operation, request)) return std::move(*messages);
-  fail(operation, EINTR, request.request(),
-       "changed by somebody else during each of " + std::to_string(dumpAttempts) + " dumps");
+    if (auto dump = dumpOnce(operation, request)) return std::move(dump->messages);
+  failInterrupted(operation, request);
+}
+
+std::vector<Bytes> Connection::dumpTwice(const std::string& operation, Message request) {
+  const std::lock_guard lock(transaction_);
+  const auto samePayload = [](const Bytes& a, const Bytes& b) {
+    return std::equal(a.begin() + NLMSG_HDRLEN, a.end(), b.begin() + NLMSG_HDRLEN, b.end());
+  };
+  std::optional<Dump> before;
+  for (int attempt = 0; attempt < dumpAttempts; ++attempt) {
+    auto dump = dumpOnce(operation, request);
+    if (dump &&
+        (dump->parts <= 1 || (before && std::equal(dump->messages.begin(), dump->messages.end(),
+                                                   before->messages.begin(), before->messages.end(), samePayload))))
+      return std::move(dump->messages);
+    before = std::move(dump);
+  }
+  failInterrupted(operation, request);
 }
 
 // Nothing when the dump is inconsistent or parts of it were lost.
-std::optional<std::vector<Bytes>> Connection::dumpOnce(const std::string& operation, Message& request) {
+std::optional<Connection::Dump> Connection::dumpOnce(const std::string& operation, Message& request) {
+  request.header().nlmsg_flags |= NLM_F_DUMP;
   request.header().nlmsg_seq = nextSequence();
   send(operation, request.request(), request.bytes());
-  std::vector<Bytes> messages;
+  Dump dump;
   bool interrupted = false;
   try {
     for (;;) {
       const Bytes datagram = receive(operation, request);
+      const size_t before = dump.messages.size();
       for (ByteView rest = datagram; !rest.empty();) {
         const Received message = readMessage(rest);
         if (message.header.nlmsg_seq != sequence_) continue;
@@ -224,11 +245,12 @@ std::optional<std::vector<Bytes>> Connection::dumpOnce(const std::string& operat
         } else if (message.header.nlmsg_type == NLMSG_DONE) {
           if (auto refusal = readDone(message, request)) throw Error(operation, *refusal);
           if (interrupted) return {};
-          return messages;
+          return dump;
         } else if (message.header.nlmsg_type >= NLMSG_MIN_TYPE) {
-          messages.emplace_back(message.whole.begin(), message.whole.end());
+          dump.messages.emplace_back(message.whole.begin(), message.whole.end());
         }
       }
+      if (dump.messages.size() > before) ++dump.parts;
     }
   } catch (const Error& error) {
     drain();

@@ -2,6 +2,7 @@
 
 #include <arpa/inet.h>
 
+#include <algorithm>
 #include <stdexcept>
 
 namespace tproxy::nftables {
@@ -84,7 +85,21 @@ Message newMessage(Named type, uint16_t flags, uint8_t family) {
           nfgenmsg{.nfgen_family = family, .version = NFNETLINK_V0, .res_id = 0}};
 }
 
-netlink::Batch encodeBatch(const std::vector<Operation>& operations, const BatchOptions& options) {
+namespace {
+
+// The kernel wants every new set to have an id; those that nothing refers to by it get one here.
+void numberSets(std::vector<Operation>& operations) {
+  uint32_t last = 0;
+  for (const Operation& operation : operations)
+    if (const auto* set = std::get_if<Set>(&operation.object)) last = std::max(last, set->id.value_or(0));
+  for (Operation& operation : operations)
+    if (auto* set = std::get_if<Set>(&operation.object); set && !set->id) set->id = ++last;
+}
+
+}  // namespace
+
+netlink::Batch encodeBatch(std::vector<Operation> operations, const BatchOptions& options) {
+  numberSets(operations);
   netlink::Batch batch;
   Message& begin = batch.messages.emplace_back(boundary(NETLINK_NAMED(NFNL_MSG_BATCH_BEGIN)));
   if (options.generation) Encoder(begin).write(NETLINK_NAMED(NFNL_BATCH_GENID), *options.generation, be32);

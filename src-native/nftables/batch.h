@@ -23,7 +23,7 @@ struct BatchOptions {
   std::optional<uint32_t> generation;
   bool dryRun = false;
 };
-netlink::Batch encodeBatch(const std::vector<Operation>& operations, const BatchOptions& options);
+netlink::Batch encodeBatch(std::vector<Operation> operations, const BatchOptions& options);
 
 // Reads one message of a batch or of a dump (begin and end of a batch are none).
 Operation decodeOperation(ByteView message);

@@ -5,6 +5,7 @@
 #include <netinet/in.h>  // first: what linux/netfilter.h includes then leaves out what this defines
 #include <linux/netfilter.h>
 #include <linux/netfilter/nf_tables.h>
+#include <linux/netfilter/nf_tables_compat.h>
 // clang-format on
 
 #include <optional>
@@ -293,6 +294,33 @@ void describe(auto& visit, Is<Byteorder> auto& byteorder) {
   visit("size", NETLINK_NAMED(NFTA_BYTEORDER_SIZE), byteorder.size, be32);
 }
 
+// ---- match, target: extensions of iptables, in its nft variant
+// -------------------------------------------------------------
+
+struct Match {
+  static constexpr const char *kind = "match", *name = "match";
+  std::string extension;
+  uint32_t revision = 0;
+  Bytes info;  // the C structure of that name and revision
+};
+void describe(auto& visit, Is<Match> auto& match) {
+  visit("name", NETLINK_NAMED(NFTA_MATCH_NAME), match.extension, text);
+  visit("revision", NETLINK_NAMED(NFTA_MATCH_REV), match.revision, be32);
+  visit("info", NETLINK_NAMED(NFTA_MATCH_INFO), match.info, blob);
+}
+
+struct Target {
+  static constexpr const char *kind = "target", *name = "target";
+  std::string extension;
+  uint32_t revision = 0;
+  Bytes info;
+};
+void describe(auto& visit, Is<Target> auto& target) {
+  visit("name", NETLINK_NAMED(NFTA_TARGET_NAME), target.extension, text);
+  visit("revision", NETLINK_NAMED(NFTA_TARGET_REV), target.revision, be32);
+  visit("info", NETLINK_NAMED(NFTA_TARGET_INFO), target.info, blob);
+}
+
 // ---- all of them
 // -----------------------------------------------------------------------------------------------------------
 
@@ -309,7 +337,7 @@ void describe(auto& visit, Is<Unknown> auto& unknown) {
 
 // Several kinds may share a name (immediate, verdict): the first whose attributes are all there is taken.
 using Expression = std::variant<Meta, Payload, Cmp, Bitwise, Immediate, Verdict, Lookup, Dynset, Fib, Socket, Tproxy,
-                                Ct, Counter, Byteorder, Unknown>;
+                                Ct, Counter, Byteorder, Match, Target, Unknown>;
 
 // The representation of an expression: NFTA_EXPR_NAME and NFTA_EXPR_DATA.
 struct Expressed {};

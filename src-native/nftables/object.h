@@ -97,10 +97,10 @@ void describe(auto& visit, Is<Rule> auto& rule) {
   visit.key("table", NETLINK_NAMED(NFTA_RULE_TABLE), rule.table, text);
   visit.key("chain", NETLINK_NAMED(NFTA_RULE_CHAIN), rule.chain, text);
   visit.handle("handle", NETLINK_NAMED(NFTA_RULE_HANDLE), rule.handle, be64);
-  visit("position", NETLINK_NAMED(NFTA_RULE_POSITION), rule.position, be64);
   visit("expressions", NETLINK_NAMED(NFTA_RULE_EXPRESSIONS), rule.expressions,
         netlink::list(NETLINK_NAMED(NFTA_LIST_ELEM), expressed));
   visit("userdata", NETLINK_NAMED(NFTA_RULE_USERDATA), rule.userdata, blob);
+  visit("position", NETLINK_NAMED(NFTA_RULE_POSITION), rule.position, be64);
 }
 
 // ---- set
@@ -157,8 +157,7 @@ inline constexpr Word elementFlags[] = {
 struct Element {
   uint32_t elementFlags = 0;
   uint64_t timeoutMs = 0, expiresMs = 0;
-  Bytes key;  // none in a catchall element
-  std::optional<Bytes> keyEnd, userdata;
+  Bytes key, keyEnd, userdata;  // no bytes: not there; a catchall element has no key
 };
 void describe(auto& visit, Is<Element> auto& element) {
   const auto value = netlink::nested(NETLINK_NAMED(NFTA_DATA_VALUE), blob);
@@ -166,8 +165,8 @@ void describe(auto& visit, Is<Element> auto& element) {
   visit("timeoutMs", NETLINK_NAMED(NFTA_SET_ELEM_TIMEOUT), element.timeoutMs, zeroAbsent(be64));
   visit.readOnly("expiresMs", NETLINK_NAMED(NFTA_SET_ELEM_EXPIRATION), element.expiresMs, zeroAbsent(be64));
   visit.key("key", NETLINK_NAMED(NFTA_SET_ELEM_KEY), element.key, zeroInJsOnly(value));
-  visit.key("keyEnd", NETLINK_NAMED(NFTA_SET_ELEM_KEY_END), element.keyEnd, value);
-  visit("userdata", NETLINK_NAMED(NFTA_SET_ELEM_USERDATA), element.userdata, blob);
+  visit.key("keyEnd", NETLINK_NAMED(NFTA_SET_ELEM_KEY_END), element.keyEnd, zeroAbsent(value));
+  visit("userdata", NETLINK_NAMED(NFTA_SET_ELEM_USERDATA), element.userdata, zeroAbsent(blob));
 }
 
 struct Elements {

@@ -1,5 +1,8 @@
 #include "nftables/query.h"
 
+#include <algorithm>
+#include <iterator>
+
 #include "nftables/batch.h"
 
 namespace tproxy::nftables {
@@ -22,15 +25,13 @@ bool matches(const Filter& filter, const Set& set) {
 }
 bool matches(const Filter&, const Elements&) { return true; }
 
-// What the kernel can filter by itself; older ones filter less, so that `matches` has the last word.
+// What the kernel filters by itself where much may be there; `matches` has the last word.
 template <class T>
 void writeFilter(Message& request, const Filter& filter) {
   Encoder encoder(request);
   if constexpr (Is<T, Rule>) {
     encoder.write(NETLINK_NAMED(NFTA_RULE_TABLE), filter.table, text);
     if (filter.table) encoder.write(NETLINK_NAMED(NFTA_RULE_CHAIN), filter.chain, text);
-  } else if constexpr (Is<T, Set>) {
-    encoder.write(NETLINK_NAMED(NFTA_SET_TABLE), filter.table, text);
   } else if constexpr (Is<T, Elements>) {
     encoder.write(NETLINK_NAMED(NFTA_SET_ELEM_LIST_TABLE), filter.table, text);
     encoder.write(NETLINK_NAMED(NFTA_SET_ELEM_LIST_SET), filter.set, text);
@@ -46,7 +47,20 @@ void append(std::vector<Elements>& all, Elements part) {
 }
 template <class T>
 void append(std::vector<T>& all, T object) {
+  // Listed, the position is the handle of the rule before; the order says that already, and in a rule that is added
+  // again it would mean something else.
+  if constexpr (Is<T, Rule>) object.position.reset();
   all.push_back(std::move(object));
+}
+
+// The kernel lists hashes in any order and intervals backwards. Where one interval ends and the next begins the end is
+// first.
+void sort(std::vector<Element>& elements) {
+  std::sort(elements.begin(), elements.end(), [](const Element& a, const Element& b) {
+    const int order = std::memcmp(a.key.data(), b.key.data(), std::min(a.key.size(), b.key.size()));
+    if (order != 0) return order < 0;
+    return (a.elementFlags & NFT_SET_ELEM_INTERVAL_END) > (b.elementFlags & NFT_SET_ELEM_INTERVAL_END);
+  });
 }
 
 }  // namespace
@@ -61,6 +75,12 @@ std::vector<T> list(netlink::Connection& connection, const Filter& filter) {
     auto* object = std::get_if<T>(&found.object);
     if (object && (!filter.family || object->family == *filter.family) && matches(filter, *object))
       append(all, std::move(*object));
+  }
+  if constexpr (Is<T, Elements>) {
+    // An empty set is told by no message, or by one without elements.
+    if (all.empty())
+      all.push_back({.family = filter.family.value(), .table = filter.table.value(), .set = filter.set.value()});
+    sort(all.front().elements);
   }
   return all;
 }

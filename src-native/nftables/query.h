@@ -15,7 +15,7 @@ struct Filter {
   std::optional<std::string> table, chain, set;
 };
 
-// T is Table, Chain, Rule, Set or Elements (then there is one object at most).
+// T is Table, Chain, Rule, Set or Elements (then there is one object, its elements in ascending order).
 template <class T>
 std::vector<T> list(netlink::Connection& connection, const Filter& filter);
 

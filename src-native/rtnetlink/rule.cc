@@ -61,7 +61,8 @@ std::vector<Rule> listRules(netlink::Connection& connection, std::optional<uint8
     fib_rule_hdr header{};
     header.family = one;
     for (const Bytes& message :
-         dumpFamily(connection, "list rules", {NETLINK_NAMED(RTM_GETRULE), NLM_F_REQUEST, header})) {
+         dumpFamily(connection, "list rules", {NETLINK_NAMED(RTM_GETRULE), NLM_F_REQUEST, header},
+                    &netlink::Connection::dumpTwice)) {
       Rule rule = decodeRule(message);
       if (rule.family != one) continue;
       if (!rule.priority) rule.priority = 0;  // the kernel leaves a zero out

@@ -54,6 +54,7 @@ inline void put(netlink::Encoder& encode, Named attribute, uint32_t table, Large
   if (table > UINT8_MAX) put(encode, attribute, table, netlink::host32);
 }
 inline void get(ByteView data, uint32_t& table, LargeTable) { get(data, table, netlink::host32); }
+constexpr bool mayBeAbsent(LargeTable) { return true; }
 constexpr uint8_t tableInHeader(uint32_t table) {
   return static_cast<uint8_t>(table > UINT8_MAX ? RT_TABLE_UNSPEC : table);
 }

@@ -6,7 +6,7 @@ import { InterceptError } from '../errors.js';
 import type { NftablesSocket } from '../netlink/nftables.js';
 import type { RouteSocket } from '../netlink/route.js';
 import type { NftExpression, NftTable, Route, Rule } from '../netlink/types.js';
-import { tableComment } from '../netlink/userdata.js';
+import { decodeComment } from '../netlink/userdata.js';
 import type { Family, Fwmark } from '../types.js';
 import { type Claim, parseClaim } from './nftables.js';
 import { nameOfTable, type PlanOptions, PRIORITIES, planIntercept, ROUTE_PROTOCOL } from './plan.js';
@@ -37,7 +37,7 @@ export async function lookAtHost({ route, nftables }: Kernel): Promise<HostState
 
 function claimOf(table: NftTable): Claim[] {
   if (nameOfTable(table.name) === undefined) return [];
-  const claim = parseClaim(tableComment(table.userdata) ?? '');
+  const claim = parseClaim(decodeComment(table.userdata) ?? '');
   return claim ? [claim] : [];
 }
 

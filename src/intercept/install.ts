@@ -7,7 +7,7 @@ import { type InstallStep, InterceptError, NetlinkError } from '../errors.js';
 import { NftablesSocket } from '../netlink/nftables.js';
 import { RouteSocket } from '../netlink/route.js';
 import type { NftOperation } from '../netlink/types.js';
-import { ruleComment } from '../netlink/userdata.js';
+import { decodeComment } from '../netlink/userdata.js';
 import { completeOptions, type HostState, type Kernel, lookAtHost, staleRoutes, staleRules } from './host.js';
 import { counted, tableObject } from './nftables.js';
 import { type Plan, type PlanOptions, planIntercept } from './plan.js';
@@ -163,7 +163,7 @@ function installed(kernel: Kernel, plan: Plan): InstalledRules {
         { packets: bigint; bytes: bigint }
       >;
       for (const rule of await nftables.list('rule', ofTable)) {
-        const comment = ruleComment(rule.userdata);
+        const comment = decodeComment(rule.userdata);
         const key = (Object.keys(counted) as (keyof typeof counted)[]).find((each) => counted[each] === comment);
         if (key)
           for (const expression of rule.expressions)

@@ -3,7 +3,7 @@
  * The rule set itself is in this file, each rule with its reason. Pure.
  */
 import type { NftElement, NftObject, NftOperation, NftSet, NftTable } from '../netlink/types.js';
-import { ruleUserdata, setUserdata, tableUserdata } from '../netlink/userdata.js';
+import { encodeComment, encodeSetUserdata } from '../netlink/userdata.js';
 import type { Family } from '../types.js';
 import type { Plan, PrefixRanges } from './plan.js';
 import { addressRange, formatRange, intervalElements, portRange, type Range, type RangeType } from './ranges.js';
@@ -261,7 +261,7 @@ export function tableObject(plan: PlanFacts): NftTable {
     family: FAMILY,
     name: plan.nftTable,
     ...(plan.lifetime === 'process' && { flags: ['owner' as const] }),
-    userdata: tableUserdata({ comment: claimText(plan) }),
+    userdata: encodeComment(claimText(plan)),
   };
 }
 
@@ -292,20 +292,16 @@ export function nftablesOperations(plan: PlanFacts): NftOperation[] {
     for (const rule of chain.rules) {
       for (const { anonymousSet } of rule.statements)
         if (anonymousSet) {
-          const { elements, ...key } = anonymousSet;
-          ids.set(
-            ANONYMOUS_SET,
-            addSet(
-              {
-                name: ANONYMOUS_SET,
-                flags: ['anonymous', 'constant'],
-                ...key,
-                size: elements.length,
-                userdata: setUserdata({}),
-              },
-              elements,
-            ),
-          );
+          const { type, keyExpression, elements } = anonymousSet;
+          const set = {
+            name: ANONYMOUS_SET,
+            flags: ['anonymous', 'constant'] as const,
+            keyType: datatype[type].number,
+            keyLength: datatype[type].bytes,
+            size: elements.length,
+            userdata: encodeSetUserdata({ keyByteorder: datatype[type].byteorder, keyExpression }),
+          };
+          ids.set(ANONYMOUS_SET, addSet(set, elements));
         }
       objects.push({
         kind: 'rule',
@@ -316,7 +312,7 @@ export function nftablesOperations(plan: PlanFacts): NftOperation[] {
           const id = 'set' in expression ? ids.get(expression.set) : undefined;
           return id === undefined ? expression : { ...expression, setId: id };
         }),
-        ...(rule.comment !== undefined && { userdata: ruleUserdata({ comment: rule.comment }) }),
+        ...(rule.comment !== undefined && { userdata: encodeComment(rule.comment) }),
       });
     }
   return objects.map((object) => ({ verb: 'add', object }));
@@ -340,6 +336,10 @@ function setObject(set: SetOfRules): Omit<NftSet, 'kind' | 'family' | 'table' | 
         : types.reduce((sum, { bytes }) => sum + Math.ceil(bytes / 4) * 4, 0),
     ...(set.size !== undefined && { size: set.size }),
     ...(set.timeoutSeconds !== undefined && { timeoutMs: BigInt(set.timeoutSeconds * 1000) }),
-    userdata: setUserdata({ autoMerge: interval }),
+    userdata: encodeSetUserdata({
+      keyByteorder: types.length === 1 ? (types[0]?.byteorder ?? 'none') : 'none',
+      autoMerge: interval,
+      ...(types.length > 1 && { keyExpression: { kind: 'concatenation' } }),
+    }),
   };
 }

@@ -5,6 +5,7 @@
 import { isIP } from 'node:net';
 import { invalidType, invalidValue, outOfRange } from '../errors.js';
 import type { NftElement } from '../netlink/types.js';
+import { encodeOpenInterval } from '../netlink/userdata.js';
 import type { Family, PortSpec } from '../types.js';
 
 export interface Range {
@@ -89,7 +90,8 @@ export function formatRange(type: RangeType, { start, end }: Range): string {
 
 /**
  * The elements of an interval set: each range is its first key, and the first key behind it flagged as an interval's end.
- * nft begins a set with such an end at zero, so that what lies before the first range is known not to be in the set.
+ * nft begins a set with such an end at zero, so that what lies before the first range is known not to be in the set; a range
+ * up to the last number has no end behind it, which nft notes for itself.
  */
 export function intervalElements(type: RangeType, ranges: readonly Range[]): NftElement[] {
   const elements: NftElement[] = [];
@@ -98,8 +100,9 @@ export function intervalElements(type: RangeType, ranges: readonly Range[]): Nft
   if (first && first.start > 0n) end(0n);
   const beyond = 1n << BigInt(type.bytes * 8);
   for (const range of ranges) {
-    elements.push({ key: toBytes(range.start, type.bytes) });
-    if (range.end + 1n < beyond) end(range.end + 1n);
+    const isOpen = range.end + 1n === beyond;
+    elements.push({ key: toBytes(range.start, type.bytes), ...(isOpen && { userdata: encodeOpenInterval() }) });
+    if (!isOpen) end(range.end + 1n);
   }
   return elements;
 }

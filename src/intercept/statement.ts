@@ -4,6 +4,7 @@
  * Pure.
  */
 import type { NftElement, NftExpression, NftMetaKey, NftVerdict } from '../netlink/types.js';
+import type { SetUserdata } from '../netlink/userdata.js';
 import type { Family } from '../types.js';
 import { addressBytes, toBytes } from './ranges.js';
 
@@ -16,8 +17,9 @@ export interface Statement {
   readonly needs?: readonly Dependency[];
   /** The set without a name that the statement looks in; its lookup names the set `ANONYMOUS_SET`. */
   readonly anonymousSet?: {
-    readonly keyType: number;
-    readonly keyLength: number;
+    readonly type: Datatype;
+    /** What was looked up, as nft notes it. */
+    readonly keyExpression: NonNullable<SetUserdata['keyExpression']>;
     readonly elements: readonly NftElement[];
   };
 }
@@ -33,12 +35,12 @@ export const ANONYMOUS_SET = '__set%d';
 
 /** nft's datatypes: what a set's keys mean, for nft's eyes only. include/datatype.h of nftables. */
 export const datatype = {
-  ipv4_addr: { number: 7, bytes: 4 },
-  ipv6_addr: { number: 8, bytes: 16 },
-  inet_proto: { number: 12, bytes: 1 },
-  inet_service: { number: 13, bytes: 2 },
-  ifname: { number: 41, bytes: 16 },
-  fib_addrtype: { number: 42, bytes: 4 },
+  ipv4_addr: { number: 7, bytes: 4, byteorder: 'network' },
+  ipv6_addr: { number: 8, bytes: 16, byteorder: 'network' },
+  inet_proto: { number: 12, bytes: 1, byteorder: 'host' },
+  inet_service: { number: 13, bytes: 2, byteorder: 'network' },
+  ifname: { number: 41, bytes: 16, byteorder: 'host' },
+  fib_addrtype: { number: 42, bytes: 4, byteorder: 'host' },
 } as const;
 export type Datatype = keyof typeof datatype;
 
@@ -64,6 +66,10 @@ const NFPROTO: Record<Family, number> = { ipv4: 2, ipv6: 10 };
 const IPPROTO = { icmp: 1, tcp: 6, udp: 17, 'ipv6-icmp': 58 } as const;
 const RTN = { local: 2, broadcast: 3, multicast: 5 } as const;
 const LOOPBACK_INDEX = 1;
+// The numbers of linux/netfilter/nf_tables.h, for nft's notes only: NFT_META_L4PROTO, NFT_FIB_RESULT_ADDRTYPE, NFTA_FIB_F_DADDR.
+const META_L4PROTO = 16;
+const FIB_RESULT_TYPE = 3;
+const FIB_DADDR = 2;
 const header: Record<Family, { name: 'ip' | 'ip6'; saddr: number; daddr: number; bytes: number }> = {
   ipv4: { name: 'ip', saddr: 12, daddr: 16, bytes: 4 },
   ipv6: { name: 'ip6', saddr: 8, daddr: 24, bytes: 16 },
@@ -105,8 +111,8 @@ export function l4protoIn(...protocols: (keyof typeof IPPROTO)[]): Statement {
     text: `meta l4proto { ${protocols.join(', ')} }`,
     expressions: [meta('l4proto'), { kind: 'lookup', set: ANONYMOUS_SET, sreg: REGISTER }],
     anonymousSet: {
-      keyType: datatype.inet_proto.number,
-      keyLength: 1,
+      type: 'inet_proto',
+      keyExpression: { kind: 'meta', key: META_L4PROTO },
       elements: protocols.map((protocol) => ({ key: Uint8Array.of(IPPROTO[protocol]) })),
     },
   };
@@ -139,8 +145,8 @@ export const toThisHost: Statement = {
     { kind: 'lookup', set: ANONYMOUS_SET, sreg: REGISTER },
   ],
   anonymousSet: {
-    keyType: datatype.fib_addrtype.number,
-    keyLength: 4,
+    type: 'fib_addrtype',
+    keyExpression: { kind: 'fib', result: FIB_RESULT_TYPE, flags: FIB_DADDR },
     elements: Object.values(RTN).map((type) => ({ key: hostOrder(type) })),
   },
 };

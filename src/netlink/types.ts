@@ -53,7 +53,8 @@ export interface Route {
   readonly table: number;
   readonly scope?: 'universe' | 'site' | 'link' | 'host' | 'nowhere' | number;
   readonly protocol?: number;
-  readonly dev?: string;
+  /** Name of the interface, or its index. */
+  readonly dev?: string | number;
   readonly gateway?: string;
   readonly preferredSource?: string;
   readonly metric?: number;
@@ -84,7 +85,7 @@ export interface NftTable {
   readonly kind: 'table';
   readonly family: NftFamily;
   readonly name: string;
-  readonly flags?: readonly ('dormant' | 'owner' | 'persist')[];
+  readonly flags?: readonly ('dormant' | 'owner' | 'persist' | number)[];
   /** nft's TLVs; see `userdata` in src/netlink/userdata.ts for the comment in it. */
   readonly userdata?: Uint8Array;
   /** Read back only. */
@@ -99,10 +100,10 @@ export interface NftChain {
   readonly table: string;
   readonly name: string;
   /** Base chains only. */
-  readonly type?: 'filter' | 'route' | 'nat';
-  readonly hook?: 'prerouting' | 'input' | 'forward' | 'output' | 'postrouting' | 'ingress';
+  readonly type?: 'filter' | 'route' | 'nat' | (string & {});
+  readonly hook?: 'prerouting' | 'input' | 'forward' | 'output' | 'postrouting' | 'ingress' | number;
   readonly priority?: number;
-  readonly policy?: 'accept' | 'drop';
+  readonly policy?: 'accept' | 'drop' | number;
   readonly handle?: bigint;
 }
 
@@ -123,7 +124,7 @@ export interface NftSet {
   readonly family: NftFamily;
   readonly table: string;
   readonly name: string;
-  /** Names the set inside one batch before it has a handle. */
+  /** Names the set inside one batch before it has a handle; needed where rules refer to it so. Default: a free one. */
   readonly id?: number;
   readonly flags?: readonly (
     | 'anonymous'
@@ -135,6 +136,7 @@ export interface NftSet {
     | 'object'
     | 'concat'
     | 'expr'
+    | number
   )[];
   /** nft's own datatype number (a concatenation is subtypes in 6-bit groups), only for nft's eyes. */
   readonly keyType: number;
@@ -144,7 +146,7 @@ export interface NftSet {
   readonly timeoutMs?: bigint;
   readonly gcIntervalMs?: number;
   readonly size?: number;
-  readonly policy?: 'performance' | 'memory';
+  readonly policy?: 'performance' | 'memory' | number;
   readonly userdata?: Uint8Array;
   readonly handle?: bigint;
 }
@@ -160,11 +162,14 @@ export interface NftElements {
 }
 
 export interface NftElement {
+  /** Empty in a `catchall` element. */
   readonly key: Uint8Array;
   /** Upper end, for sets of concatenated intervals only; plain interval sets mark their ends by flag. */
   readonly keyEnd?: Uint8Array;
-  readonly flags?: readonly ('intervalEnd' | 'catchall')[];
+  readonly flags?: readonly ('intervalEnd' | 'catchall' | number)[];
   readonly timeoutMs?: bigint;
+  /** nft's TLVs; see src/netlink/userdata.ts. */
+  readonly userdata?: Uint8Array;
   /** Read back only. */
   readonly expiresMs?: bigint;
 }
@@ -227,12 +232,12 @@ export type NftExpression =
   | {
       readonly kind: 'fib';
       readonly result: 'oif' | 'oifname' | 'type';
-      readonly flags: readonly ('saddr' | 'daddr' | 'mark' | 'iif' | 'oif' | 'present')[];
+      readonly flags: readonly ('saddr' | 'daddr' | 'mark' | 'iif' | 'oif' | 'present' | number)[];
       readonly dreg: number;
     }
   | {
       readonly kind: 'socket';
-      readonly key: 'transparent' | 'mark' | 'wildcard' | 'cgroupv2';
+      readonly key: 'transparent' | 'mark' | 'wildcard' | 'cgroupv2' | number;
       readonly level?: number;
       readonly dreg: number;
     }
@@ -250,12 +255,21 @@ export type NftExpression =
       readonly sreg?: number;
     }
   | { readonly kind: 'counter'; readonly packets: bigint; readonly bytes: bigint }
+  /** Turns numbers of `size` bytes round, so that ranges of host order numbers (`meta skuid 1000-2000`) can be compared. */
+  | {
+      readonly kind: 'byteorder';
+      readonly op: 'ntoh' | 'hton' | number;
+      readonly sreg: number;
+      readonly dreg: number;
+      readonly length: number;
+      readonly size: number;
+    }
   /** xtables' matches and targets as iptables' nft variant writes them (nft_compat); `info` is the C structure of that name and revision. */
   | { readonly kind: 'match' | 'target'; readonly name: string; readonly revision: number; readonly info: Uint8Array }
-  /** Something that this package never emits, as the kernel sent it. Read back only. */
+  /** Something that this package has no word for, as the kernel sent it. */
   | { readonly kind: 'unknown'; readonly name: string; readonly data: Uint8Array };
 
-export type NftVerdict = 'accept' | 'drop' | 'continue' | 'return' | 'jump' | 'goto' | 'queue';
+export type NftVerdict = 'accept' | 'drop' | 'continue' | 'return' | 'jump' | 'goto' | 'queue' | number;
 export type NftMetaKey =
   | 'len'
   | 'protocol'

@@ -23,6 +23,7 @@ export async function greet(lab: Lab, host: Host, name: string, port: number, ad
     greeting(name, socket);
   });
   await once(server.listen({ fd }), 'listening');
+  server.unref(); // a test that has come to its end need not wait for it
   return {
     sockets,
     async close() {

@@ -1,0 +1,92 @@
+/** `nft` without the command: nf_tables over one netlink socket. */
+import { type NativeNftablesSocket, native } from '../native.js';
+import { checkCommitOptions, checkKind, checkListFilter, checkOperations, checkSocketOptions } from './check.js';
+import type { NetlinkSocketOptions } from './route.js';
+import type { NftFamily, NftGeneration, NftObject, NftOperation } from './types.js';
+
+export interface CommitOptions {
+  /** Only if the rule set is still of this generation; `ERESTART` if not. */
+  readonly generation?: number;
+  /**
+   * Check only. Equivalent to: `nft --check`. Nothing is changed and all errors are reported, but for those that the
+   * kernel finds when it commits, such as an expression in a hook where it may not be.
+   */
+  readonly dryRun?: boolean;
+}
+
+/** Only what is of this family, table, chain, set. */
+export interface ListFilter {
+  readonly family?: NftFamily;
+  readonly table?: string;
+  readonly chain?: string;
+  readonly set?: string;
+}
+
+/**
+ * A socket to nf_tables. Each call is one transaction with the kernel, on libuv's thread pool; calls on one socket run in
+ * the order in which they were made. They throw `TypeError` or `RangeError` for arguments that cannot be, and
+ * `NetlinkError` where the kernel refuses. All of it needs CAP_NET_ADMIN, listing too.
+ *
+ * Tables made with the flag `owner` belong to the socket: others cannot change them, and they go when it is closed, by
+ * whatever way the process ends.
+ */
+export class NftablesSocket {
+  readonly #native: NativeNftablesSocket;
+
+  /** Throws `SocketError` where the namespace cannot be entered. */
+  constructor(options: NetlinkSocketOptions = {}) {
+    checkSocketOptions(options);
+    this.#native = new native.NftablesSocket(options.netns);
+  }
+
+  /** What the kernel shows as `owner` of the tables that belong to this socket. */
+  get portId(): number {
+    return this.#native.portId;
+  }
+
+  /**
+   * Equivalent to: `nft -f`, one batch, all or nothing. Where operations fail, `NetlinkError.errors` has each of them
+   * with its index.
+   *
+   * The batch goes to the kernel in one piece. More than about 400 kB (some 7,000 prefixes) need CAP_NET_ADMIN in the
+   * first user namespace, or a larger `net.core.wmem_max`: `EMSGSIZE` otherwise.
+   */
+  async commit(operations: readonly NftOperation[], options: CommitOptions = {}): Promise<void> {
+    checkOperations(operations);
+    checkCommitOptions(options);
+    await this.#native.commit(operations, options);
+  }
+
+  /** The same at once, for `process.on('exit')`. */
+  commitSync(operations: readonly NftOperation[], options: CommitOptions = {}): void {
+    checkOperations(operations);
+    checkCommitOptions(options);
+    this.#native.commitSync(operations, options);
+  }
+
+  /** The number of the rule set's present state, and who made it. */
+  generation(): Promise<NftGeneration> {
+    return this.#native.generation();
+  }
+
+  /**
+   * Equivalent to: `nft list tables`, `nft list chains`, ... For `elements` family, table and set are needed; the
+   * answer is one object, its elements in ascending order. `ENOENT` where there is no such set.
+   */
+  async list<K extends NftObject['kind']>(
+    kind: K,
+    filter: ListFilter = {},
+  ): Promise<Extract<NftObject, { kind: K }>[]> {
+    checkKind(kind);
+    checkListFilter(kind, filter);
+    return this.#native.list(kind, filter);
+  }
+
+  /**
+   * Makes the kernel delete the tables that the socket owns. A call under way is finished first; those that wait for it,
+   * and later ones, fail with `EBADF`.
+   */
+  close(): void {
+    this.#native.close();
+  }
+}

@@ -1,0 +1,98 @@
+/** `ip rule`, `ip route`, `ip link` and `ip address` without the command: rtnetlink over one socket. */
+import { type NativeRouteSocket, native } from '../native.js';
+import type { Family } from '../types.js';
+import { checkFamily, checkRoute, checkRouteFilter, checkRule, checkSocketOptions } from './check.js';
+import type { Address, Link, Route, Rule } from './types.js';
+
+export interface NetlinkSocketOptions {
+  /** Path of the network namespace to work in, such as `/run/netns/router`. Default: that of the process. */
+  readonly netns?: string;
+}
+
+/**
+ * A socket to rtnetlink. Each call is one transaction with the kernel, on libuv's thread pool; calls on one socket run in
+ * the order in which they were made. They throw `TypeError` or `RangeError` for arguments that cannot be, and
+ * `NetlinkError` where the kernel refuses. Changing anything needs CAP_NET_ADMIN, listing nothing.
+ */
+export class RouteSocket {
+  readonly #native: NativeRouteSocket;
+
+  /** Throws `SocketError` where the namespace cannot be entered. */
+  constructor(options: NetlinkSocketOptions = {}) {
+    checkSocketOptions(options);
+    this.#native = new native.RouteSocket(options.netns);
+  }
+
+  /**
+   * Equivalent to: `ip rule add iif lo fwmark 0x1/0x3 lookup 100 priority 97 protocol 84`.
+   * `EEXIST` where the same rule is there already; a rule that differs in its protocol only is another one.
+   */
+  async ruleAdd(rule: Rule): Promise<void> {
+    checkRule(rule);
+    await this.#native.ruleAdd(rule);
+  }
+
+  /**
+   * Equivalent to: `ip rule del ...`. Removes the first rule that has all that is given: whoever made it, if no protocol
+   * is. `ENOENT` where there is none.
+   */
+  async ruleDelete(rule: Rule): Promise<void> {
+    checkRule(rule);
+    await this.#native.ruleDelete(rule);
+  }
+
+  /** The same at once, for `process.on('exit')`. */
+  ruleDeleteSync(rule: Rule): void {
+    checkRule(rule);
+    this.#native.ruleDeleteSync(rule);
+  }
+
+  /** Equivalent to: `ip -4 rule; ip -6 rule`. */
+  async ruleList(family?: Family): Promise<Rule[]> {
+    checkFamily(family);
+    return this.#native.ruleList(family);
+  }
+
+  /**
+   * Equivalent to: `ip route add local default dev lo table 100 protocol 84`. Scope and protocol default as there.
+   * `EEXIST` where there is a route with this destination, table and metric; `ENODEV` where there is no such interface.
+   */
+  async routeAdd(route: Route): Promise<void> {
+    checkRoute(route);
+    await this.#native.routeAdd(route);
+  }
+
+  /** Equivalent to: `ip route del ...`. `ESRCH` where there is none. */
+  async routeDelete(route: Route): Promise<void> {
+    checkRoute(route);
+    await this.#native.routeDelete(route);
+  }
+
+  /** The same at once, for `process.on('exit')`. */
+  routeDeleteSync(route: Route): void {
+    checkRoute(route);
+    this.#native.routeDeleteSync(route);
+  }
+
+  /** Equivalent to: `ip route show table 100`; without a table, of all of them. */
+  async routeList(filter: { readonly family?: Family; readonly table?: number } = {}): Promise<Route[]> {
+    checkRouteFilter(filter);
+    return this.#native.routeList(filter);
+  }
+
+  /** Equivalent to: `ip link`. */
+  linkList(): Promise<Link[]> {
+    return this.#native.linkList();
+  }
+
+  /** Equivalent to: `ip address`. */
+  async addressList(family?: Family): Promise<Address[]> {
+    checkFamily(family);
+    return this.#native.addressList(family);
+  }
+
+  /** A call under way is finished first; those that wait for it, and later ones, fail with `EBADF`. */
+  close(): void {
+    this.#native.close();
+  }
+}

@@ -1,0 +1,163 @@
+/**
+ * Captures the golden fixtures anew: runs the commands below in fresh network namespaces under strace and writes down
+ * the bytes of the netlink messages with which they change something.
+ *
+ *     node --import tsx test/golden/capture.ts [fixture...]
+ *
+ * Needs root (or run it under `unshare -Urn`), ip, nft and strace. What differs afterwards differs in the tools.
+ */
+import { execFileSync, spawnSync } from 'node:child_process';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { directory, format, type Sent, split } from './fixture.js';
+
+interface Capture {
+  /** Shell commands that are not captured, before each captured one. */
+  readonly setup: readonly string[];
+  readonly commands: readonly string[];
+}
+
+const captures: Record<string, Capture> = {
+  rules: {
+    // A rule to delete has to exist.
+    setup: [
+      'ip -4 rule add iif lo fwmark 0x1/0x3 goto 101 pref 98 protocol 84',
+      'ip -6 rule add fwmark 0x1/0x3 nop pref 101 protocol 84',
+      'ip -4 rule add pref 5 lookup 100',
+    ],
+    commands: [
+      'ip -4 rule add iif lo fwmark 0x2/0x3 lookup 100 pref 97 protocol 84',
+      'ip -6 rule add iif lo fwmark 0x2/0x3 lookup 100 pref 97 protocol 84',
+      'ip -4 rule add iif lo fwmark 0x1/0x3 goto 101 pref 99 protocol 84',
+      'ip -6 rule add iif lo fwmark 0x1/0x3 goto 101 pref 99 protocol 84',
+      'ip -4 rule add fwmark 0x1/0x3 lookup 100 pref 100 protocol 84',
+      'ip -6 rule add fwmark 0x1/0x3 lookup 100 pref 100 protocol 84',
+      'ip -4 rule add fwmark 0x1/0x3 nop pref 102 protocol 84',
+      'ip -6 rule add fwmark 0x1/0x3 nop pref 102 protocol 84',
+      'ip -4 rule add from 10.0.0.0/8 to 192.0.2.1 iif lo oif eth0 tos 0x10 lookup 1000 pref 7',
+      'ip -6 rule add from 2001:db8::/32 to 2001:db8::1 lookup 1000 pref 7',
+      'ip -4 rule add ipproto tcp sport 1-10 dport 80 uidrange 0-1000 lookup 254',
+      'ip -6 rule add ipproto udp dport 53 lookup 4294967295',
+      'ip -4 rule add not fwmark 0xca6c/0xffffffff lookup 51820',
+      'ip -4 rule add lookup 254 suppress_prefixlength 0',
+      'ip -4 rule add blackhole',
+      'ip -6 rule add from 2001:db8::/32 prohibit',
+      'ip -4 rule add to 10.0.0.0/8 unreachable',
+      'ip -6 rule add l3mdev',
+      'ip -4 rule del iif lo fwmark 0x1/0x3 goto 101 pref 98 protocol 84',
+      'ip -6 rule del fwmark 0x1/0x3 nop pref 101 protocol 84',
+      'ip -4 rule del lookup 100 pref 5',
+    ],
+  },
+  routes: {
+    setup: [
+      'ip link set lo up',
+      'ip link add eth0 index 5 type veth peer name eth1',
+      'ip link set eth0 up',
+      'ip link set eth1 up',
+      'ip address add 10.1.0.1/24 dev eth0',
+      'ip -4 route add local default dev lo table 101 protocol 84',
+      'ip -6 route add local default dev lo table 101 protocol 84',
+      'ip -4 route add 10.6.0.0/16 dev eth0',
+    ],
+    commands: [
+      'ip -4 route add local default dev lo table 100 protocol 84',
+      'ip -6 route add local default dev lo table 100 protocol 84',
+      'ip -4 route add local 10.0.0.0/8 dev lo table 1000',
+      'ip -4 route add blackhole 10.9.0.0/16',
+      'ip -6 route add blackhole 2001:db8::/32',
+      'ip -4 route add unreachable default metric 4278198272',
+      'ip -4 route add prohibit 10.10.0.0/16 table 200',
+      'ip -4 route add throw 10.11.0.0/16 table 200',
+      'ip -4 route add 10.7.0.0/16 dev eth0',
+      'ip -4 route add 10.7.1.1 scope host dev eth0',
+      'ip -4 route add 10.8.0.0/16 via 10.1.0.2 src 10.1.0.1 metric 5 table 300 dev eth0',
+      'ip -6 route add 2001:db9::/32 via fe80::1 metric 7 dev eth0',
+      'ip -4 route del local default dev lo table 101 protocol 84',
+      'ip -6 route del local default dev lo table 101 protocol 84',
+      'ip -4 route del unicast 10.6.0.0/16 dev eth0',
+    ],
+  },
+  intercept: { setup: [], commands: ['nft -f test/golden/nft/intercept.nft'] },
+  'own-host': { setup: [], commands: ['nft -f test/golden/nft/own-host.nft'] },
+  everything: { setup: [], commands: ['nft -f test/golden/nft/everything.nft'] },
+  sets: { setup: [], commands: ['nft -f test/golden/nft/sets.nft'] },
+  expressions: { setup: [], commands: ['nft -f test/golden/nft/expressions.nft'] },
+  operations: {
+    setup: [
+      'nft add table inet x',
+      'nft add chain inet x c',
+      'nft add rule inet x c accept',
+      "nft 'add set inet x s { type inet_service; flags interval; }'",
+      "nft 'add element inet x s { 80, 90-100 }'",
+    ],
+    commands: [
+      "nft 'add table inet y { flags dormant; }'",
+      'nft create table inet y',
+      'nft create chain inet x d',
+      'nft insert rule inet x c accept',
+      'nft add rule inet x c position 2 accept',
+      'nft delete rule inet x c handle 2',
+      'nft flush chain inet x c',
+      'nft flush table inet x',
+      'nft flush set inet x s',
+      "nft 'delete element inet x s { 80, 90-100 }'",
+      'nft delete set inet x s',
+      "nft 'flush chain inet x c; delete chain inet x c'",
+      'nft delete table inet x',
+    ],
+  },
+};
+
+const NFNL_MSG_BATCH_BEGIN = 0x10;
+const RTM_CHANGES = [24, 25, 32, 33]; // NEWROUTE, DELROUTE, NEWRULE, DELRULE
+
+/** What `command` sends, one entry for each datagram. `-e write` dumps the bytes of everything written to those descriptors. */
+function datagrams(setup: readonly string[], command: string): Buffer[] {
+  const work = mkdtempSync(join(tmpdir(), 'capture-'));
+  try {
+    const trace = join(work, 'trace');
+    const strace = `strace -o ${trace} -xx -s 1000000 -e trace=sendto,sendmsg -e write=3,4,5,6,7`;
+    const script = [...setup, `exec ${strace} ${command}`].join('\n');
+    const run = spawnSync('unshare', ['-n', 'sh', '-ec', script], { encoding: 'utf8' });
+    if (run.status !== 0) throw new Error(`${command}: exit ${run.status}: ${run.stderr}`);
+    const sent: string[] = [];
+    for (const line of readFileSync(trace, 'utf8').split('\n')) {
+      if (/^send(to|msg)\(/.test(line)) sent.push('');
+      else if (line.startsWith(' | ')) sent.push((sent.pop() ?? '') + line.slice(9, 58).replaceAll(/[^0-9a-f]/g, ''));
+    }
+    return sent.map((hex) => Buffer.from(hex, 'hex'));
+  } finally {
+    rmSync(work, { recursive: true });
+  }
+}
+
+function changes(datagram: Buffer): boolean {
+  const type = datagram.length >= 16 ? datagram.readUInt16LE(4) : 0;
+  return type === NFNL_MSG_BATCH_BEGIN || RTM_CHANGES.includes(type);
+}
+
+const wanted = process.argv.slice(2);
+for (const [name, { setup, commands }] of Object.entries(captures)) {
+  if (wanted.length > 0 && !wanted.includes(name)) continue;
+  const sent: Sent[] = commands.map((command) => ({
+    command,
+    messages: datagrams(setup, command).filter(changes).flatMap(split),
+  }));
+  const tool = commands[0]?.split(' ')[0] ?? '';
+  const header = [
+    `node --import tsx test/golden/capture.ts ${name}`,
+    execFileSync(tool, [tool === 'ip' ? '-V' : '-v'], { encoding: 'utf8' }).trim(),
+    `kernel ${execFileSync('uname', ['-rm'], { encoding: 'utf8' }).trim()}`,
+    ...(setup.length > 0
+      ? ['', 'In a fresh network namespace, before each command:', ...setup.map((s) => `    ${s}`)]
+      : []),
+  ];
+  for (const command of commands) {
+    const file = /nft -f (\S+)/.exec(command)?.[1];
+    if (file) header.push('', ...readFileSync(file, 'utf8').trimEnd().split('\n'));
+  }
+  writeFileSync(new URL(`${name}.txt`, directory), format(header, sent));
+  console.log(`${name}: ${sent.length} commands, ${sent.reduce((n, s) => n + s.messages.length, 0)} messages`);
+}

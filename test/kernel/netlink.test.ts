@@ -1,0 +1,455 @@
+/** Rules, routes, links and addresses against the kernel, and against what `ip` says of them. */
+import { execFileSync, spawn, spawnSync } from 'node:child_process';
+import { once } from 'node:events';
+import { fileURLToPath } from 'node:url';
+import { Worker } from 'node:worker_threads';
+import { suite } from 'uvu';
+import * as assert from 'uvu/assert';
+import type { NetlinkError, SocketError } from '../../src/errors.js';
+import { RouteSocket } from '../../src/netlink/route.js';
+import type { Route, Rule } from '../../src/netlink/types.js';
+import { enterNamespaces } from '../helpers/namespaces.js';
+
+enterNamespaces();
+
+const ip = (...args: string[]): string => execFileSync('ip', args, { encoding: 'utf8' }).trimEnd();
+/** Many at once, one process. */
+const batch = (lines: readonly string[]): void => {
+  execFileSync('ip', ['-batch', '-'], { input: lines.join('\n') });
+};
+async function refusal(promise: Promise<unknown>): Promise<NetlinkError> {
+  try {
+    await promise;
+  } catch (error) {
+    return error as NetlinkError;
+  }
+  throw new Error('was not refused');
+}
+
+const test = suite('kernel rtnetlink');
+let socket: RouteSocket;
+
+test.before(() => {
+  ip('link', 'add', 'eth0', 'type', 'veth', 'peer', 'name', 'eth1');
+  for (const name of ['eth0', 'eth1']) ip('link', 'set', name, 'up');
+  ip('address', 'add', '10.1.0.1/24', 'dev', 'eth0');
+  ip('-6', 'address', 'add', '2001:db8:1::1/64', 'dev', 'eth0', 'nodad');
+  socket = new RouteSocket();
+});
+test.after(() => socket.close());
+
+// ---- rules: list, add, list, find field by field, delete, list equals start -----------------------------------------------
+
+const fwmark = { value: 1, mask: 3 };
+const rules: readonly (readonly [words: string, rule: Rule])[] = [
+  [
+    '98: from all fwmark 0x1/0x3 iif lo goto 101 [unresolved] proto 84',
+    { family: 'ipv4', action: 'goto', goto: 101, priority: 98, fwmark, iif: 'lo', protocol: 84 },
+  ],
+  [
+    '98: from all fwmark 0x1/0x3 iif lo goto 101 [unresolved] proto 84',
+    { family: 'ipv6', action: 'goto', goto: 101, priority: 98, fwmark, iif: 'lo', protocol: 84 },
+  ],
+  [
+    '100: from all fwmark 0x1/0x3 lookup 100 proto 84',
+    { family: 'ipv4', action: 'lookup', table: 100, priority: 100, fwmark, protocol: 84 },
+  ],
+  ['101: from all fwmark 0x1/0x3 nop proto 84', { family: 'ipv6', action: 'nop', priority: 101, fwmark, protocol: 84 }],
+  [
+    '7: from 10.0.0.0/8 to 192.0.2.1 tos 0x10 iif lo oif eth0 lookup 1000',
+    {
+      family: 'ipv4',
+      action: 'lookup',
+      table: 1000,
+      priority: 7,
+      from: '10.0.0.0/8',
+      to: '192.0.2.1/32',
+      tos: 0x10,
+      iif: 'lo',
+      oif: 'eth0',
+    },
+  ],
+  [
+    '7: from 2001:db8::/32 to 2001:db8::1 lookup 1000',
+    { family: 'ipv6', action: 'lookup', table: 1000, priority: 7, from: '2001:db8::/32', to: '2001:db8::1/128' },
+  ],
+  [
+    '8: from all uidrange 0-1000 ipproto tcp sport 1-10 dport 80 lookup main',
+    {
+      family: 'ipv4',
+      action: 'lookup',
+      table: 254,
+      priority: 8,
+      ipProtocol: 6,
+      sourcePorts: { start: 1, end: 10 },
+      destinationPorts: { start: 80, end: 80 },
+      users: { start: 0, end: 1000 },
+    },
+  ],
+  [
+    '9: not from all fwmark 0xca6c lookup 51820',
+    {
+      family: 'ipv4',
+      action: 'lookup',
+      table: 51820,
+      priority: 9,
+      invert: true,
+      fwmark: { value: 0xca6c, mask: 0xffffffff },
+    },
+  ],
+  [
+    '10: from all lookup main suppress_prefixlength 0',
+    { family: 'ipv4', action: 'lookup', table: 254, priority: 10, suppressPrefixLength: 0 },
+  ],
+  [
+    '11: from all fwmark 0/0x3 blackhole',
+    { family: 'ipv4', action: 'blackhole', priority: 11, fwmark: { value: 0, mask: 3 } },
+  ],
+  ['12: from all prohibit', { family: 'ipv6', action: 'prohibit', priority: 12 }],
+  ['13: from all to 10.0.0.0/8 unreachable', { family: 'ipv4', action: 'unreachable', priority: 13, to: '10.0.0.0/8' }],
+  ['14: from all lookup [l3mdev-table]', { family: 'ipv6', action: 'lookup', priority: 14, l3mdev: true }],
+];
+for (const [words, rule] of rules)
+  test(`${rule.family} rule ${words}`, async () => {
+    const before = await socket.ruleList();
+    await socket.ruleAdd(rule);
+    assert.equal(
+      (await socket.ruleList(rule.family)).filter((each) => each.priority === rule.priority),
+      [rule],
+    );
+    const shown = ip(rule.family === 'ipv4' ? '-4' : '-6', '-d', 'rule', 'show', 'pref', String(rule.priority));
+    assert.is(
+      shown
+        .replaceAll(/\s+/g, ' ')
+        .replace(/ proto unspec\s*/, '')
+        .trim(),
+      words,
+    );
+    await socket.ruleDelete(rule);
+    assert.equal(await socket.ruleList(), before);
+  });
+
+test('a rule that is there: EEXIST; one that is not: ENOENT; another protocol is another rule', async () => {
+  const rule: Rule = { family: 'ipv4', action: 'lookup', table: 100, priority: 50, protocol: 84 };
+  await socket.ruleAdd(rule);
+  const exists = await refusal(socket.ruleAdd(rule));
+  assert.equal(
+    [exists.code, exists.errno, exists.operation, exists.request],
+    ['EEXIST', -17, 'add rule', 'RTM_NEWRULE'],
+  );
+  await socket.ruleAdd({ ...rule, protocol: 85 });
+  assert.is((await refusal(socket.ruleDelete({ ...rule, protocol: 86 }))).code, 'ENOENT');
+  socket.ruleDeleteSync(rule);
+  await socket.ruleDelete({ ...rule, protocol: 85 });
+  assert.throws(
+    () => socket.ruleDeleteSync(rule),
+    (error: NetlinkError) => error.code === 'ENOENT',
+  );
+});
+
+test('the extended ack: message and attribute', async () => {
+  const table = await refusal(
+    socket.routeAdd({
+      family: 'ipv4',
+      type: 'unicast',
+      destination: '10.9.0.0/16',
+      table: 254,
+      gateway: '203.0.113.1',
+    }),
+  );
+  assert.equal([table.code, table.extack], ['ENETUNREACH', 'Nexthop has invalid gateway']);
+  const ports = await refusal(
+    socket.ruleAdd({ family: 'ipv4', action: 'lookup', table: 1, destinationPorts: { start: 0, end: 0 } }),
+  );
+  assert.equal([ports.code, ports.extack], ['EINVAL', 'Invalid dport range']);
+  const name = await refusal(socket.ruleAdd({ family: 'ipv4', action: 'goto', goto: 5, priority: 5 }));
+  assert.equal([name.code, name.extack], ['EINVAL', 'Backward goto not supported']);
+});
+
+// ---- routes -----------------------------------------------------------------------------------------------------------------
+
+const routes: readonly (readonly [words: string, route: Route])[] = [
+  [
+    'local default dev lo proto 84 scope host',
+    { family: 'ipv4', type: 'local', destination: 'default', dev: 'lo', table: 100, scope: 'host', protocol: 84 },
+  ],
+  [
+    'local default dev lo proto 84 scope global metric 1024 pref medium',
+    {
+      family: 'ipv6',
+      type: 'local',
+      destination: 'default',
+      dev: 'lo',
+      table: 100,
+      scope: 'universe',
+      protocol: 84,
+      metric: 1024,
+    },
+  ],
+  [
+    'blackhole 10.9.0.0/16 proto boot scope global',
+    { family: 'ipv4', type: 'blackhole', destination: '10.9.0.0/16', table: 1000, scope: 'universe', protocol: 3 },
+  ],
+  [
+    'unreachable default proto boot scope global metric 4278198272',
+    {
+      family: 'ipv4',
+      type: 'unreachable',
+      destination: 'default',
+      table: 100,
+      metric: 4278198272,
+      scope: 'universe',
+      protocol: 3,
+    },
+  ],
+  [
+    'unicast 10.7.0.0/16 dev eth0 proto boot scope link',
+    {
+      family: 'ipv4',
+      type: 'unicast',
+      destination: '10.7.0.0/16',
+      dev: 'eth0',
+      table: 100,
+      scope: 'link',
+      protocol: 3,
+    },
+  ],
+  [
+    'unicast 10.8.0.0/16 via 10.1.0.2 dev eth0 proto boot scope global src 10.1.0.1 metric 5',
+    {
+      family: 'ipv4',
+      type: 'unicast',
+      destination: '10.8.0.0/16',
+      gateway: '10.1.0.2',
+      preferredSource: '10.1.0.1',
+      metric: 5,
+      dev: 'eth0',
+      table: 100,
+      scope: 'universe',
+      protocol: 3,
+    },
+  ],
+  [
+    'unicast 2001:db9::/32 via 2001:db8:1::2 dev eth0 proto boot scope global metric 7 pref medium',
+    {
+      family: 'ipv6',
+      type: 'unicast',
+      destination: '2001:db9::/32',
+      gateway: '2001:db8:1::2',
+      metric: 7,
+      dev: 'eth0',
+      table: 100,
+      scope: 'universe',
+      protocol: 3,
+    },
+  ],
+];
+for (const [words, route] of routes)
+  test(`${route.family} route ${words}`, async () => {
+    const before = await socket.routeList();
+    await socket.routeAdd(route);
+    assert.equal(await socket.routeList({ table: route.table }), [route]);
+    assert.equal(await socket.routeList({ family: route.family, table: route.table }), [route]);
+    const shown = ip(route.family === 'ipv4' ? '-4' : '-6', '-d', 'route', 'show', 'table', String(route.table));
+    assert.is(shown.replaceAll(/\s+/g, ' ').trim(), words);
+    await socket.routeDelete(route);
+    assert.equal(await socket.routeList(), before);
+  });
+
+test('a route that is there: EEXIST; one that is not: ESRCH; an interface that is not: ENODEV', async () => {
+  const route: Route = { family: 'ipv4', type: 'local', destination: 'default', dev: 'lo', table: 100, protocol: 84 };
+  await socket.routeAdd(route);
+  assert.is((await refusal(socket.routeAdd(route))).code, 'EEXIST');
+  socket.routeDeleteSync(route);
+  assert.is((await refusal(socket.routeDelete(route))).code, 'ESRCH');
+  const missing = await refusal(socket.routeAdd({ ...route, dev: 'nowhere0' }));
+  assert.equal([missing.code, missing.operation], ['ENODEV', 'get link nowhere0']);
+});
+
+test('a table that nobody has used yet is empty', async () => {
+  assert.equal(await socket.routeList({ table: 4242 }), []);
+});
+
+test('a device by its number', async () => {
+  const { index } = (await socket.linkList()).find((link) => link.name === 'eth0') ?? { index: 0 };
+  const route: Route = { family: 'ipv4', type: 'unicast', destination: '10.7.0.0/16', dev: index, table: 100 };
+  await socket.routeAdd(route);
+  assert.is((await socket.routeList({ table: 100 }))[0]?.dev, 'eth0');
+  await socket.routeDelete(route);
+});
+
+// ---- links and addresses ------------------------------------------------------------------------------------------------------
+
+test('links and addresses are those of `ip`', async () => {
+  const links = JSON.parse(ip('-j', 'link')) as { ifindex: number; ifname: string; mtu: number }[];
+  assert.equal(
+    (await socket.linkList()).map(({ index, name, mtu }) => ({ ifindex: index, ifname: name, mtu })),
+    links.map(({ ifindex, ifname, mtu }) => ({ ifindex, ifname, mtu })),
+  );
+  const found = (await socket.addressList()).map(
+    ({ family, address, prefixLength, linkIndex, scope }) =>
+      `${family} ${address}/${prefixLength} ${linkIndex} ${scope}`,
+  );
+  const words = { inet: 'ipv4', inet6: 'ipv6', global: 'universe', host: 'host', link: 'link' } as const;
+  type Info = { family: 'inet' | 'inet6'; local: string; prefixlen: number; scope: 'global' | 'host' | 'link' };
+  const shown = (JSON.parse(ip('-j', 'address')) as { ifindex: number; addr_info: Info[] }[]).flatMap((link) =>
+    link.addr_info.map((a) => `${words[a.family]} ${a.local}/${a.prefixlen} ${link.ifindex} ${words[a.scope]}`),
+  );
+  assert.equal(found.sort(), shown.sort());
+  assert.ok((await socket.addressList('ipv6')).every(({ family }) => family === 'ipv6'));
+});
+
+// ---- large dumps, and dumps while others change ----------------------------------------------------------------------------
+
+const many = 5000;
+const manyRules = (verb: string) => Array.from({ length: many }, (_, i) => `rule ${verb} pref ${1000 + i} lookup 100`);
+
+test(`${many} rules and routes are listed to the last`, async () => {
+  batch(manyRules('add'));
+  const rules = (await socket.ruleList('ipv4')).filter(({ table }) => table === 100);
+  assert.equal(
+    rules.map(({ priority }) => priority),
+    Array.from({ length: many }, (_, i) => 1000 + i),
+  );
+  batch(manyRules('del'));
+  const destinations = Array.from({ length: many }, (_, i) => `10.${20 + (i >> 8)}.${i & 255}.0/24`);
+  batch(destinations.map((destination) => `route add blackhole ${destination} table 300`));
+  const routes = await socket.routeList({ table: 300 });
+  assert.equal(routes.map(({ destination }) => destination).sort(), [...destinations].sort());
+  ip('route', 'flush', 'table', '300');
+});
+
+test('a dump while others change what is dumped is whole, or an error that says so', async () => {
+  batch(manyRules('add'));
+  // Adds and removes one rule, over and over, far from those that are counted.
+  const changer = spawn('sh', ['-c', 'while :; do ip rule add pref 9 lookup 9; ip rule del pref 9; done'], {
+    detached: true,
+  });
+  try {
+    for (let i = 0; i < 20; ++i) {
+      const listed = await socket.ruleList('ipv4').catch((error: NetlinkError) => error);
+      if (listed instanceof Error) assert.is(listed.code, 'EINTR');
+      else assert.is(listed.filter(({ table }) => table === 100).length, many);
+    }
+  } finally {
+    if (changer.pid) process.kill(-changer.pid, 'SIGKILL');
+    await once(changer, 'close');
+  }
+  spawnSync('ip', ['rule', 'del', 'pref', '9']);
+  batch(manyRules('del'));
+});
+
+// ---- the socket -----------------------------------------------------------------------------------------------------------------
+
+test('calls on one socket run in the order in which they were made', async () => {
+  const rule: Rule = { family: 'ipv4', action: 'lookup', table: 100, priority: 60, protocol: 84 };
+  const outcomes: string[] = [];
+  const note = (name: string, promise: Promise<unknown>) => promise.then(() => outcomes.push(name));
+  const calls: Promise<unknown>[] = [];
+  for (let i = 0; i < 50; ++i)
+    calls.push(note(`add ${i}`, socket.ruleAdd(rule)), note(`delete ${i}`, socket.ruleDelete(rule)));
+  await Promise.all(calls);
+  assert.equal(outcomes, Array.from({ length: 50 }, (_, i) => [`add ${i}`, `delete ${i}`]).flat());
+});
+
+test('close: the call under way is finished, those that wait and later ones fail with EBADF', async () => {
+  const closing = new RouteSocket();
+  const first = closing.ruleList();
+  const second = refusal(closing.ruleList());
+  closing.close();
+  closing.close();
+  assert.ok((await first).length > 0);
+  assert.is((await second).code, 'EBADF');
+  assert.is((await refusal(closing.linkList())).code, 'EBADF');
+  assert.throws(
+    () => closing.ruleDeleteSync({ family: 'ipv4', action: 'nop' }),
+    (error: NetlinkError) => error.code === 'EBADF',
+  );
+});
+
+test('another network namespace', async () => {
+  ip('netns', 'add', 'other');
+  const other = new RouteSocket({ netns: '/run/netns/other' });
+  assert.equal(
+    (await other.linkList()).map(({ name }) => name),
+    ['lo'],
+  );
+  const here = await socket.ruleList();
+  const rule: Rule = { family: 'ipv4', action: 'lookup', table: 100, priority: 50, protocol: 84 };
+  await other.ruleAdd(rule);
+  assert.equal(
+    (await other.ruleList()).filter(({ priority }) => priority === 50),
+    [rule],
+  );
+  assert.equal(await socket.ruleList(), here);
+  other.close();
+  ip('netns', 'delete', 'other');
+});
+
+test('a namespace that is none', () => {
+  const open = (netns: string) => () => new RouteSocket({ netns });
+  assert.throws(
+    open('/run/netns/none'),
+    (error: SocketError) => error.code === 'ENOENT' && error.syscall === 'open /run/netns/none',
+  );
+  assert.throws(
+    open('/dev/null'),
+    (error: SocketError) => error.code === 'EINVAL' && error.syscall === 'setns /dev/null',
+  );
+});
+
+test('without CAP_NET_ADMIN: listing works, changing gives EPERM', () => {
+  const program = `
+    import { RouteSocket } from ${JSON.stringify(new URL('../../src/netlink/route.ts', import.meta.url).href)};
+    const socket = new RouteSocket();
+    const rules = await socket.ruleList();
+    const code = await socket.ruleAdd({ family: 'ipv4', action: 'nop' }).catch((error) => error.code);
+    console.log(rules.length > 0, code);`;
+  const drop = ['--bounding-set', '-net_admin', '--inh-caps', '-net_admin'];
+  const node = [process.execPath, '--import', 'tsx', '--input-type=module', '-e', program];
+  assert.is(execFileSync('setpriv', [...drop, ...node], { encoding: 'utf8' }).trim(), 'true EPERM');
+});
+
+test('a worker that is terminated in mid-call takes nothing with it', async () => {
+  batch(manyRules('add'));
+  // Native code alone, without TypeScript, which workers do not run.
+  const root = fileURLToPath(new URL('../..', import.meta.url));
+  const program = `
+    const { parentPort, workerData } = require('node:worker_threads');
+    const load = require('node:module').createRequire(workerData + 'package.json')('node-gyp-build');
+    const socket = new (load(workerData).RouteSocket)();
+    for (let i = 0; i < 20; ++i) socket.ruleList();
+    parentPort.postMessage('under way');`;
+  for (let i = 0; i < 5; ++i) {
+    const worker = new Worker(program, { eval: true, workerData: root });
+    await once(worker, 'message');
+    await worker.terminate();
+  }
+  assert.ok((await socket.ruleList('ipv4')).length >= many);
+  batch(manyRules('del'));
+});
+
+test('arguments are checked before the kernel sees them', async () => {
+  const wrong = (value: object) => refusal(socket.ruleAdd(value as Rule));
+  assert.match((await wrong({ family: 'ipv5', action: 'nop' })).message, /rule\.family must be 'ipv4' or 'ipv6'/);
+  assert.match((await wrong({ family: 'ipv4', action: 'nop', pref: 1 })).message, /pref/);
+  assert.instance(await wrong({ family: 'ipv4', action: 'lookup', table: 2 ** 32 }), RangeError);
+  assert.instance(await wrong({ family: 'ipv4', action: 'lookup', from: '2001:db8::/32' }), TypeError);
+  assert.instance(await wrong({ family: 'ipv4', action: 'hop' }), TypeError);
+  assert.instance(await wrong({ family: 'ipv4', action: 'nop', iif: 'sixteen-bytes-ab' }), TypeError);
+  assert.instance(await wrong({ family: 'ipv4', action: 'nop', users: { start: 2, end: 1 } }), RangeError);
+});
+
+test('LINUX_TPROXY_DEBUG=netlink shows every message', () => {
+  const program = `
+    import { RouteSocket } from ${JSON.stringify(new URL('../../src/netlink/route.ts', import.meta.url).href)};
+    await new RouteSocket().linkList();`;
+  const { stderr } = spawnSync(process.execPath, ['--import', 'tsx', '--input-type=module', '-e', program], {
+    env: { ...process.env, LINUX_TPROXY_DEBUG: 'netlink' },
+    encoding: 'utf8',
+  });
+  assert.match(stderr, /netlink \w+ > type 0x12 flags 0x301 seq 1 length 32\n/); // RTM_GETLINK
+  assert.match(stderr, /netlink \w+ < type 0x10 flags 0x2 seq 1 length \d+\n/); // RTM_NEWLINK
+});
+
+test.run();
