@@ -49,12 +49,13 @@ export class NetlinkError extends Error {
   }
 }
 
-/** What stood in the way of an interception before or while it was installed; the host is as it was before. */
+/** What stood in the way of installing an interception, or of taking one down; the host is as it was before. */
 export class InterceptError extends Error {
   override readonly name = 'InterceptError';
   constructor(
     readonly code:
       | 'ERR_TPROXY_NAME_IN_USE'
+      | 'ERR_TPROXY_OWNED'
       | 'ERR_TPROXY_MARK_IN_USE'
       | 'ERR_TPROXY_TABLE_IN_USE'
       | 'ERR_TPROXY_PRIORITY_IN_USE'

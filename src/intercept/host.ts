@@ -35,7 +35,7 @@ export async function lookAtHost({ route, nftables }: Kernel): Promise<HostState
   return { generation, rules, tables, claims: tables.flatMap(claimOf), markBits };
 }
 
-function claimOf(table: NftTable): Claim[] {
+export function claimOf(table: NftTable): Claim[] {
   if (nameOfTable(table.name) === undefined) return [];
   const claim = parseClaim(decodeComment(table.userdata) ?? '');
   return claim ? [claim] : [];
@@ -122,7 +122,7 @@ function checkName({ tables }: HostState, nftTable: string): void {
   const remedy = taken.owner
     ? // The kernel gives the first netlink socket of a process that process's id.
       `it is in use by another process (netlink port ${taken.owner}, most likely its process id). Choose another \`name\`, or stop that process`
-    : `it belongs to no running process. Remove it with \`nft delete table inet ${nftTable}\`, or choose another \`name\``;
+    : `it belongs to no running process. Remove it with \`${claimOf(taken).length > 0 ? `linux-tproxy down --name ${nameOfTable(nftTable)}` : `nft delete table inet ${nftTable}`}\`, or choose another \`name\``;
   throw new InterceptError('ERR_TPROXY_NAME_IN_USE', `The table 'inet ${nftTable}' exists already: ${remedy}`, 'check');
 }
 
