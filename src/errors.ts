@@ -109,6 +109,11 @@ export function outOfRange(name: string, range: string, actual: unknown): RangeE
   return coded(new RangeError(`${name} must be ${range}, not ${show(actual)}`), 'ERR_OUT_OF_RANGE');
 }
 
+/** The command was called as it cannot be. */
+export function usageError(message: string): TypeError {
+  return coded(new TypeError(message), 'ERR_TPROXY_USAGE');
+}
+
 /** Refuses options nobody knows: a misspelt `tpc` would otherwise intercept nothing, silently. */
 export function checkOptions(name: string, options: object, known: readonly string[]): void {
   for (const key of Object.keys(options))

@@ -3,7 +3,7 @@
  * down. Also what processes that were killed have left.
  */
 import { readFileSync } from 'node:fs';
-import { checkOptions, InterceptError } from '../errors.js';
+import { checkOptions, InterceptError, NetlinkError } from '../errors.js';
 import type { NftExpression, NftRule, NftSet, NftTable, Route, Rule } from '../netlink/types.js';
 import type { Family, Fwmark } from '../types.js';
 import { claimOf, type HostState, type Kernel, lookAtHost, staleRules } from './host.js';
@@ -70,9 +70,11 @@ export async function listInstalled(
   try {
     const { host, routes } = await look(kernel);
     const installed = await Promise.all(
-      host.tables.flatMap((table) => claimOf(table).map((claim) => describe(kernel, host, routes, table, claim))),
+      host.tables.flatMap((table) =>
+        claimOf(table).map((claim) => describe(kernel, host, routes, table, claim).catch(ifGone)),
+      ),
     );
-    return { installed, leftovers: leftoversOf(host, routes) };
+    return { installed: installed.filter((each) => each !== undefined), leftovers: leftoversOf(host, routes) };
   } finally {
     closeKernel(kernel);
   }
@@ -133,6 +135,11 @@ function leftoversOf(host: HostState, routes: readonly Route[]): Leftovers {
     rules: staleRules(host),
     routes: routes.filter(({ table }) => !host.claims.some((claim) => claim.table === table)),
   };
+}
+
+/** A table may go while it is being read. */
+function ifGone(error: unknown): undefined {
+  if (!(error instanceof NetlinkError && error.code === 'ENOENT')) throw error;
 }
 
 // ---- telling ------------------------------------------------------------------------------------------------------------
