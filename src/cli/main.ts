@@ -5,18 +5,10 @@
  */
 import { readFileSync } from 'node:fs';
 import { usageError } from '../errors.js';
-import { completionOf } from './completion.js';
-import { down } from './down.js';
 import { commandHelp, usage, verbHelp } from './help.js';
 import { inTermsOfFlags, readCommandLine } from './options.js';
-import { plan } from './plan.js';
-import { run } from './run.js';
-import { status } from './status.js';
-import { up } from './up.js';
 import type { Verb } from './verb.js';
-
-const verbs: Verb[] = [up, down, status, plan, run];
-verbs.push(completionOf(verbs));
+import { verbs } from './verbs.js';
 
 // Whoever reads our output may have read enough of it.
 process.stdout.on('error', (error: NodeJS.ErrnoException) => {
