@@ -124,7 +124,7 @@ test('the help of every verb has all that a manual page has, and fits a terminal
       assert.not.match(line, /\s$/);
     }
   }
-  assert.match(commandHelp(verbs), new RegExp(verbs.map(({ name }) => `${name} +\\S.*\\n[^]*`).join('')));
+  assert.match(commandHelp(verbs), new RegExp(verbs.map(({ name }) => `${name} +\\S.*\\n[\\s\\S]*`).join('')));
 });
 
 test('examples are command lines that can be read', () => {
