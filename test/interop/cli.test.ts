@@ -202,7 +202,7 @@ test('run: the rules are there while the command is, and its exit status is the 
 
 test('run: a command that cannot be run', async () => {
   for (const [name, status, message] of [
-    ['no-such-command', 127, 'cannot run no-such-command: there is no such command'],
+    ['/no/such/command', 127, 'cannot run /no/such/command: there is no such command'],
     ['/etc/passwd', 126, 'cannot run /etc/passwd: .*EACCES'],
   ] as const) {
     const result = await router(...run(name));

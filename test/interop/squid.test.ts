@@ -7,7 +7,7 @@ import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
 import { cli, command, succeed } from '../helpers/cli.js';
 import { addresses, createLab, type Lab } from '../helpers/lab.js';
-import { rootless } from '../helpers/namespaces.js';
+import { oneUser } from '../helpers/namespaces.js';
 import { testUnless } from '../helpers/skip.js';
 import { browse, families, listening, serve } from '../helpers/web.js';
 
@@ -18,7 +18,7 @@ const port = 50080;
 const intercept = ['--to-port', String(port), '--tcp', '80'];
 const squid = ['squid', '-N', '-f', '/run/squid/squid.conf'] as const;
 const noUsers =
-  rootless && 'squid changes to a user of its own, and a user namespace made without root has one user only';
+  oneUser && 'squid changes to a user of its own, and a user namespace made without root has one user only';
 
 const configuration = `
 http_port ${port} tproxy
