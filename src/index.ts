@@ -6,6 +6,7 @@ export {
   type Installed,
   type Leftovers,
   listInstalled,
+  type Owner,
   type UninstallOptions,
   uninstallIntercept,
 } from './intercept/installed.js';
