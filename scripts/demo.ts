@@ -37,21 +37,23 @@ if (inNamespaces) {
 process.exitCode = failed ? 1 : 0;
 
 function readOptions(): { size: number; nginx: boolean; verbose: boolean } {
-  const usage = (code: number, message: string): never => {
-    console.error(message + help);
-    process.exit(code);
+  const misuse = (message: string): never => {
+    process.stderr.write(`${message}\n\n${help}`);
+    process.exit(2);
   };
   const flag = { type: 'boolean', default: false } as const;
   try {
     const { values } = parseArgs({
       options: { size: { type: 'string', default: '1G' }, nginx: flag, verbose: flag, help: { ...flag, short: 'h' } },
     });
-    if (values.help) usage(0, '');
-    const [, count, unit = ''] =
-      values.size.match(/^([1-9]\d*)([KMG]?)$/i) ?? usage(2, `Not a size: ${values.size}\n\n`);
+    if (values.help) {
+      process.stdout.write(help);
+      process.exit(0);
+    }
+    const [, count, unit = ''] = values.size.match(/^([1-9]\d*)([KMG]?)$/i) ?? misuse(`Not a size: ${values.size}`);
     return { ...values, size: Number(count) * 1024 ** ' KMG'.indexOf(unit.toUpperCase() || ' ') };
   } catch (error) {
-    return usage(2, `${(error as Error).message}\n\n`);
+    return misuse((error as Error).message);
   }
 }
 
@@ -77,7 +79,8 @@ function outside(): void {
   10.77.1.2              linux-tproxy              10.77.2.2
   fd77:1::2              takes port 80             fd77:2::2
 
-  ${dim(`Three network namespaces of the demo's own${rootless ? ', made without root' : ''}. Neither client nor server knows of a proxy.`)}
+  ${dim('Neither client nor server knows of a proxy. All three are network namespaces of')}
+  ${dim(`the demo's own${rootless ? ', in a user namespace: you are not root' : ''}.`)}
 `);
   const [file, ...args] = namespaced([process.execPath, ...process.execArgv, ...process.argv.slice(1)]);
   failed += spawnSync(file, args, { stdio: 'inherit' }).status === 0 ? 0 : 1;

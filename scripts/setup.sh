@@ -53,10 +53,15 @@ if [ -n "$missing" ]; then
   fi
 fi
 
-# A node_modules that is a link belongs to another checkout.
-if [ ! -L node_modules ] && { [ ! -e node_modules/.package-lock.json ] || [ package-lock.json -nt node_modules/.package-lock.json ]; }; then
+# A node_modules that is a link belongs to another checkout. The time of the lock file changes with every checkout of it,
+# so its text decides.
+installed=node_modules/.cache/linux-tproxy-lock.json
+if [ ! -L node_modules ] && { [ ! -e node_modules/.package-lock.json ] ||
+  { [ package-lock.json -nt node_modules/.package-lock.json ] && ! cmp -s package-lock.json $installed; }; }; then
   echo 'setup: npm ci'
   npm ci --no-audit --no-fund --loglevel=error
+  mkdir -p node_modules/.cache
+  cp package-lock.json $installed
 fi
 
 # A directory is newer than the addon when a file in it came or went.

@@ -1,12 +1,13 @@
 /**
  * The test runner: `npm test`, or `node --import tsx test/run.ts [--verbose] [--timeout SECONDS] [lint | SUITE | FILE]...`
  * A suite is a folder of test/. Every file is a process of its own, two run at a time; those of the suites kernel and interop
- * are in private namespaces (helpers/namespaces.ts). A file whose first line is `// runs alone` runs when all others are done.
+ * are in private namespaces (helpers/namespaces.ts). Lint runs before all others, and a file whose first line is
+ * `// runs alone` when all others are done.
  * A file fails when a test of it fails, when it exits with an error, takes too long, or tells no totals. In CI a skipped test fails.
  */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { readdirSync, readFileSync, statSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync, statSync } from 'node:fs';
 import { dirname, join, relative } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
@@ -19,9 +20,9 @@ const privateSuites = ['kernel', 'interop'];
 interface Job {
   readonly name: string;
   readonly command: readonly [string, ...string[]];
-  readonly alone: boolean;
-  /** Counts as one test, by its exit code. */
-  readonly plain?: true;
+  /** Before all others, beside another one, or when all others are done. */
+  readonly when: 'first' | 'beside' | 'alone';
+  readonly timeoutSeconds: number;
 }
 
 interface Result {
@@ -39,26 +40,31 @@ const { values, positionals } = parseArgs({
   },
 });
 process.chdir(root);
-const jobs = (positionals.length ? positionals : ['lint', ...suites]).flatMap(jobsOf);
-const timeoutSeconds = Number(values.timeout);
+const jobs = (
+  positionals.length ? positionals : ['lint', ...suites.filter((suite) => existsSync(join('test', suite)))]
+).flatMap(jobsOf);
+if (jobs.length === 0) throw new Error(`No tests in ${positionals}`);
 // Colours would be in the way when the output is read here.
 const { FORCE_COLOR: _, ...env }: NodeJS.ProcessEnv = { ...process.env, NO_COLOR: '1' };
 const ci = Boolean(process.env['CI']);
 const sum = { passed: 0, failed: 0, skipped: 0 };
 
-await inParallel(
-  jobs.filter((job) => !job.alone),
-  2,
-);
-await inParallel(
-  jobs.filter((job) => job.alone),
-  1,
-);
+for (const [when, workers] of [
+  ['first', 1],
+  ['beside', 2],
+  ['alone', 1],
+] as const) {
+  await inParallel(
+    jobs.filter((job) => job.when === when),
+    workers,
+  );
+}
 console.log(`\n${sum.passed} passed, ${sum.failed} failed${sum.skipped ? `, ${sum.skipped} skipped` : ''}`);
 process.exitCode = sum.failed ? 1 : 0;
 
 function jobsOf(argument: string): Job[] {
-  if (argument === 'lint') return [{ name: 'lint', command: ['sh', 'scripts/lint.sh'], alone: false, plain: true }];
+  if (argument === 'lint')
+    return [{ name: 'lint', command: ['sh', 'scripts/lint.sh'], when: 'first', timeoutSeconds: 900 }];
   const path = suites.includes(argument) ? join('test', argument) : relative(root, argument);
   const files = statSync(path).isDirectory()
     ? readdirSync(path, { recursive: true, encoding: 'utf8' }).map((name) => join(path, name))
@@ -72,7 +78,8 @@ function jobsOf(argument: string): Job[] {
       return {
         name: relative('test', file),
         command: privateSuites.includes(suite) ? namespaced(command) : [...command],
-        alone: readFileSync(file, 'utf8').startsWith('// runs alone'),
+        when: readFileSync(file, 'utf8').startsWith('// runs alone') ? 'alone' : 'beside',
+        timeoutSeconds: Number(values.timeout),
       };
     });
 }
@@ -101,12 +108,16 @@ async function run(job: Job): Promise<void> {
     // Its children may hold the pipes.
     child.stdout.destroy();
     child.stderr.destroy();
-  }, timeoutSeconds * 1000);
+  }, job.timeoutSeconds * 1000);
   const [code, signal] = (await once(child, 'close')) as [number | null, NodeJS.Signals | null];
   clearTimeout(timer);
 
   const reasons = [...output.matchAll(/^skipped: .*$/gm)].map(([line]) => line);
-  const end = late ? `took longer than ${timeoutSeconds} s` : code === 0 ? undefined : `ended with ${signal ?? code}`;
+  const end = late
+    ? `took longer than ${job.timeoutSeconds} s`
+    : code === 0
+      ? undefined
+      : `ended with ${signal ?? code}`;
   const result = judge(job, end, output, reasons.length);
   sum.passed += result.passed;
   sum.failed += result.failed;
@@ -120,7 +131,9 @@ async function run(job: Job): Promise<void> {
 }
 
 function judge(job: Job, end: string | undefined, output: string, reasons: number): Result {
-  if (job.plain) return { passed: end ? 0 : 1, failed: end ? 1 : 0, skipped: 0, ...(end && { problem: end }) };
+  // Lint has no totals: it counts as one test, by its exit code.
+  if (job.when === 'first')
+    return { passed: end ? 0 : 1, failed: end ? 1 : 0, skipped: 0, ...(end && { problem: end }) };
   // The totals of uvu. A test may print the like, uvu comes last.
   const count = (word: string) => Number([...output.matchAll(new RegExp(`^  ${word}: +(\\d+)`, 'gm'))].at(-1)?.[1]);
   const [total, passed, skipped] = [count('Total'), count('Passed'), count('Skipped')];
@@ -128,7 +141,9 @@ function judge(job: Job, end: string | undefined, output: string, reasons: numbe
     return { passed: 0, failed: 1, skipped: 0, problem: end ?? 'no totals, or no test in it' };
   const unexplained = Math.max(0, skipped - reasons);
   const failed = total - passed + (ci ? skipped : unexplained);
-  const problem = end ?? (unexplained ? 'skips without a reason' : undefined);
+  // uvu swallows what a before hook throws, and then runs nothing.
+  const problem =
+    end ?? (failed > 0 && passed < total ? 'a before hook threw' : unexplained ? 'skips without a reason' : undefined);
   return {
     passed,
     failed: end && !failed ? 1 : failed,

@@ -123,7 +123,7 @@ function setup({ mtu = 1500, sysctls = {}, moreAddresses = {} }: LabOptions): st
     ...hosts.map((host) => sysctl(host, 'net.ipv6.conf.default.accept_dad', 0)),
     sysctl('router', 'net.ipv4.ip_forward', 1),
     sysctl('router', 'net.ipv6.conf.all.forwarding', 1),
-    // Refused where the kernel has no cubic, or not for namespaces of users.
+    // Refused where the machine does not list cubic as allowed for everybody (net.ipv4.tcp_allowed_congestion_control).
     ...hosts.map((host) => `${sysctl(host, 'net.ipv4.tcp_congestion_control', 'cubic')} 2>/dev/null || true`),
     // Where both ends of a veth have the same index, the kernel takes it for no veth and reports its carrier a second late.
     `ip link add eth0 index 10 mtu ${mtu} netns client type veth peer name cli0 mtu ${mtu} netns router`,
