@@ -359,24 +359,26 @@ test('IPv6 switched off: IPv4 alone is installed', async () => {
   execFileSync('ip', ['netns', 'delete', 'v4only']);
 });
 
+/** What `intercept-once.ts` says when it is run by the command in front. */
+function runRefused(...command: [string, ...string[]]): { code: string; message: string } {
+  const node = [process.execPath, '--import', import.meta.resolve('tsx'), installOnce];
+  const output = lab.exec('router', ...command, ...node, JSON.stringify({ tcp: [80], port: 50080 }));
+  return JSON.parse(output.split('\n')[0] ?? '').error;
+}
+
+test('a kernel without nf_tables', () => {
+  const refuse = new URL('../helpers/refuse.py', import.meta.url).pathname;
+  const before = lab.snapshot('router');
+  const { code, message } = runRefused('python3', refuse, 'socket:0=16:2=12=EPROTONOSUPPORT', '--');
+  assert.is(code, 'EPROTONOSUPPORT');
+  assert.match(message, 'CONFIG_NF_TABLES');
+  assert.is(lab.snapshot('router'), before);
+});
+
 test('no CAP_NET_ADMIN', () => {
-  const run = (...command: string[]) =>
-    JSON.parse(
-      lab
-        .exec(
-          'router',
-          ...(command as [string]),
-          process.execPath,
-          '--import',
-          import.meta.resolve('tsx'),
-          installOnce,
-          '{"tcp":[80],"port":50080}',
-        )
-        .split('\n')[0] ?? '',
-    );
-  const { error } = run('setpriv', '--bounding-set', '-net_admin', '--inh-caps', '-net_admin');
-  assert.is(error.code, 'EPERM');
-  assert.match(error.message, 'CAP_NET_ADMIN');
+  const { code, message } = runRefused('setpriv', '--bounding-set', '-net_admin', '--inh-caps', '-net_admin');
+  assert.is(code, 'EPERM');
+  assert.match(message, 'CAP_NET_ADMIN');
 });
 
 test.run();
