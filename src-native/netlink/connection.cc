@@ -92,7 +92,9 @@ std::optional<Refusal> readDone(const Received& message, const Message& request)
 Connection::Connection(int protocol, const std::string& netns) {
   inNetns(netns, [&] {
     fd_.reset(::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol));
-    if (!fd_) fail("open netlink socket", errno, "socket");
+    if (!fd_)
+      fail("open netlink socket", errno,
+           protocol == NETLINK_NETFILTER ? "socket NETLINK_NETFILTER" : "socket NETLINK_ROUTE");
   });
   sockaddr_nl self{.nl_family = AF_NETLINK};
   socklen_t length = sizeof self;
