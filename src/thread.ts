@@ -2,6 +2,7 @@
  * The relay threads of this environment, one per network namespace, started when first needed. Hands each event to whoever
  * waits for its id, and keeps the process alive while something is under way.
  */
+import { statSync } from 'node:fs';
 import { type NativeRelayEvent, type NativeRelayThread, native } from './native.js';
 
 type Handler = (event: NativeRelayEvent) => void;
@@ -9,9 +10,12 @@ type Handler = (event: NativeRelayEvent) => void;
 export class RelayThread {
   readonly native: NativeRelayThread;
   readonly #handlers = new Map<number, Handler>();
+  readonly #whenIdle: () => void;
   #holds = 0;
 
-  constructor(netns: string | undefined) {
+  /** `whenIdle` is called each time that nothing is under way any more. */
+  constructor(netns: string | undefined, whenIdle: () => void) {
+    this.#whenIdle = whenIdle;
     this.native = new native.RelayThread(netns === undefined ? {} : { netns }, (events) => {
       for (const event of events) this.#dispatch(event);
     });
@@ -27,6 +31,10 @@ export class RelayThread {
     this.#handlers.delete(id);
   }
 
+  get idle(): boolean {
+    return this.#holds === 0;
+  }
+
   /** Keeps the process alive until the function it gives is called. */
   hold(): () => void {
     if (this.#holds++ === 0) this.native.ref();
@@ -34,7 +42,9 @@ export class RelayThread {
     return () => {
       if (!held) return;
       held = false;
-      if (--this.#holds === 0) this.native.unref();
+      if (--this.#holds > 0) return;
+      this.native.unref();
+      this.#whenIdle();
     };
   }
 
@@ -45,14 +55,29 @@ export class RelayThread {
 }
 
 const threads = new Map<string, RelayThread>();
+/** A thread keeps its namespace from being freed: one without work goes soon. */
+const IDLE_MS = 1000;
 
 /** The thread for a namespace (a path), or for the process's own. */
 export function relayThread(netns?: string): RelayThread {
-  const key = netns ?? '';
-  let thread = threads.get(key);
-  if (!thread) {
-    thread = new RelayThread(netns);
-    threads.set(key, thread);
-  }
+  const key = namespaceOf(netns);
+  const known = threads.get(key);
+  if (known) return known;
+  const thread = new RelayThread(netns, () => {
+    if (netns !== undefined) setTimeout(stopIfIdle, IDLE_MS).unref();
+  });
+  const stopIfIdle = () => {
+    if (!thread.idle || threads.get(key) !== thread) return;
+    threads.delete(key);
+    thread.native.stop();
+  };
+  threads.set(key, thread);
   return thread;
+}
+
+/** A name may come to mean another namespace (`ip netns delete`, `ip netns add`); its inode never does. */
+function namespaceOf(netns: string | undefined): string {
+  if (netns === undefined) return '';
+  const status = statSync(netns, { bigint: true, throwIfNoEntry: false });
+  return status ? `${status.dev}:${status.ino}` : netns; // a missing one is told by whoever opens it
 }

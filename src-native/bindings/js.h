@@ -18,8 +18,7 @@ namespace tproxy::bindings {
 using netlink::Bytes;
 using netlink::Named;
 
-// ---- JavaScript -> struct
-// ---------------------------------------------------------------------------------------------
+// ---- JavaScript -> struct -----------------------------------------------------------------------
 
 class JsReader {
  public:
@@ -144,8 +143,7 @@ class JsReader {
   Napi::Object object_;
 };
 
-// ---- struct -> JavaScript
-// ---------------------------------------------------------------------------------------------
+// ---- struct -> JavaScript -----------------------------------------------------------------------
 
 class JsWriter {
  public:
@@ -203,7 +201,7 @@ class JsWriter {
   static Napi::Value write(Napi::Env env, const Bytes& value, netlink::Blob) {
     auto bytes = Napi::Uint8Array::New(env, value.size());
     if (!value.empty()) std::memcpy(bytes.Data(), value.data(), value.size());
-    return bytes;
+    return Napi::Value(env, bytes);
   }
   template <class Number>
   static Napi::Value write(Napi::Env env, uint32_t value, const netlink::Enumeration<Number>& representation) {

@@ -18,8 +18,7 @@ using netlink::ByteView;
 using netlink::Connection;
 using When = Session::When;
 
-// ---- errors
-// -----------------------------------------------------------------------------------------------------------
+// ---- errors -------------------------------------------------------------------------------------
 
 namespace {
 
@@ -70,8 +69,7 @@ Napi::Error jsError(Napi::Env env, const std::exception_ptr& exception) {
 
 namespace {
 
-// ---- arguments
-// --------------------------------------------------------------------------------------------------------
+// ---- arguments ----------------------------------------------------------------------------------
 
 Napi::Value member(Napi::Value object, const char* name) {
   if (object.IsUndefined()) return object;
@@ -137,8 +135,7 @@ std::shared_ptr<Session> openSession(const Napi::CallbackInfo& info, int protoco
   });
 }
 
-// ---- rtnetlink
-// --------------------------------------------------------------------------------------------------------
+// ---- rtnetlink ----------------------------------------------------------------------------------
 
 class RouteSocket : public Napi::ObjectWrap<RouteSocket> {
  public:
@@ -207,8 +204,7 @@ class RouteSocket : public Napi::ObjectWrap<RouteSocket> {
   std::shared_ptr<Session> session_;
 };
 
-// ---- nf_tables
-// --------------------------------------------------------------------------------------------------------
+// ---- nf_tables ----------------------------------------------------------------------------------
 
 class NftablesSocket : public Napi::ObjectWrap<NftablesSocket> {
  public:
@@ -271,11 +267,10 @@ class NftablesSocket : public Napi::ObjectWrap<NftablesSocket> {
   uint32_t portId_;
 };
 
-// ---- bytes
-// ------------------------------------------------------------------------------------------------------------
+// ---- bytes --------------------------------------------------------------------------------------
 
 Napi::Value toBuffer(Napi::Env env, const netlink::Bytes& bytes) {
-  return Napi::Buffer<uint8_t>::Copy(env, bytes.data(), bytes.size());
+  return Napi::Value(env, Napi::Buffer<uint8_t>::Copy(env, bytes.data(), bytes.size()));
 }
 
 Napi::Value encodeRule(const Napi::CallbackInfo& info) {

@@ -23,6 +23,7 @@ void Side::latch(const Ready& ready) {
   writable |= ready.writable || ready.failed;
   urgent |= ready.urgent;
   suspect |= ready.failed;
+  over |= ready.ended || ready.failed;
   ended |= ready.ended && !ready.failed;
 }
 
@@ -105,7 +106,7 @@ Connection::State Connection::move(Side& from, Side& to, Direction& way, Workspa
       way.end = true;
     } else {
       budget -= std::min(budget, taken.bytes);
-      if (taken.drained && !from.ended && !from.suspect && !from.urgent) from.readable = false;
+      if (taken.drained && !from.over && !from.urgent) from.readable = false;
     }
   }
   return State::blocked;

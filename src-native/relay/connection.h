@@ -20,6 +20,7 @@ struct Side {
   bool writable = false;
   bool urgent = false;
   bool suspect = false;  // there may be an error to take
+  bool over = false;     // an end or an error is waiting behind the bytes: nothing more will be told, read on to it
   bool ended = false;    // FIN came, seen before any error: what was sent is complete
   int error = 0;         // the connection to this side is gone
 

@@ -227,6 +227,8 @@ void Loop::adopt(Listener& listener, UniqueFd fd, const socket::Address& source)
   ++listener.open;
 
   if (options.decide) {
+    // Its upstream socket will need a descriptor too: one is held for it in that very place.
+    task.connection.server.fd = std::move(reserve_);
     const int client = task.connection.client.fd.get();
     events_.emplace_back(FlowEvent{options.id, id, describe(source, client), describe(destination, client)});
     return;
@@ -276,6 +278,7 @@ void Loop::connect(Task& task, const socket::ConnectOptions& options, std::int64
   task.upstream = options.to;
   if (isOwnListener(task, options.to)) throw socket::Error(ELOOP, "connect", options.to.text(), options.to.port());
 
+  task.connection.server.fd.reset();
   socket::Connecting connecting;
   try {
     connecting = socket::connect(options);

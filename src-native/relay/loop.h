@@ -102,7 +102,7 @@ class Loop {
   std::vector<Id> queue_;
   std::vector<Id> running_;
   std::vector<Event> events_;
-  // Kept for the upstream socket of a connection that took the last descriptor when it was accepted.
+  // Nothing is accepted without a descriptor in reserve for the upstream socket.
   UniqueFd reserve_;
 };
 

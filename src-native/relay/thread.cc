@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <exception>
 #include <future>
+#include <iterator>
+#include <optional>
 
 #include "relay/epoll_poller.h"
 #include "relay/loop.h"
@@ -43,6 +45,7 @@ void Thread::stop() {
   }
   wakeUp(wake_);
   thread_.join();
+  wake_.reset();
   commands_.clear();
   events_.clear();
 }
@@ -58,47 +61,48 @@ void Thread::start() {
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &before);
   std::promise<void> started;
+  std::future<void> result = started.get_future();
   try {
-    thread_ = std::thread([this, &started] {
-      pthread_setname_np(pthread_self(), "tproxy-relay");
-      try {
-        main([&started] { started.set_value(); });
-      } catch (...) {
-        started.set_exception(std::current_exception());
-      }
-    });
+    thread_ = std::thread(&Thread::main, this, std::move(started));
   } catch (const std::system_error& failure) {
     pthread_sigmask(SIG_SETMASK, &before, nullptr);
     throw socket::Error(failure.code().value(), "pthread_create");
   }
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
   try {
-    started.get_future().get();
+    result.get();
   } catch (...) {
     thread_.join();
     throw;
   }
 }
 
-void Thread::main(const std::function<void()>& started) {
-  if (!netns_.empty()) enterNetns(netns_);
-  EpollPoller poller;
-  poller.add(wake_.get(), Loop::wakeToken);  // edge-triggered: every write wakes, nobody needs to read
-  Loop loop(poller, ids_);
-  started();
+void Thread::main(std::promise<void> started) {
+  pthread_setname_np(pthread_self(), "tproxy-relay");
+  std::optional<EpollPoller> poller;
+  std::optional<Loop> loop;
+  try {
+    if (!netns_.empty()) enterNetns(netns_);
+    poller.emplace();
+    poller->add(wake_.get(), Loop::wakeToken);  // edge-triggered: every write wakes, nobody needs to read
+    loop.emplace(*poller, ids_);
+  } catch (...) {
+    return started.set_exception(std::current_exception());
+  }
+  started.set_value();
 
   std::vector<Command> commands;
   for (;;) {
-    loop.wait();
+    loop->wait();
     commands.clear();
     {
       const std::lock_guard lock(mutex_);
       if (stopping_) return;
       std::swap(commands, commands_);
     }
-    for (Command& command : commands) loop.handle(command);
-    loop.run();
-    std::vector<Event> events = loop.takeEvents();
+    for (Command& command : commands) loop->handle(command);
+    loop->run();
+    std::vector<Event> events = loop->takeEvents();
     if (events.empty()) continue;
     bool first;
     {

@@ -2,6 +2,7 @@
 #pragma once
 #include <atomic>
 #include <functional>
+#include <future>
 #include <mutex>
 #include <string>
 #include <thread>
@@ -27,7 +28,7 @@ class Thread {
   void stop();
 
  private:
-  void main(const std::function<void()>& started);
+  void main(std::promise<void> started);
 
   const std::string netns_;
   const std::function<void()> notify_;

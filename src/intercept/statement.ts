@@ -275,7 +275,7 @@ export const returnToCaller = verdict('return');
 export const jump = (chain: string): Statement => verdict('jump', chain);
 export const goTo = (chain: string): Statement => verdict('goto', chain);
 
-function verdict(code: NftVerdict, chain?: string): Statement {
+function verdict(code: Extract<NftVerdict, string>, chain?: string): Statement {
   return {
     text: chain === undefined ? code : `${code} ${chain}`,
     expressions: [{ kind: 'verdict', verdict: code, ...(chain !== undefined && { chain }) }],

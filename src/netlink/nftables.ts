@@ -27,8 +27,8 @@ export interface ListFilter {
  * the order in which they were made. They throw `TypeError` or `RangeError` for arguments that cannot be, and
  * `NetlinkError` where the kernel refuses. All of it needs CAP_NET_ADMIN, listing too.
  *
- * Tables made with the flag `owner` belong to the socket: others cannot change them, and they go when it is closed, by
- * whatever way the process ends.
+ * Tables made with the flag `owner` belong to the socket: others cannot change them, and they go when it is closed, in
+ * whatever way the process ends. It is closed too when nothing refers to this object any more.
  */
 export class NftablesSocket {
   readonly #native: NativeNftablesSocket;

@@ -21,17 +21,25 @@ const hostile = {
   'net.ipv4.tcp_syncookies': 2,
 };
 
-/** A proxy in the router that answers itself, and says so. */
-async function startProxy(lab: Lab, intercept: InterceptOptions = { tcp: [80, 9001] }): Promise<TransparentServer> {
-  const server = createTransparentServer({ intercept, netns: lab.netns('router') }, (socket) =>
-    greeting('proxy', socket),
-  );
-  await once(server.listen(50080), 'listening');
+/** What a failed test left open. */
+const open = new Set<TransparentServer>();
+
+async function start(server: TransparentServer, port = 50080, address?: string): Promise<TransparentServer> {
+  open.add(server);
+  await once(server.listen(port, address), 'listening');
   return server;
 }
 
 async function stop(server: TransparentServer): Promise<void> {
+  open.delete(server);
   await new Promise((resolve) => server.close(resolve));
+}
+
+/** A proxy in the router that answers itself, and says so. */
+function startProxy(lab: Lab, intercept: InterceptOptions = { tcp: [80, 9001] }): Promise<TransparentServer> {
+  return start(
+    createTransparentServer({ intercept, netns: lab.netns('router') }, (socket) => greeting('proxy', socket)),
+  );
 }
 
 for (const [name, sysctls] of Object.entries({ default: {}, hostile })) {
@@ -40,6 +48,9 @@ for (const [name, sysctls] of Object.entries({ default: {}, hostile })) {
   test.before(async () => {
     lab = await createLab({ sysctls: { router: sysctls } });
     for (const port of [80, 9001, 9002]) await greet(lab, 'server', 'server', port);
+  });
+  test.after.each(async () => {
+    for (const server of open) await stop(server);
   });
   test.after(() => lab.dispose());
 
@@ -95,7 +106,7 @@ for (const [name, sysctls] of Object.entries({ default: {}, hostile })) {
         socket.on('error', () => {});
         socket.end('proxy\n'); // we close first, so the TIME_WAIT is ours
       });
-      await once(server.listen(50080), 'listening');
+      await start(server);
       for (let round = 0; round < 3; round++) {
         const call = await dial(lab, 'client', target, 80, { localAddress: client, localPort: 40000 });
         assert.is(call.who, 'proxy');
@@ -131,7 +142,7 @@ for (const [name, sysctls] of Object.entries({ default: {}, hostile })) {
     test(`${family}: a listener on a foreign address, on an intercepted port, gets its own connections`, async () => {
       const server = await startProxy(lab);
       const foreign = createTransparentServer({ netns: lab.netns('router') }, (socket) => greeting('foreign', socket));
-      await once(foreign.listen(9001, target), 'listening');
+      await start(foreign, 9001, target);
       assert.is(await ask(lab, 'client', target, 9001), 'foreign');
       assert.is(await ask(lab, 'client', target, 80), 'proxy');
       await stop(foreign);
@@ -143,7 +154,7 @@ for (const [name, sysctls] of Object.entries({ default: {}, hostile })) {
       const foreign = createTransparentServer({ intercept: {}, netns: lab.netns('router') }, (socket) =>
         greeting('foreign', socket),
       );
-      await once(foreign.listen(0, target), 'listening');
+      await start(foreign, 0, target);
       const port = foreign.address()?.port ?? 0;
       assert.is(await ask(lab, 'client', target, port), 'foreign');
       assert.is(await ask(lab, 'client', target, 80), 'server');
@@ -153,7 +164,7 @@ for (const [name, sysctls] of Object.entries({ default: {}, hostile })) {
 
     test(`${family}: relayed connections reach the server from the client's own address`, async () => {
       const server = createTransparentServer({ intercept: { tcp: [80] }, relay: true, netns: lab.netns('router') });
-      await once(server.listen(50080), 'listening');
+      await start(server);
       const call = await dial(lab, 'client', target, 80);
       assert.is(call.who, 'server');
       assert.is(call.sawAddress, client);
@@ -167,7 +178,7 @@ for (const [name, sysctls] of Object.entries({ default: {}, hostile })) {
 
     test(`${family}: an upstream that refuses is a reset for the client`, async () => {
       const server = createTransparentServer({ intercept: { tcp: [9003] }, relay: true, netns: lab.netns('router') });
-      await once(server.listen(50080), 'listening');
+      await start(server);
       assert.is(await ask(lab, 'client', target, 9003), 'ECONNRESET');
       assert.is(server.stats().connectErrors, 1);
       await stop(server);
@@ -215,7 +226,7 @@ for (const [name, sysctls] of Object.entries({ default: {}, hostile })) {
     });
 
     test(`${family}: a connection from a foreign address learns its path's MTU`, async () => {
-      // Behind the server a link of 1300 bytes; the router sends 1500 and must be told.
+      // The server forwards into a link of 1300 bytes, of which neither end knows: the router must be told.
       const [near, far] = family === 'ipv4' ? ['10.78.0.1', '10.78.0.2'] : ['fd78::1', 'fd78::2'];
       const length = family === 'ipv4' ? 24 : 64;
       const ip = family === 'ipv4' ? '-4' : '-6';
@@ -227,7 +238,7 @@ for (const [name, sysctls] of Object.entries({ default: {}, hostile })) {
         sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
         ip netns add far
         ip link add far0 type veth peer name eth0 netns far
-        ip link set far0 mtu 1300 up; ip -n far link set eth0 mtu 1300 up; ip -n far link set lo up
+        ip link set far0 mtu 1300 up; ip -n far link set eth0 up; ip -n far link set lo up
         ip address add ${near}/${length} dev far0 nodad; ip -n far address add ${far}/${length} dev eth0 nodad
         ip ${ip} -n far route add default via ${near}`,
       );
@@ -249,8 +260,9 @@ for (const [name, sysctls] of Object.entries({ default: {}, hostile })) {
         socket.on('end', () => socket.end(`${received}\n`));
       });
       await once(sink.listen({ fd }), 'listening');
+      sink.unref();
       const server = createTransparentServer({ intercept: {}, netns: lab.netns('router') });
-      await once(server.listen(50080), 'listening');
+      await start(server);
       const socket = await connectTransparent({
         address: far,
         port: 80,
@@ -264,11 +276,7 @@ for (const [name, sysctls] of Object.entries({ default: {}, hostile })) {
         new Promise((resolve) => setTimeout(resolve, 5000, 'black hole')),
       ]);
       assert.is(answer, '300000\n');
-      assert.match(
-        lab.exec('router', 'ip', ip, 'route', 'get', far, 'from', client, 'iif', 'cli0') +
-          lab.exec('router', 'ss', '-tinH', 'dst', far),
-        /mtu 1300|pmtu:1300/,
-      );
+      assert.match(lab.exec('router', 'ip', ip, 'route', 'get', far), /mtu 1300/);
       socket.destroy();
       await new Promise((resolve) => sink.close(resolve));
       await stop(server);

@@ -1,0 +1,827 @@
+/** The native relay over loopback: bytes, ends, resets, limits, decisions, resources, exits. Needs a network namespace with `lo` up. */
+import { type ChildProcess, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import type * as net from 'node:net';
+import { createInterface } from 'node:readline';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { Worker } from 'node:worker_threads';
+import { suite } from 'uvu';
+import * as assert from 'uvu/assert';
+import { Counter, type NativeDecision, native } from '../../src/native.js';
+import type { Engine } from '../../src/types.js';
+import {
+  dial,
+  dialToEnd,
+  drain,
+  type EndedEvent,
+  echo,
+  endOf,
+  newCounters,
+  pour,
+  pourAll,
+  Relays,
+  readAll,
+  resources,
+  serve,
+  until,
+  within,
+} from '../helpers/relays.js';
+
+const MiB = 1024 * 1024;
+const relay = suite('relay');
+const test = (what: string, body: () => Promise<void>) => {
+  if (!process.argv[2] || what.includes(process.argv[2])) relay(what, within(30_000, body));
+};
+let relays: Relays;
+relay.before.each(() => {
+  relays = new Relays();
+});
+relay.after.each(() => relays.stop());
+
+const ended = (event: EndedEvent) => [event.reason, event.bytesFromClient, event.bytesFromServer];
+const python = (script: string, ...args: unknown[]) =>
+  spawn('python3', ['-c', script, ...args.map(String)], { stdio: ['ignore', 'inherit', 'inherit'] });
+
+/** A descriptor as it comes from Node: our own duplicate of a socket that JavaScript then gives up. */
+function takeOver(socket: net.Socket): number {
+  const fd = native.duplicate((socket as unknown as { _handle: { fd: number } })._handle.fd);
+  socket.destroy();
+  return fd;
+}
+
+/** A connection between two sockets of this process. */
+async function connected(): Promise<[net.Socket, net.Socket]> {
+  let accepted: (socket: net.Socket) => void;
+  const other = new Promise<net.Socket>((resolve) => {
+    accepted = resolve;
+  });
+  const server = await serve((socket) => accepted(socket), { pauseOnConnect: true });
+  const socket = await dial(server.port);
+  const pair: [net.Socket, net.Socket] = [socket, await other];
+  server.server.close();
+  return pair;
+}
+
+/** A listening port that answers nothing any more: its backlog is full. */
+async function fullBacklog(): Promise<{ port: number; close(): void }> {
+  const fd = native.openListener({ address: '127.0.0.1', port: 0, backlog: 0, transparent: false });
+  const { port } = native.socketAddress(fd);
+  const filling = await dial(port);
+  return {
+    port,
+    close() {
+      filling.destroy();
+      native.closeDescriptor(fd);
+    },
+  };
+}
+
+/** Waits until no more bytes of the client go anywhere. */
+async function stalls(counters: BigUint64Array): Promise<void> {
+  for (let before = -1n; before !== counters[Counter.bytesFromClient]; await sleep(150))
+    before = counters[Counter.bytesFromClient] as bigint;
+}
+
+type Line = { port?: number; kind?: string; failure?: { code: string }; counters?: string[] };
+
+/** Starts a command, and gives the lines of JSON that it prints. */
+function start(command: string[]): { child: ChildProcess; next(wanted: (line: Line) => boolean): Promise<Line> } {
+  const [file, ...args] = command as [string, ...string[]];
+  const child = spawn(file, args, { stdio: ['pipe', 'pipe', 'inherit'] });
+  const lines: Line[] = [];
+  createInterface(child.stdout).on('line', (line) => lines.push(JSON.parse(line)));
+  return {
+    child,
+    async next(wanted) {
+      await until(() => lines.some(wanted), 'the child says so', 15_000);
+      return lines.find(wanted) as Line;
+    },
+  };
+}
+
+for (const engine of ['epoll', 'copy'] satisfies Engine[]) {
+  const it = (what: string, body: () => Promise<void>) => test(`${engine}: ${what}`, body);
+
+  it('64 MiB of random chunks both ways at once arrive byte for byte', async () => {
+    const answers: Promise<string>[] = [];
+    const reads: ReturnType<typeof drain>[] = [];
+    const server = await serve((socket) => {
+      reads.push(drain(socket));
+      answers.push(pourAll(socket, 64 * MiB, 2));
+    });
+    const { port, counters } = relays.relayTo(server.port, engine);
+    const client = await dial(port);
+    const [sent, received] = await Promise.all([pourAll(client, 64 * MiB, 1), drain(client)]);
+    assert.equal(await reads[0], { bytes: 64 * MiB, hash: sent });
+    assert.equal(received, { bytes: 64 * MiB, hash: await answers[0] });
+    assert.equal(ended(await relays.event('ended')), ['end', BigInt(64 * MiB), BigInt(64 * MiB)]);
+    const moved = BigInt(128 * MiB);
+    assert.equal([counters[Counter.spliced], counters[Counter.copied]], engine === 'epoll' ? [moved, 0n] : [0n, moved]);
+    assert.equal([counters[Counter.connectionsTotal], counters[Counter.connectionsOpen]], [1n, 0n]);
+    server.close();
+  });
+
+  it('many small chunks with pauses, 4 connections at once, arrive byte for byte', async () => {
+    const server = await echo();
+    const { port } = relays.relayTo(server.port, engine);
+    await Promise.all(
+      [1, 2, 3, 4].map(async (seed) => {
+        const client = await dial(port);
+        const reading = drain(client);
+        const sent = await pour(client, 300_000, seed, 600);
+        await sleep(5);
+        client.end();
+        assert.equal(await reading, { bytes: 300_000, hash: sent });
+      }),
+    );
+    server.close();
+  });
+
+  it('the client ends first: the server answers after that', async () => {
+    const server = await serve(async (socket) => {
+      const request = await readAll(socket);
+      await sleep(20);
+      socket.end(`${request} answered`);
+    });
+    const client = await dial(relays.relayTo(server.port, engine).port);
+    client.end('question');
+    assert.is(`${await readAll(client)}`, 'question answered');
+    assert.equal(ended(await relays.event('ended')), ['end', 8n, 17n]);
+    server.close();
+  });
+
+  it('the server ends first: the client goes on', async () => {
+    let got: Promise<Buffer> | undefined;
+    const server = await serve((socket) => {
+      got = readAll(socket);
+      socket.end('bye');
+    });
+    const client = await dial(relays.relayTo(server.port, engine).port);
+    assert.is(`${await readAll(client)}`, 'bye');
+    client.write('still ');
+    await sleep(20);
+    client.end('here');
+    assert.equal(ended(await relays.event('ended')), ['end', 10n, 3n]);
+    assert.is(`${await got}`, 'still here');
+    server.close();
+  });
+
+  it('a connection without a byte ends cleanly', async () => {
+    const server = await serve((socket) => socket.resume().on('end', () => socket.end()));
+    const client = await dial(relays.relayTo(server.port, engine).port);
+    client.end();
+    assert.is((await readAll(client)).length, 0);
+    assert.equal(ended(await relays.event('ended')), ['end', 0n, 0n]);
+    server.close();
+  });
+
+  it('a reset by the client reaches the server', async () => {
+    let seen: Promise<string> | undefined;
+    const server = await serve((socket) => {
+      seen = endOf(socket);
+    });
+    const client = await dial(relays.relayTo(server.port, engine).port);
+    client.write('x');
+    await until(() => seen !== undefined, 'the server has the connection');
+    await sleep(20);
+    client.resetAndDestroy();
+    assert.is((await relays.event('ended')).reason, 'reset');
+    assert.is(await seen, 'ECONNRESET');
+    server.close();
+  });
+
+  it('a reset by the server reaches the client', async () => {
+    const server = await serve((socket) => socket.once('data', () => socket.resetAndDestroy()));
+    const client = await dial(relays.relayTo(server.port, engine).port);
+    const seen = endOf(client);
+    client.write('x');
+    assert.is(await seen, 'ECONNRESET');
+    assert.is((await relays.event('ended')).reason, 'reset');
+    server.close();
+  });
+
+  it('a reset reaches the other side although that one is slow', async () => {
+    // Not a server in Node: libuv takes the hang-up behind unread bytes for a clean end.
+    const script = `
+import socket, sys, time
+s = socket.create_server(('127.0.0.1', 0))
+print('{"port": %d}' % s.getsockname()[1], flush=True)
+c = s.accept()[0]
+sys.stdin.readline()
+try:
+    while c.recv(1000000): pass
+    print('{"kind": "end"}')
+except ConnectionResetError:
+    print('{"kind": "reset"}')
+`;
+    const { child: server, next } = start(['python3', '-c', script]);
+    const { port, counters } = relays.relayTo((await next((line) => line.port !== undefined)).port as number, engine);
+    const client = await dial(port);
+    client.write(Buffer.alloc(30 * MiB));
+    await stalls(counters);
+    client.resetAndDestroy();
+    assert.is((await relays.event('ended', undefined, 1000)).reason, 'reset');
+    server.stdin?.write('read now\n');
+    assert.is((await next((line) => line.kind !== undefined)).kind, 'reset');
+  });
+
+  it('a reset after a clean end does not cost the other side a byte', async () => {
+    let got: ReturnType<typeof drain> | undefined;
+    const server = await serve(
+      async (socket) => {
+        await sleep(100);
+        socket.write('nobody listens any more'); // is answered with RST
+        await sleep(200);
+        got = drain(socket);
+      },
+      { pauseOnConnect: true },
+    );
+    const client = await dial(relays.relayTo(server.port, engine).port);
+    const sent = await pour(client, 4 * MiB, 3);
+    client.end();
+    client.destroySoon();
+    assert.is((await relays.event('ended')).reason, 'reset');
+    await until(() => got !== undefined, 'the server reads');
+    assert.equal(await got, { bytes: 4 * MiB, hash: sent });
+    server.close();
+  });
+
+  it('a slow reader makes the writer stall, and memory stays bounded', async () => {
+    let accepted: net.Socket | undefined;
+    const server = await serve(
+      (socket) => {
+        accepted = socket;
+      },
+      { pauseOnConnect: true },
+    );
+    const { port, counters } = relays.relayTo(server.port, engine);
+    const client = await dial(port);
+    const size = 100 * MiB;
+    const pouring = pour(client, size, 4);
+    await stalls(counters);
+    assert.ok(client.bytesWritten < 48 * MiB, `${client.bytesWritten} bytes were taken from the client`);
+    const reading = drain(accepted as net.Socket);
+    const sent = await pouring;
+    client.end();
+    assert.equal(await reading, { bytes: size, hash: sent });
+    (accepted as net.Socket).end();
+    await relays.event('ended');
+    server.close();
+  });
+
+  it('prefaces go first', async () => {
+    const [client, clientSide] = await connected();
+    const [serverSide, server] = await connected();
+    const counters = newCounters();
+    const fromClient = readAll(server);
+    const fromServer = readAll(client);
+    client.write('third');
+    server.write('dritt');
+    const clientPreface = Buffer.concat([Buffer.alloc(3 * MiB, 1), Buffer.from('second')]);
+    const id = relays.thread.relay({
+      clientFd: takeOver(clientSide),
+      serverFd: takeOver(serverSide),
+      clientPreface,
+      serverPreface: Buffer.from('zweit'),
+      engine,
+      counters,
+    });
+    client.end();
+    server.end();
+    assert.ok((await fromClient).equals(Buffer.concat([clientPreface, Buffer.from('third')])));
+    assert.is(`${await fromServer}`, 'zweitdritt');
+    const moved = BigInt(clientPreface.length + 5);
+    assert.equal(ended(await relays.event('ended', id)), ['end', moved, 10n]);
+    assert.is(counters[Counter.bytesFromClient], moved);
+  });
+
+  it('urgent data neither stalls nor truncates, and stays in its place', async () => {
+    const received: Promise<Buffer>[] = [];
+    const server = await serve((socket) => {
+      received.push(readAll(socket));
+      socket.end();
+    });
+    const { port } = relays.relayTo(server.port, engine);
+    const script = `
+import socket, sys, time
+def play(*steps):
+    s = socket.create_connection(('127.0.0.1', int(sys.argv[1])))
+    s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for step in steps:
+        if isinstance(step, float): time.sleep(step)
+        elif isinstance(step, str): s.sendall(step.encode())
+        else: s.send(step, socket.MSG_OOB)
+    s.shutdown(socket.SHUT_WR)
+    while s.recv(100): pass
+    s.close()
+play('abc', 0.1, b'!', 0.1, 'def')
+play('abc', b'!')
+play(b'!', 'abc')
+play('abc', b'!', b'?', 'def', b'+')
+play('a' * 200000, b'!', 'b' * 200000)
+`;
+    assert.is((await once(python(script, port), 'exit'))[0], 0);
+    const texts = (await Promise.all(received)).map(String);
+    assert.equal(texts.slice(0, 4), ['abc!def', 'abc!', '!abc', 'abc!?def+']);
+    assert.ok(texts[4] === `${'a'.repeat(200000)}!${'b'.repeat(200000)}`);
+    server.close();
+  });
+
+  it('bytes before and after an urgent byte arrive while the connection stays open', async () => {
+    let text = '';
+    const server = await serve((socket) => void socket.on('data', (data) => (text += data)));
+    const { port } = relays.relayTo(server.port, engine);
+    const script = `
+import socket, sys, time
+s = socket.create_connection(('127.0.0.1', int(sys.argv[1])))
+s.sendall(b'abc'); s.send(b'!', socket.MSG_OOB); s.sendall(b'def')
+time.sleep(60)
+`;
+    const child = python(script, port);
+    await until(() => text === 'abc!def', 'everything has arrived');
+    child.kill();
+    server.close();
+  });
+
+  it('64 bytes go there and back in less than 5 ms', async () => {
+    const server = await echo();
+    const client = await dial(relays.relayTo(server.port, engine).port);
+    client.setNoDelay();
+    const times: number[] = [];
+    for (let i = 0; i < 200; i++) {
+      const sent = performance.now();
+      client.write(Buffer.alloc(64));
+      await once(client, 'data');
+      times.push(performance.now() - sent);
+    }
+    times.sort((a, b) => a - b);
+    assert.ok((times[180] as number) < 5, `90% within ${times[180]} ms`);
+    client.destroy();
+    server.close();
+  });
+
+  it('a server that speaks first is heard', async () => {
+    const server = await serve((socket) => void socket.write('220 ready'));
+    const started = performance.now();
+    const client = await dial(relays.relayTo(server.port, engine).port);
+    assert.is(`${(await once(client, 'data'))[0]}`, '220 ready');
+    assert.ok(performance.now() - started < 100);
+    client.destroy();
+    server.close();
+  });
+
+  it('a message of exactly 16 segments is not held back', async () => {
+    const size = 16 * 65483; // segments of loopback
+    let got = 0;
+    const server = await serve((socket) => void socket.on('data', (data) => (got += data.length)));
+    const client = await dial(relays.relayTo(server.port, engine).port);
+    client.setNoDelay();
+    for (let i = 1; i <= 10; i++) {
+      const started = performance.now();
+      client.write(Buffer.alloc(size));
+      while (got < i * size) await sleep(1);
+      assert.ok(performance.now() - started < 150, `${performance.now() - started} ms`);
+    }
+    client.destroy();
+    server.close();
+  });
+}
+
+// ---- connecting -------------------------------------------------------------------------------------------------------
+
+test('a refused upstream connection: the client is reset', async () => {
+  const { port, counters } = relays.relayTo(1, 'epoll');
+  const client = await dial(port);
+  assert.is(await endOf(client), 'ECONNRESET');
+  const event = await relays.event('ended');
+  assert.is(event.reason, 'error');
+  assert.equal(event.failure, {
+    kind: 'socket',
+    errno: 111,
+    code: 'ECONNREFUSED',
+    syscall: 'connect',
+    address: '127.0.0.1',
+    port: 1,
+  });
+  assert.is(counters[Counter.connectErrors], 1n);
+});
+
+test('an upstream that does not answer: ETIMEDOUT, and the client is reset', async () => {
+  const full = await fullBacklog();
+  const { port } = relays.relayTo(full.port, 'epoll', { timeoutMs: 200 });
+  const started = performance.now();
+  assert.is(await dialToEnd(port), 'ECONNRESET');
+  const took = performance.now() - started;
+  assert.ok(took > 190 && took < 1000, `${took} ms`);
+  const { reason, failure } = await relays.event('ended');
+  assert.equal([reason, failure?.code], ['error', 'ETIMEDOUT']);
+  full.close();
+});
+
+test('a client that resets while the upstream connects ends it', async () => {
+  const full = await fullBacklog();
+  const { port } = relays.relayTo(full.port, 'epoll');
+  const client = await dial(port);
+  await relays.event('flow');
+  await sleep(20);
+  client.resetAndDestroy();
+  assert.is((await relays.event('ended', undefined, 1000)).reason, 'reset');
+  full.close();
+});
+
+test('connect hands a connected socket out', async () => {
+  const server = await serve((socket) => void socket.end(`${socket.remoteAddress} ${socket.remotePort}`));
+  const { Socket } = await import('node:net');
+  const to = { address: '127.0.0.1', port: server.port };
+  const hear = async (fd: number) => `${await readAll(new Socket({ fd }))}`;
+
+  const plain = await relays.event('connected', relays.thread.connect({ ...to, localAddress: '127.0.0.9' }));
+  assert.match(await hear(plain.fd), /^127\.0\.0\.9 \d+$/);
+  assert.is(plain.localPortKept, undefined);
+
+  const exact = await relays.event(
+    'connected',
+    relays.thread.connect({ ...to, localAddress: '127.0.0.9', localPort: 1234 }),
+  );
+  assert.is(exact.localPortKept, true);
+  // The same 4-tuple lives: a second one cannot have it.
+  const again = { ...to, localAddress: '127.0.0.9', localPort: 1234 };
+  const refused = await relays.event('failed', relays.thread.connect(again));
+  assert.is(refused.failure.code, 'EADDRNOTAVAIL');
+  const fallback = await relays.event('connected', relays.thread.connect({ ...again, localPortOptional: true }));
+  assert.is(fallback.localPortKept, false);
+  assert.match(await hear(fallback.fd), /^127\.0\.0\.9 (?!1234)\d+$/);
+  assert.is(await hear(exact.fd), '127.0.0.9 1234');
+  server.close();
+});
+
+test('connect tells why it failed', async () => {
+  const failed = async (id: number) => {
+    const { code, syscall, address, port } = (await relays.event('failed', id)).failure as Record<string, unknown>;
+    return [code, syscall, address, port];
+  };
+  const full = await fullBacklog();
+  const connect = (options: object) => relays.thread.connect({ address: '127.0.0.1', port: full.port, ...options });
+  assert.equal(await failed(connect({ port: 1 })), ['ECONNREFUSED', 'connect', '127.0.0.1', 1]);
+  assert.equal(await failed(connect({ timeoutMs: 50 })), ['ETIMEDOUT', 'connect', '127.0.0.1', full.port]);
+  assert.equal(await failed(connect({ localAddress: '::1' })), ['EAFNOSUPPORT', 'bind', '::1', 0]);
+  const slow = connect({});
+  relays.thread.destroy(slow);
+  assert.equal(await failed(slow), ['ECANCELED', 'connect', '127.0.0.1', full.port]);
+  full.close();
+});
+
+test('a client of the listener itself is not relayed in a circle', async () => {
+  const { port } = relays.listen((flow) => ({
+    kind: 'relay',
+    engine: 'epoll',
+    address: flow.originalDestination.address,
+    port: flow.originalDestination.port,
+  }));
+  assert.is(await dialToEnd(port), 'ECONNRESET');
+  assert.is((await relays.event('ended')).failure?.code, 'ELOOP');
+  assert.is(relays.events.filter((event) => event.kind === 'flow').length, 1);
+
+  const fd = native.openListener({ address: '127.0.0.1', port: 0, backlog: 10, transparent: false });
+  const direct = native.socketAddress(fd).port;
+  const counters = newCounters();
+  relays.thread.accept({ fd, decide: false, engine: 'epoll', upstream: { from: 'client' }, counters });
+  assert.is(await dialToEnd(direct), 'ECONNRESET');
+  assert.equal([counters[Counter.connectionsTotal], counters[Counter.connectErrors]], [1n, 1n]);
+});
+
+// ---- time -------------------------------------------------------------------------------------------------------------
+
+test('idle: no byte either way for that long, then reset to both', async () => {
+  let seen: Promise<string> | undefined;
+  const server = await serve((socket) => {
+    seen = endOf(socket);
+  });
+  const client = await dial(relays.relayTo(server.port, 'epoll', { idleTimeoutMs: 300 }).port);
+  const started = performance.now();
+  for (let i = 0; i < 4; i++) {
+    await sleep(150);
+    client.write('x');
+  }
+  assert.is(await endOf(client), 'ECONNRESET');
+  const took = performance.now() - started;
+  assert.ok(took > 850 && took < 1500, `${took} ms`);
+  assert.equal(ended(await relays.event('ended')), ['idle', 4n, 0n]);
+  assert.is(await seen, 'ECONNRESET');
+  server.close();
+});
+
+test('half-close has a limit of its own', async () => {
+  const server = await serve((socket) => void socket.resume());
+  const client = await dial(
+    relays.relayTo(server.port, 'epoll', { idleTimeoutMs: 60_000, halfCloseTimeoutMs: 200 }).port,
+  );
+  await sleep(300);
+  const started = performance.now();
+  client.end('request');
+  assert.is(await endOf(client), 'ECONNRESET');
+  const took = performance.now() - started;
+  assert.ok(took > 190 && took < 1000, `${took} ms`);
+  assert.equal(ended(await relays.event('ended')), ['idle', 7n, 0n]);
+  server.close();
+});
+
+// ---- decisions --------------------------------------------------------------------------------------------------------
+
+test('a flow tells both ends of the connection', async () => {
+  const { id, port } = relays.listen(() => ({ kind: 'reset' }));
+  const client = await dial(port);
+  const { server, source, originalDestination } = await relays.event('flow');
+  assert.is(server, id);
+  assert.equal(source, { family: 'ipv4', address: '127.0.0.1', port: client.localPort });
+  assert.equal(originalDestination, { family: 'ipv4', address: '127.0.0.1', port });
+  client.on('error', () => {}).destroy();
+});
+
+test('an IPv4 client of a dual stack listener is shown as IPv4', async () => {
+  const { port } = relays.listen(() => ({ kind: 'reset' }), { address: '::' });
+  await dialToEnd(port);
+  const { source, originalDestination } = await relays.event('flow');
+  assert.equal(
+    [source.address, source.family, originalDestination],
+    ['127.0.0.1', 'ipv4', { family: 'ipv4', address: '127.0.0.1', port }],
+  );
+});
+
+test('decisions: socket, reset, close', async () => {
+  const decisions: NativeDecision[] = [{ kind: 'socket' }, { kind: 'reset' }];
+  const { port, counters } = relays.listen(() => decisions.shift());
+
+  const first = await dial(port);
+  first.write('to JavaScript');
+  const { fd } = await relays.event('socket');
+  const { Socket } = await import('node:net');
+  const socket = new Socket({ fd });
+  assert.is(`${(await once(socket, 'data'))[0]}`, 'to JavaScript');
+  socket.end('and back');
+  assert.is(`${await readAll(first)}`, 'and back');
+
+  assert.is(await dialToEnd(port), 'ECONNRESET');
+
+  // What the client had said already must not turn its FIN into a RST.
+  const third = await dial(port);
+  third.write('unheard');
+  await sleep(50);
+  relays.thread.decide((await relays.event('flow')).id + 2, { kind: 'close' });
+  assert.is(await endOf(third), 'end');
+  await until(() => counters[Counter.connectionsOpen] === 0n, 'none is open');
+  assert.is(counters[Counter.connectionsTotal], 3n);
+});
+
+test('a client that resets before it is decided about', async () => {
+  const { port, counters } = relays.listen(() => undefined);
+  const client = await dial(port);
+  const { id } = await relays.event('flow');
+  client.resetAndDestroy();
+  assert.is((await relays.event('ended', id)).reason, 'reset');
+  relays.thread.decide(id, { kind: 'socket' }); // too late: ignored
+  relays.thread.destroy(id);
+  await sleep(20);
+  assert.is(relays.events.length, 2);
+  assert.is(counters[Counter.connectionsOpen], 0n);
+});
+
+test('peek waits for its bytes, consumes none, and costs no CPU', async () => {
+  const server = await echo();
+  const { port } = relays.listen(() => undefined);
+  const client = await dial(port);
+  const { id } = await relays.event('flow');
+  const peek = async (bytes: number, timeoutMs: number, expected: string) => {
+    const before = relays.events.length;
+    relays.thread.peek(id, bytes, timeoutMs);
+    await until(() => relays.events.length > before, 'peeked');
+    const event = relays.events.at(-1);
+    assert.is(event?.kind === 'peeked' && `${event.data}`, expected);
+  };
+
+  await peek(5, 0, '');
+  const waiting = peek(5, 5000, 'hello');
+  client.write('he');
+  const cpu = process.cpuUsage();
+  await sleep(300);
+  const spent = process.cpuUsage(cpu);
+  assert.ok(spent.user + spent.system < 150_000, `${spent.user + spent.system} us of CPU while waiting`);
+  client.write('llo, world');
+  await waiting;
+
+  const started = performance.now();
+  await peek(100, 200, 'hello, world');
+  assert.ok(performance.now() - started > 190);
+  const untilEnd = peek(100, 5000, 'hello, world');
+  await sleep(20);
+  client.end();
+  await untilEnd;
+
+  relays.thread.decide(id, { kind: 'relay', engine: 'epoll', address: '127.0.0.1', port: server.port });
+  assert.is(`${await readAll(client)}`, 'hello, world');
+  await relays.event('opened', id);
+  assert.equal(ended(await relays.event('ended', id)), ['end', 12n, 12n]);
+  server.close();
+});
+
+test('destroy in the middle of a transfer resets both sides', async () => {
+  let seen: Promise<string> | undefined;
+  const server = await serve((socket) => {
+    seen = endOf(socket);
+  });
+  const client = await dial(relays.relayTo(server.port, 'epoll').port);
+  const { id } = await relays.event('flow');
+  pour(client, 500 * MiB, 5).catch(() => {});
+  await until(() => (seen !== undefined && client.bytesWritten > 10 * MiB) as boolean, 'bytes flow');
+  relays.thread.destroy(id);
+  await Promise.all([endOf(client), seen]); // libuv takes a reset behind unread bytes for an end
+  assert.is((await relays.event('ended', id)).reason, 'destroyed');
+  client.destroy();
+  server.close();
+});
+
+test('stopAccepting: no new connections, the open ones go on, then closed', async () => {
+  const server = await echo();
+  const { id, port } = relays.relayTo(server.port, 'epoll');
+  const client = await dial(port);
+  await relays.event('opened');
+  relays.thread.stopAccepting(id);
+  await sleep(50);
+  assert.is(await dial(port).catch((error: NodeJS.ErrnoException) => error.code), 'ECONNREFUSED');
+  client.end('still served');
+  assert.is(`${await readAll(client)}`, 'still served');
+  await relays.event('closed', id);
+  assert.equal(
+    relays.events.slice(-2).map((event) => event.kind),
+    ['ended', 'closed'],
+  );
+
+  const idle = relays.listen(() => undefined);
+  relays.thread.stopAccepting(idle.id);
+  await relays.event('closed', idle.id);
+  server.close();
+});
+
+// ---- resources --------------------------------------------------------------------------------------------------------
+
+test('1,000 relays at once', async () => {
+  const server = await echo();
+  const { port, counters } = relays.relayTo(server.port, 'epoll');
+  const clients = await Promise.all(Array.from({ length: 1000 }, () => dial(port)));
+  await Promise.all(
+    clients.map(async (client, i) => {
+      client.write(`number ${i}`);
+      assert.is(`${(await once(client, 'data'))[0]}`, `number ${i}`);
+    }),
+  );
+  assert.is(counters[Counter.connectionsOpen], 1000n);
+  assert.ok(resources().pipes < 40, `${resources().pipes} pipe ends are open while all are idle`);
+  for (const client of clients) client.end();
+  await Promise.all(clients.map(readAll));
+  await until(() => counters[Counter.connectionsOpen] === 0n, 'all have ended');
+  server.close();
+});
+
+test('10,000 relays one after the other leave nothing behind', async () => {
+  const server = await echo();
+  const { port, counters } = relays.relayTo(server.port, 'epoll');
+  const one = async () => {
+    const client = await dial(port);
+    client.end('x');
+    assert.is((await readAll(client)).length, 1);
+  };
+  for (let i = 0; i < 2000; i++) await one();
+  relays.events.length = 0;
+  const before = resources();
+  const memory = process.memoryUsage().rss;
+  for (let i = 0; i < 8000; i++) {
+    await one();
+    if (i % 500 === 0) relays.events.length = 0;
+  }
+  await until(() => counters[Counter.connectionsOpen] === 0n, 'all have ended');
+  await sleep(50);
+  const after = resources();
+  assert.ok(after.descriptors <= before.descriptors + 4, `${before.descriptors} -> ${after.descriptors} descriptors`);
+  assert.ok(after.pipes <= before.pipes + 4, `${before.pipes} -> ${after.pipes} pipe ends`);
+  assert.is(after.threads, before.threads);
+  const grown = (process.memoryUsage().rss - memory) / MiB;
+  assert.ok(grown < 30, `${grown} MiB more`);
+  assert.is(counters[Counter.connectionsTotal], 10_000n);
+  server.close();
+});
+
+test('stop in the middle of traffic closes everything', async () => {
+  const server = await serve((socket) => void socket.resume().on('end', () => socket.destroy()));
+  const before = resources();
+  for (let i = 0; i < 10; i++) {
+    const stopped = new Relays();
+    const { port } = stopped.relayTo(server.port, 'epoll');
+    const clients = await Promise.all([dial(port), dial(port), dial(port)]);
+    const ends = clients.map((client) => {
+      pour(client, 100 * MiB, 6).catch(() => {});
+      return endOf(client);
+    });
+    await sleep(30);
+    stopped.stop();
+    for (const end of ends) assert.match(await end, /^(ECONNRESET|EPIPE)$/);
+    assert.throws(() => stopped.thread.connect({ address: '127.0.0.1', port: 1 }), /stopped/);
+  }
+  await until(() => resources().descriptors <= before.descriptors, 'no descriptor is left');
+  assert.is(resources().threads, before.threads);
+  server.close();
+});
+
+// ---- the process around it ----------------------------------------------------------------------------------------------
+
+const relayChild = (...args: unknown[]) => [
+  process.execPath,
+  '--import',
+  'tsx',
+  new URL('../helpers/relay-child.ts', import.meta.url).pathname,
+  ...args.map(String),
+];
+
+test('process.exit in the middle of traffic exits at once with its code', async () => {
+  const server = await serve((socket) => void socket.resume());
+  for (let i = 0; i < 3; i++) {
+    const { child: relay, next } = start(relayChild(server.port, 300));
+    const exited = once(relay, 'exit');
+    const client = await dial((await next((line) => line.port !== undefined)).port as number);
+    pour(client, 2000 * MiB, 7).catch(() => {});
+    client.on('error', () => {});
+    assert.equal(await exited, [7, null]);
+    client.destroy();
+  }
+  server.close();
+});
+
+test('a worker thread that is terminated in the middle of traffic takes its relay with it', async () => {
+  const server = await serve((socket) => void socket.resume());
+  const before = resources();
+  for (let i = 0; i < 10; i++) {
+    const worker = new Worker(new URL('../helpers/relay-child.ts', import.meta.url), {
+      workerData: [`${server.port}`],
+    });
+    const [{ port }] = (await once(worker, 'message')) as [{ port: number }];
+    const client = await dial(port);
+    const end = endOf(client);
+    pour(client, 2000 * MiB, 8).catch(() => {});
+    await sleep(20 * i);
+    await worker.terminate();
+    assert.match(await end, /^(ECONNRESET|EPIPE)$/);
+    client.destroy();
+  }
+  await until(() => resources().descriptors <= before.descriptors + 2, 'no descriptor is left');
+  await until(() => resources().threads <= before.threads, 'no thread is left');
+  server.close();
+});
+
+test('a blocked event loop does not slow a relay', async () => {
+  const script = new URL('../helpers/ping-pong-child.ts', import.meta.url).pathname;
+  const peers = spawn(process.execPath, ['--import', 'tsx', script], { stdio: ['pipe', 'pipe', 'inherit'] });
+  const lines = createInterface(peers.stdout)[Symbol.asyncIterator]();
+  const { port } = relays.relayTo(Number((await lines.next()).value), 'epoll');
+  peers.stdin.write(`${port}\n`);
+  assert.is((await lines.next()).value, 'started');
+  Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1000);
+  const { rounds, slowest } = JSON.parse((await lines.next()).value) as { rounds: number; slowest: number };
+  assert.ok(rounds > 1000 && slowest < 100, `${rounds} rounds, the slowest ${slowest} ms`);
+});
+
+test('where splice is forbidden, bytes are copied and none is lost', async () => {
+  const server = await echo();
+  const launcher = new URL('../helpers/without_splice.py', import.meta.url).pathname;
+  const { child: relay, next } = start(['python3', launcher, ...relayChild(server.port)]);
+  const client = await dial((await next((line) => line.port !== undefined)).port as number);
+  const reading = drain(client);
+  const sent = await pour(client, 16 * MiB, 9);
+  client.end();
+  assert.equal(await reading, { bytes: 16 * MiB, hash: sent });
+  const { counters } = await next((line) => line.kind === 'ended');
+  assert.equal([counters?.[Counter.spliced], counters?.[Counter.copied]], ['0', `${32 * MiB}`]);
+  relay.kill();
+  server.close();
+});
+
+test('out of descriptors: accept fails once, waits, and goes on', async () => {
+  const server = await echo();
+  const { child: relay, next } = start(['sh', '-c', 'ulimit -n 64; exec "$@"', 'sh', ...relayChild(server.port)]);
+  const port = (await next((line) => line.port !== undefined)).port as number;
+  const clients = await Promise.all(Array.from({ length: 60 }, () => dial(port)));
+  const failed = await next((line) => line.kind === 'acceptFailed');
+  assert.is(failed.failure?.code, 'EMFILE');
+  // Each is served in the end, as others make room.
+  let served = 0;
+  await Promise.all(
+    clients.map(async (client, i) => {
+      client.end(`number ${i}`);
+      assert.is(`${await readAll(client)}`, `number ${i}`);
+      served++;
+    }),
+  );
+  assert.is(served, 60);
+  relay.kill();
+  server.close();
+});
+
+relay.run();
