@@ -116,6 +116,8 @@ export async function serve(
   };
 }
 
+/** Reads and forgets. */
+export const sink = () => serve((socket) => void socket.resume().on('end', () => socket.destroy()));
 export const echo = () => serve((socket) => void socket.pipe(socket));
 
 export async function dial(port: number): Promise<net.Socket> {
