@@ -14,6 +14,8 @@ import {
 } from '../../src/native.js';
 import type { Engine } from '../../src/types.js';
 
+export { native };
+
 native.setErrorFactory((failure) => Object.assign(new Error(`${failure.code}`), failure));
 
 export type FlowEvent = Extract<NativeRelayEvent, { kind: 'flow' }>;
