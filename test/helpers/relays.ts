@@ -14,6 +14,8 @@ import {
 } from '../../src/native.js';
 import type { Engine } from '../../src/types.js';
 
+export { native };
+
 native.setErrorFactory((failure) => Object.assign(new Error(`${failure.code}`), failure));
 
 export type FlowEvent = Extract<NativeRelayEvent, { kind: 'flow' }>;
@@ -116,6 +118,8 @@ export async function serve(
   };
 }
 
+/** Reads and forgets. */
+export const sink = () => serve((socket) => void socket.resume().on('end', () => socket.destroy()));
 export const echo = () => serve((socket) => void socket.pipe(socket));
 
 export async function dial(port: number): Promise<net.Socket> {
