@@ -264,7 +264,10 @@ export interface Native {
   conntrackOriginalDestination(fd: number): Endpoint;
 
   /** `netns`: path of the network namespace it works in. */
-  RelayThread: new (options: { readonly netns?: string }, onEvents: (events: NativeRelayEvent[]) => void) => NativeRelayThread;
+  RelayThread: new (
+    options: { readonly netns?: string },
+    onEvents: (events: NativeRelayEvent[]) => void,
+  ) => NativeRelayThread;
 }
 
 const packageRoot = dirname(dirname(fileURLToPath(import.meta.url)));
