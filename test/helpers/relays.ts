@@ -188,16 +188,16 @@ export async function drain(socket: net.Socket): Promise<{ bytes: number; hash: 
 }
 
 /** What a leak would show in. */
-export function resources() {
-  const descriptors = readdirSync('/proc/self/fd');
+export function resources(pid: number | 'self' = 'self') {
+  const descriptors = readdirSync(`/proc/${pid}/fd`);
   const pipes = descriptors.filter((fd) => {
     try {
-      return readlinkSync(`/proc/self/fd/${fd}`).startsWith('pipe:');
+      return readlinkSync(`/proc/${pid}/fd/${fd}`).startsWith('pipe:');
     } catch {
       return false; // the directory that was being read
     }
   });
-  return { descriptors: descriptors.length, pipes: pipes.length, threads: readdirSync('/proc/self/task').length };
+  return { descriptors: descriptors.length, pipes: pipes.length, threads: readdirSync(`/proc/${pid}/task`).length };
 }
 
 /** Waits until `condition` holds. */

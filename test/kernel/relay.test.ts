@@ -1,5 +1,5 @@
 /** The native relay over loopback: bytes, ends, resets, limits, decisions, resources, exits. Needs a network namespace with `lo` up. */
-import { type ChildProcess, spawn } from 'node:child_process';
+import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import type * as net from 'node:net';
 import { createInterface } from 'node:readline';
@@ -528,6 +528,19 @@ test('half-close has a limit of its own', async () => {
   server.close();
 });
 
+test('keepalive runs on both sockets of a relay', async () => {
+  const server = await echo();
+  const { port } = relays.relayTo(server.port, 'epoll', { keepAliveMs: 60_000 });
+  const client = await dial(port);
+  await relays.event('opened');
+  await sleep(20);
+  const timers = (filter: string) => `${execFileSync('ss', ['-tnoH', ...filter.split(' ')])}`;
+  assert.match(timers(`sport = :${port}`), /timer:\(keepalive,(1min|59sec|60sec)/);
+  assert.match(timers(`dport = :${server.port}`), /timer:\(keepalive,(1min|59sec|60sec)/);
+  client.destroy();
+  server.close();
+});
+
 // ---- decisions --------------------------------------------------------------------------------------------------------
 
 test('a flow tells both ends of the connection', async () => {
@@ -827,6 +840,53 @@ test('where splice is forbidden, bytes are copied and none is lost', async () =>
   assert.equal([counters?.[Counter.spliced], counters?.[Counter.copied]], ['0', `${32 * MiB}`]);
   relay.kill();
   server.close();
+});
+
+test('without capabilities the pipes of a user are used sparingly, and what has none is copied', async () => {
+  const paused: net.Socket[] = [];
+  const server = await serve((socket) => void paused.push(socket), { pauseOnConnect: true });
+  const bound = ['setpriv', '--bounding-set', '-all', '--inh-caps', '-all'];
+  const { child: relay, next } = start([...bound, ...relayChild(server.port)]);
+  const port = (await next((line) => line.port !== undefined)).port as number;
+  const pid = relay.pid as number;
+  const before = resources(pid).pipes;
+  const clients = await Promise.all(Array.from({ length: 24 }, () => dial(port)));
+  const sent = clients.map((client, seed) => pourAll(client, 10 * MiB, seed));
+  let stalled = -1;
+  for (let now = 0; now !== stalled; await sleep(300)) {
+    stalled = now;
+    now = clients.reduce((sum, client) => sum + client.bytesWritten, 0);
+  }
+  const pipes = (resources(pid).pipes - before) / 2;
+  assert.is(pipes, 16, `${pipes} pipes`); // a quarter of fs.pipe-user-pages-soft
+  const received = await Promise.all(paused.map(async (socket) => (await drain(socket)).hash));
+  assert.equal(received.sort(), (await Promise.all(sent)).sort());
+  relay.kill();
+  for (const client of clients) client.destroy();
+  server.close();
+});
+
+test('a thread keeps the process alive only when it is asked to', async () => {
+  const helper = new URL('../helpers/relays.ts', import.meta.url).pathname;
+  const run = (call: string) =>
+    spawn(process.execPath, [
+      '--import',
+      'tsx',
+      '--input-type=module',
+      '-e',
+      `
+      import { Relays } from '${helper}';
+      const relays = new Relays();
+      relays.listen(() => undefined);
+      relays.thread.${call}();
+    `,
+    ]);
+  assert.equal(await once(run('unref'), 'exit'), [0, null]);
+  const kept = run('ref');
+  await sleep(1500);
+  assert.is(kept.exitCode, null);
+  kept.kill();
+  assert.equal(await once(kept, 'exit'), [null, 'SIGTERM']);
 });
 
 test('out of descriptors: accept fails once, waits, and goes on', async () => {
