@@ -829,8 +829,8 @@ test('a blocked event loop does not slow a relay', async () => {
 
 test('where splice is forbidden, bytes are copied and none is lost', async () => {
   const server = await echo();
-  const launcher = new URL('../helpers/without_splice.py', import.meta.url).pathname;
-  const { child: relay, next } = start(['python3', launcher, ...relayChild(server.port)]);
+  const launcher = new URL('../helpers/refuse.py', import.meta.url).pathname;
+  const { child: relay, next } = start(['python3', launcher, 'splice=EPERM', '--', ...relayChild(server.port)]);
   const client = await dial((await next((line) => line.port !== undefined)).port as number);
   const reading = drain(client);
   const sent = await pour(client, 16 * MiB, 9);
