@@ -1,5 +1,5 @@
 /**
- * The only file (with watch.ts) that changes the host: applies a plan, takes it down, and undoes what it did when a step
+ * The only file (with installed.ts and watch.ts) that changes the host: applies a plan, takes it down, and undoes what it did when a step
  * fails. Order: look, then the empty table as a claim, routes, policy rules, and at last everything in the table in one
  * batch; removal in reverse. So at no moment is a packet marked that the routing does not know what to do with.
  */
@@ -7,25 +7,20 @@ import { type InstallStep, InterceptError, NetlinkError } from '../errors.js';
 import { NftablesSocket } from '../netlink/nftables.js';
 import { RouteSocket } from '../netlink/route.js';
 import type { NftOperation } from '../netlink/types.js';
-import { decodeComment } from '../netlink/userdata.js';
 import { completeOptions, type HostState, type Kernel, lookAtHost, staleRoutes, staleRules } from './host.js';
-import { counted, tableObject } from './nftables.js';
+import { tableObject } from './nftables.js';
 import { type Plan, type PlanOptions, planIntercept } from './plan.js';
+import { type Counters, missingOf, sumCounters } from './verify.js';
 
 export interface InstallOptions extends PlanOptions {
   /** Path of the network namespace to install in, e.g. /run/netns/router. */
   readonly netns?: string;
 }
 
-export interface Count {
-  readonly packets: bigint;
-  readonly bytes: bigint;
-}
-
 export interface InstalledRules {
   readonly plan: Plan;
   /** What the rules have counted since they were installed. */
-  counters(): Promise<Readonly<Record<keyof typeof counted, Count>>>;
+  counters(): Promise<Counters>;
   /** Whether all of it is still there; what is not, in words. */
   verify(): Promise<{ readonly intact: boolean; readonly missing: readonly string[] }>;
   /** Takes everything down again. What somebody else has removed already is no error. */
@@ -34,7 +29,7 @@ export interface InstalledRules {
 }
 
 /** How often to begin anew when somebody else changed the host between our look at it and our change. */
-const ATTEMPTS = 20;
+export const ATTEMPTS = 20;
 
 /**
  * Makes the host deliver matching traffic to a proxy that listens on `port`, whoever that proxy is.
@@ -65,7 +60,7 @@ export async function installIntercept(options: InstallOptions): Promise<Install
   }
 }
 
-function openKernel(netns: string | undefined): Kernel {
+export function openKernel(netns: string | undefined): Kernel {
   const route = new RouteSocket({ ...(netns !== undefined && { netns }) });
   try {
     return { route, nftables: new NftablesSocket({ ...(netns !== undefined && { netns }) }) };
@@ -75,7 +70,7 @@ function openKernel(netns: string | undefined): Kernel {
   }
 }
 
-function closeKernel({ route, nftables }: Kernel): void {
+export function closeKernel({ route, nftables }: Kernel): void {
   route.close();
   nftables.close();
 }
@@ -157,23 +152,7 @@ function installed(kernel: Kernel, plan: Plan): InstalledRules {
 
   const result: InstalledRules = {
     plan,
-    async counters() {
-      const sums = Object.fromEntries(Object.keys(counted).map((key) => [key, { packets: 0n, bytes: 0n }])) as Record<
-        keyof typeof counted,
-        { packets: bigint; bytes: bigint }
-      >;
-      for (const rule of await nftables.list('rule', ofTable)) {
-        const comment = decodeComment(rule.userdata);
-        const key = (Object.keys(counted) as (keyof typeof counted)[]).find((each) => counted[each] === comment);
-        if (key)
-          for (const expression of rule.expressions)
-            if (expression.kind === 'counter') {
-              sums[key].packets += expression.packets;
-              sums[key].bytes += expression.bytes;
-            }
-      }
-      return sums;
-    },
+    counters: async () => sumCounters(await nftables.list('rule', ofTable)),
     async verify() {
       const [rules, routes, tables, nftRules] = await Promise.all([
         route.ruleList(),
@@ -182,23 +161,7 @@ function installed(kernel: Kernel, plan: Plan): InstalledRules {
         nftables.list('rule', ofTable).catch(() => []),
       ]);
       const planned = plan.nftables.filter(({ object }) => object.kind === 'rule').length;
-      const missing = [
-        ...plan.rules
-          .filter(
-            (rule) =>
-              !rules.some(
-                (each) => each.family === rule.family && each.priority === rule.priority && each.action === rule.action,
-              ),
-          )
-          .map((rule) => `policy rule ${rule.priority} (${rule.family})`),
-        ...plan.routes
-          .filter((each) => !routes.some((found) => found.family === each.family && found.type === each.type))
-          .map((each) => `route in table ${each.table} (${each.family})`),
-        ...(tables.some(({ family, name }) => family === table.family && name === table.name)
-          ? []
-          : [`table inet ${table.name}`]),
-        ...(nftRules.length === planned ? [] : [`rules in table inet ${table.name}: ${nftRules.length} of ${planned}`]),
-      ];
+      const missing = missingOf({ ...plan, nftRules: planned }, { rules, routes, tables, nftRules });
       return { intact: missing.length === 0, missing };
     },
     uninstall() {
@@ -223,7 +186,7 @@ function onExit(task: () => void): void {
 }
 
 /** Somebody took what we had found free, or changed the rule set meanwhile: look again. */
-function isRace(error: unknown): boolean {
+export function isRace(error: unknown): boolean {
   const cause = error instanceof InterceptError ? error.cause : error;
   return cause instanceof NetlinkError && ['EEXIST', 'ERESTART', 'EINTR', 'ENOBUFS'].includes(cause.code);
 }
@@ -238,7 +201,7 @@ function atStep(step: InstallStep, error: unknown): unknown {
   );
 }
 
-async function ignoring(codes: readonly string[], attempt: Promise<void>): Promise<void> {
+export async function ignoring(codes: readonly string[], attempt: Promise<void>): Promise<void> {
   await attempt.catch((error) => {
     if (!(error instanceof NetlinkError && codes.includes(error.code))) throw error;
   });

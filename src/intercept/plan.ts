@@ -126,7 +126,7 @@ export function nameOfTable(nftTable: string): string | undefined {
 }
 
 /** Everything routed by our table is delivered here. */
-function localRoute(family: Family, table: number): Route {
+export function localRoute(family: Family, table: number): Route {
   return { family, type: 'local', destination: 'default', dev: 'lo', table, scope: 'host', protocol: ROUTE_PROTOCOL };
 }
 
@@ -137,7 +137,7 @@ function localRoute(family: Family, table: number): Route {
  * `local`: the packet is dropped as a martian, the answer never leaves. They jump to a `nop` of our own, so that all rules
  * of the administrator are still evaluated. (The first of our priorities is for traffic of this host itself.)
  */
-function policyRules(family: Family, fwmark: Fwmark, table: number, priority: number): Rule[] {
+export function policyRules(family: Family, fwmark: Fwmark, table: number, priority: number): Rule[] {
   const rule = { family, fwmark, protocol: ROUTE_PROTOCOL };
   const end = priority + 3;
   return [
