@@ -148,15 +148,24 @@ function describe(failure: { code: string; errno: number }): string {
 
 const withRemedy = (message: string, remedy: string | undefined) => (remedy ? `${message}. ${remedy}` : message);
 
-function netlinkRemedy({ code, operation }: NetlinkFailure): string | undefined {
+const NO_NF_TABLES =
+  'This kernel has no nf_tables: it needs CONFIG_NF_TABLES and CONFIG_NF_TABLES_INET (modprobe nf_tables).';
+
+function netlinkRemedy({ code, request }: NetlinkFailure): string | undefined {
   switch (code) {
     case 'EPERM':
       return 'This needs CAP_NET_ADMIN in the network namespace it works in: run as root, or give the capability (systemd: AmbientCapabilities=CAP_NET_ADMIN; a container: --cap-add NET_ADMIN). A table that another process owns cannot be changed by anybody else.';
     case 'EPROTONOSUPPORT':
-    case 'EAFNOSUPPORT':
-      return operation.includes('nf_tables') || operation.includes('batch')
-        ? 'This kernel has no nf_tables: it needs CONFIG_NF_TABLES and CONFIG_NF_TABLES_INET (modprobe nf_tables).'
-        : 'This kernel has no support for what was asked.';
+      return request === 'socket NETLINK_NETFILTER' ? NO_NF_TABLES : undefined;
+    case 'EINVAL':
+      // What nfnetlink answers when nobody has registered for nf_tables; the generation is asked for first.
+      return request === 'NFT_MSG_GETGEN' ? NO_NF_TABLES : undefined;
+    case 'ENOENT':
+      return request === 'NFT_MSG_NEWRULE'
+        ? 'The kernel knows no such expression: interception needs nft_tproxy, nft_socket and nft_fib_inet (CONFIG_NFT_TPROXY, CONFIG_NFT_SOCKET, CONFIG_NFT_FIB_INET).'
+        : undefined;
+    case 'ENETDOWN':
+      return 'The interface is down: `ip link set lo up`.';
     case 'ERESTART':
       return 'Somebody else changed the rule set in between: try again.';
     case 'ENOBUFS':

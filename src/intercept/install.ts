@@ -1,6 +1,6 @@
 /**
- * The only file (with installed.ts and watch.ts) that changes the host: applies a plan, takes it down, and undoes what it did when a step
- * fails. Order: look, then the empty table as a claim, routes, policy rules, and at last everything in the table in one
+ * The only file (with installed.ts and watch.ts) that changes the host: applies a plan, takes it down, and undoes what it
+ * did when a step fails. Order: look, then the empty table as a claim, routes, policy rules, and at last everything in the table in one
  * batch; removal in reverse. So at no moment is a packet marked that the routing does not know what to do with.
  */
 import { type InstallStep, InterceptError, NetlinkError } from '../errors.js';
@@ -23,7 +23,7 @@ export interface InstalledRules {
   counters(): Promise<Counters>;
   /** Whether all of it is still there; what is not, in words. */
   verify(): Promise<{ readonly intact: boolean; readonly missing: readonly string[] }>;
-  /** Takes everything down again. What somebody else has removed already is no error. */
+  /** Takes everything down again. What somebody else has removed already is no error. After a failure it may be tried again. */
   uninstall(): Promise<void>;
   [Symbol.asyncDispose](): Promise<void>;
 }
@@ -125,16 +125,18 @@ function installed(kernel: Kernel, plan: Plan): InstalledRules {
   const remove: NftOperation[] = [{ verb: 'delete', object: table }];
   let uninstalling: Promise<void> | undefined;
 
-  // Reverse of apply: the marks stop first, then the rules that read them, then the routes.
+  // Reverse of apply: the marks stop first, then the rules that read them, then the routes. So long as the table is there
+  // the rest must stay, since marked traffic would get nowhere; of the rest, one failure does not keep the others.
   const uninstall = async () => {
+    await ignoring(['ENOENT'], nftables.commit(remove));
+    const failures: unknown[] = [];
+    const attempt = (removed: Promise<void>) =>
+      ignoring(['ENOENT', 'ESRCH'], removed).catch((error) => failures.push(error));
+    for (const rule of [...plan.rules].reverse()) await attempt(route.ruleDelete(rule));
+    for (const each of [...plan.routes].reverse()) await attempt(route.routeDelete(each));
+    if (failures.length > 0) throw failures[0];
     atExit.delete(uninstallNow);
-    try {
-      await ignoring(['ENOENT'], nftables.commit(remove));
-      for (const rule of [...plan.rules].reverse()) await ignoring(['ENOENT'], route.ruleDelete(rule));
-      for (const each of [...plan.routes].reverse()) await ignoring(['ESRCH', 'ENOENT'], route.routeDelete(each));
-    } finally {
-      closeKernel(kernel);
-    }
+    closeKernel(kernel);
   };
   const uninstallNow = () => {
     const attempt = (what: () => void) => {
@@ -165,7 +167,10 @@ function installed(kernel: Kernel, plan: Plan): InstalledRules {
       return { intact: missing.length === 0, missing };
     },
     uninstall() {
-      uninstalling ??= uninstall();
+      uninstalling ??= uninstall().catch((error) => {
+        uninstalling = undefined;
+        throw error;
+      });
       return uninstalling;
     },
     [Symbol.asyncDispose]: () => result.uninstall(),

@@ -40,7 +40,7 @@ export const datatype = {
   inet_proto: { number: 12, bytes: 1, byteorder: 'host' },
   inet_service: { number: 13, bytes: 2, byteorder: 'network' },
   ifname: { number: 41, bytes: 16, byteorder: 'host' },
-  fib_addrtype: { number: 42, bytes: 4, byteorder: 'host' },
+  fib_addrtype: { number: 38, bytes: 4, byteorder: 'host' },
 } as const;
 export type Datatype = keyof typeof datatype;
 

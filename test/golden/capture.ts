@@ -11,6 +11,7 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { directory, format, type Sent, split } from './fixture.js';
+import { texts } from './plans.js';
 
 interface Capture {
   /** Shell commands that are not captured, before each captured one. */
@@ -109,6 +110,11 @@ const captures: Record<string, Capture> = {
     ],
   },
 };
+
+for (const { name, text } of texts) {
+  captures[name] = { setup: [], commands: [`nft -f test/golden/nft/${name}.nft`] };
+  writeFileSync(new URL(`nft/${name}.nft`, import.meta.url), text);
+}
 
 const NFNL_MSG_BATCH_BEGIN = 0x10;
 const RTM_CHANGES = [24, 25, 32, 33]; // NEWROUTE, DELROUTE, NEWRULE, DELRULE

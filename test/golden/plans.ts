@@ -1,0 +1,28 @@
+/** The plans whose bytes are compared with nft's: what an interception can be, in a few that together use everything. */
+import { type PlanOptions, planIntercept } from '../../src/intercept/plan.js';
+import { nftText } from '../../src/intercept/text.js';
+
+const options: Record<string, Omit<PlanOptions, 'port'>> = {
+  'plan-divert': {},
+  'plan-ports': { tcp: [80, 443] },
+  'plan-everything': {
+    tcp: [80, '8000-8999', '60000-65535'],
+    from: ['10.0.0.0/8', 'fd00::/8'],
+    to: ['192.0.2.0/24', '198.51.100.7', '2001:db8::/32'],
+    exclude: { from: ['10.1.2.3', '0.0.0.0/8'], to: ['192.0.2.128/25', '255.0.0.0/8', '2001:db8:1::/48', 'ff00::/8'] },
+    interfaces: ['cli0', 'wlan-guests'],
+    onDown: 'closed',
+    fwmark: { value: 0x10000, mask: 0x30000 },
+    name: 'everything',
+  },
+  'plan-one-address': { tcp: [80], address: '::1' },
+};
+
+// Permanent: `nft` has no socket that could own a table for longer than the command runs.
+export const plans = Object.entries(options).map(([name, each]) => ({
+  name,
+  plan: planIntercept({ ...each, port: 50080, lifetime: 'permanent' }),
+}));
+
+/** What `nft -f test/golden/nft/<name>.nft` reads. */
+export const texts = plans.map(({ name, plan }) => ({ name, text: `${nftText(plan)}\n` }));
