@@ -29,6 +29,7 @@ export const down: Verb = {
   seeAlso: ['linux-tproxy up', 'linux-tproxy status'],
 
   async run(values) {
+    if (values['name'] !== undefined && values['all'] === true) throw usageError('either --name or --all, not both');
     const { listInstalled, ownerText, uninstallIntercept } = await import('../intercept/installed.js');
     const { installed, leftovers } = await listInstalled(netnsOf(values));
     const names = chosen(installed, values['name'] as string | undefined, values['all'] === true);
@@ -55,7 +56,6 @@ export const down: Verb = {
 };
 
 function chosen(installed: readonly Installed[], name: string | undefined, all: boolean): string[] {
-  if (name !== undefined && all) throw usageError('either --name or --all, not both');
   if (name !== undefined) return [name];
   const permanent = installed.filter(({ owner }) => !owner).map((each) => each.name);
   if (all || permanent.length === 1) return permanent;
