@@ -181,13 +181,19 @@ async function measure(lab: Lab, which: Load, pid: number | undefined): Promise<
   const before = [machineSeconds(), processSeconds(pid)] as const;
   const figures = await which.run(lab);
   const [machine, process] = [machineSeconds() - before[0], processSeconds(pid) - before[1]];
-  return { ...figures, machine: (machine / figures.amount) * which.scale, process: (process / figures.amount) * which.scale };
+  return {
+    ...figures,
+    machine: (machine / figures.amount) * which.scale,
+    process: (process / figures.amount) * which.scale,
+  };
 }
 
 const median = (values: readonly number[]) => {
   const sorted = [...values].sort((a, b) => a - b);
   const middle = sorted.length >> 1;
-  return sorted.length % 2 ? (sorted[middle] as number) : ((sorted[middle - 1] as number) + (sorted[middle] as number)) / 2;
+  return sorted.length % 2
+    ? (sorted[middle] as number)
+    : ((sorted[middle - 1] as number) + (sorted[middle] as number)) / 2;
 };
 
 type Results = Map<string, Map<string, Measured[]>>;
@@ -228,7 +234,9 @@ function table({ name, unit, per }: Load, rows: Map<string, Measured[]>): string
   const number = (value: number) => (value >= 1000 ? String(Math.round(value)) : value.toPrecision(3));
   const lines = [...rows].map(([peer, measured]) => {
     const rates = measured.map(({ rate }) => rate);
-    const p99 = measured.every(({ p99 }) => p99 !== undefined) ? Math.round(median(measured.map((each) => each.p99 as number))) : '';
+    const p99 = measured.every(({ p99 }) => p99 !== undefined)
+      ? Math.round(median(measured.map((each) => each.p99 as number)))
+      : '';
     return [
       peer,
       `${number(median(rates))} (${number(Math.min(...rates))}-${number(Math.max(...rates))})`,
@@ -244,7 +252,8 @@ function table({ name, unit, per }: Load, rows: Map<string, Measured[]>): string
 }
 
 function versions(lab: Lab): string {
-  const first = (...command: [string, ...string[]]) => execFileSync(command[0], command.slice(1), { encoding: 'utf8' }).split('\n')[0];
+  const first = (...command: [string, ...string[]]) =>
+    execFileSync(command[0], command.slice(1), { encoding: 'utf8' }).split('\n')[0];
   const control = lab.exec('router', 'sysctl', '-n', 'net.ipv4.tcp_congestion_control').trim();
   return [
     `${cpus().length} CPUs (${cpus()[0]?.model.trim()}), Linux ${release()}, Node ${process.version}, ${first('haproxy', '-v')?.split(' ').slice(0, 3).join(' ')}, ${first('iperf3', '--version')}.`,
@@ -258,7 +267,10 @@ const lab = await createLab();
 for (const host of ['client', 'router', 'server'] as const)
   if (!/cubic/.test(lab.exec(host, 'sysctl', '-n', 'net.ipv4.tcp_congestion_control')))
     lab.exec(host, 'sysctl', '-qw', `net.ipv4.tcp_congestion_control=reno`);
-const servers: Program[] = [lab.spawn('server', load, 'serve', `${ports.echo}`, `${ports.answer}`), lab.spawn('server', 'iperf3', '-s', '--forceflush', '-p', `${ports.iperf}`)];
+const servers: Program[] = [
+  lab.spawn('server', load, 'serve', `${ports.echo}`, `${ports.answer}`),
+  lab.spawn('server', 'iperf3', '-s', '--forceflush', '-p', `${ports.iperf}`),
+];
 await servers[0]?.until(/ready/);
 await servers[1]?.until(/listening/);
 const results = await everything(lab);

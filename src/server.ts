@@ -342,7 +342,7 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
   // ---- accepted by the relay thread -------------------------------------------------------------------------------------
 
   #acceptInThread(fd: number, relay: NonNullable<TransparentServerOptions['relay']>): Acceptor {
-    const thread = relayThread(this.#options.netns);
+    const thread = relayThread({ netns: this.#options.netns, engine: this.#engine });
     const { connectTimeoutMs } = this.#options;
     const mark = this.rules?.plan.socketMark;
     const id = thread.native.accept({
