@@ -51,7 +51,7 @@ export function connectTransparent(options: ConnectTransparentOptions): Promise<
   const { netns, signal, allowHalfOpen = false, ...rest } = options;
   const connect = nativeConnectOptions(rest);
   signal?.throwIfAborted();
-  const thread = relayThread(netns);
+  const thread = relayThread({ netns });
   return new Promise((resolve, reject) => {
     const id = thread.native.connect(connect);
     const release = thread.hold();

@@ -340,7 +340,7 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
     const mark = this.rules?.plan.socketMark;
     return acceptFlows({
       fd,
-      thread: relayThread(netns),
+      thread: relayThread({ netns, engine: this.#engine }),
       decide,
       engine: this.#engine,
       counters: this.#counters,

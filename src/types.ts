@@ -26,8 +26,11 @@ export interface Fwmark {
 /** A port or a range: `80`, `'80'`, `'8000-8999'`. */
 export type PortSpec = number | string;
 
-/** How relayed bytes are moved. `epoll`: readiness by epoll, bytes by splice(2). `copy`: recv/send in native memory. */
-export type Engine = 'epoll' | 'copy';
+/**
+ * How relayed bytes are moved. `uring`: readiness and short messages by an io_uring, bulk by splice(2). `epoll`: the same
+ * with epoll and recv. `copy`: recv/send in native memory only.
+ */
+export type Engine = 'uring' | 'epoll' | 'copy';
 
 /** How the source port of a connection from a foreign address is chosen. */
 export type SourcePort = 'ephemeral' | 'prefer' | 'preserve';
