@@ -11,7 +11,7 @@ import { planIntercept } from './intercept/plan.js';
 import { Counter, type NativeDecision, type NativeRelayEvent, native } from './native.js';
 import { bytes, chooseEngine, ended, limits, newCounters, type Relay, type RelayLimits, setOwner } from './relay.js';
 import { type RelayThread, relayThread } from './thread.js';
-import type { Endpoint, Engine, Flow, InterceptOptions, RelayDecision, RelayStats } from './types.js';
+import type { Endpoint, Engine, Flow, InterceptOptions, RelayDecision, RelayStats, RepairReport } from './types.js';
 
 export interface TransparentServerOptions extends ServerOpts, RelayLimits {
   /**
@@ -48,6 +48,8 @@ export interface TransparentServerEvents {
   connection: [socket: TransparentSocket];
   /** A `relay` function decided to relay this flow. */
   relay: [relay: Relay, flow: Flow];
+  /** Somebody else had changed the rules, and they are again as they were. */
+  repaired: [report: RepairReport];
   error: [error: Error];
   drop: [data: object | undefined];
   close: [];
@@ -238,6 +240,8 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
           ...(!wildcard && { address: address.address }),
           ...(netns !== undefined && { netns }),
         });
+      this.rules?.on('repaired', (report) => this.emit('repaired', report));
+      this.rules?.on('error', (error) => this.emit('error', error));
       handedOver = relay === undefined;
       this.#acceptor = relay === undefined ? await this.#acceptInNode(fd) : this.#acceptInThread(fd, relay);
       this.#address = address;
