@@ -12,7 +12,7 @@ import { planIntercept } from './intercept/plan.js';
 import { Counter, native } from './native.js';
 import { bytes, chooseEngine, limits, newCounters, type Relay, type RelayLimits, setOwner } from './relay.js';
 import { relayThread } from './thread.js';
-import type { Endpoint, Engine, Flow, InterceptOptions, RelayDecision, RelayStats } from './types.js';
+import type { Endpoint, Engine, Flow, InterceptOptions, RelayDecision, RelayStats, RepairReport } from './types.js';
 
 export interface TransparentServerOptions extends ServerOpts, RelayLimits {
   /**
@@ -49,6 +49,8 @@ export interface TransparentServerEvents {
   connection: [socket: TransparentSocket];
   /** A `relay` function decided to relay this flow. */
   relay: [relay: Relay, flow: Flow];
+  /** Somebody else had changed the rules, and they are again as they were. */
+  repaired: [report: RepairReport];
   error: [error: Error];
   drop: [data: object | undefined];
   close: [];
@@ -232,6 +234,8 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
           ...(!wildcard && { address: address.address }),
           ...(netns !== undefined && { netns }),
         });
+      this.rules?.on('repaired', (report) => this.emit('repaired', report));
+      this.rules?.on('error', (error) => this.emit('error', error));
       handedOver = relay === undefined;
       this.#acceptor = relay === undefined ? await this.#acceptInNode(fd) : this.#acceptInThread(fd, relay);
       this.#address = address;

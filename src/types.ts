@@ -60,6 +60,27 @@ export interface InterceptOptions {
   readonly name?: string;
   /** `process` (default): the nf_tables table dies with this process. `permanent`: all of it stays until uninstalled. */
   readonly lifetime?: 'process' | 'permanent';
+  /**
+   * While this process lives, what somebody else removes or changes is put back at once, and a `repaired` event tells of it.
+   * Default true.
+   */
+  readonly repair?: boolean;
+}
+
+/** Something that somebody else had changed in what is installed, and that is again as it was. */
+export interface RepairReport {
+  /** In the words of `ip` and `nft`: `policy rule 98 (ipv4)`, `table inet linux-tproxy-50080`. */
+  readonly repaired: readonly string[];
+  /** Who changed it, where the kernel tells. Empty: the kernel itself, for an interface went down, or it cannot be known. */
+  readonly by: readonly ChangedBy[];
+  /** From the kernel's first word of it to the end of the repair. */
+  readonly milliseconds: number;
+}
+
+/** The id as seen by that process itself, should it be in a container. The name is missing where it ended too fast. */
+export interface ChangedBy {
+  readonly processId: number;
+  readonly processName?: string;
 }
 
 /** A connection that was meant for somebody else, as a `relay: (flow) => ...` callback sees it. */

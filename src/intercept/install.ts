@@ -3,21 +3,28 @@
  * did when a step fails. Order: look, then the empty table as a claim, routes, policy rules, and at last everything in the table in one
  * batch; removal in reverse. So at no moment is a packet marked that the routing does not know what to do with.
  */
+import { EventEmitter } from 'node:events';
 import { type InstallStep, InterceptError, NetlinkError } from '../errors.js';
 import { NftablesSocket } from '../netlink/nftables.js';
 import { RouteSocket } from '../netlink/route.js';
 import type { NftOperation } from '../netlink/types.js';
 import { completeOptions, type HostState, type Kernel, lookAtHost, staleRoutes, staleRules } from './host.js';
+import { findLosses } from './intact.js';
 import { tableObject } from './nftables.js';
 import { type Plan, type PlanOptions, planIntercept } from './plan.js';
-import { type Counters, missingOf, sumCounters } from './verify.js';
+import { type Counters, sumCounters } from './verify.js';
+import { Watch, type WatchEvents } from './watch.js';
 
 export interface InstallOptions extends PlanOptions {
   /** Path of the network namespace to install in, e.g. /run/netns/router. */
   readonly netns?: string;
 }
 
-export interface InstalledRules {
+/**
+ * What is installed. Emits `repaired` (RepairReport) when somebody else had changed it, and `error` (InterceptError) when
+ * that cannot be repaired, or is changed again and again; without a listener for it that is a process warning.
+ */
+export interface InstalledRules extends EventEmitter<WatchEvents> {
   readonly plan: Plan;
   /** What the rules have counted since they were installed. */
   counters(): Promise<Counters>;
@@ -48,8 +55,7 @@ export async function installIntercept(options: InstallOptions): Promise<Install
     for (let attempt = 1; ; attempt++) {
       const { plan, host } = await choose(kernel, planOptions);
       try {
-        await apply(kernel, plan, host);
-        return installed(kernel, plan);
+        return installed(kernel, plan, await apply(kernel, plan, host), options.repair ?? true);
       } catch (error) {
         if (attempt === ATTEMPTS || !isRace(error)) throw error;
       }
@@ -88,7 +94,8 @@ async function choose(kernel: Kernel, options: PlanOptions): Promise<{ plan: Pla
   return { plan: planIntercept(await completeOptions(kernel, host, options)), host };
 }
 
-async function apply({ route, nftables }: Kernel, plan: Plan, { generation }: HostState): Promise<void> {
+/** Gives what ends the guard. */
+async function apply({ route, nftables }: Kernel, plan: Plan, { generation }: HostState): Promise<() => void> {
   const table = tableObject(plan);
   const undo: (() => Promise<unknown>)[] = [];
   /** What failed may have happened all the same (its answer was lost), so it is undone too, unless it was there before. */
@@ -109,25 +116,45 @@ async function apply({ route, nftables }: Kernel, plan: Plan, { generation }: Ho
     await step('table', nftables.commit([{ verb: 'create', object: table }], { generation }), () =>
       nftables.commit([{ verb: 'delete', object: table }]),
     );
+    const endGuard = startGuard(route, plan);
+    undo.push(async () => endGuard());
     for (const each of plan.routes) await step('routes', route.routeAdd(each), () => route.routeDelete(each));
     for (const each of plan.rules) await step('rules', route.ruleAdd(each), () => route.ruleDelete(each));
     await nftables.commit(plan.nftables.slice(1)).catch((error) => Promise.reject(atStep('batch', error)));
+    return endGuard;
   } catch (error) {
     for (const undoIt of undo.reverse()) await undoIt().catch(() => {});
     throw error;
   }
 }
 
-function installed(kernel: Kernel, plan: Plan): InstalledRules {
+/** The table dies with this process by itself. A guard sees to it that the rules and routes do, too. */
+function startGuard(route: RouteSocket, plan: Plan): () => void {
+  if (plan.lifetime !== 'process') return () => {};
+  try {
+    return route.guard([...plan.rules].reverse(), [...plan.routes].reverse());
+  } catch (error) {
+    // It is a net for the case of a crash, and what is left then does nothing: no reason to refuse.
+    process.emitWarning(
+      `Policy rules and routes will stay behind if this process is killed, until the next start: ${(error as Error).message}`,
+      { code: 'LINUX_TPROXY_NO_GUARD' },
+    );
+    return () => {};
+  }
+}
+
+function installed(kernel: Kernel, plan: Plan, endGuard: () => void, repair: boolean): InstalledRules {
   const { route, nftables } = kernel;
   const table = tableObject(plan);
   const ofTable = { family: table.family, table: table.name };
   const remove: NftOperation[] = [{ verb: 'delete', object: table }];
+  const watch = repair ? new Watch(kernel, plan) : undefined;
   let uninstalling: Promise<void> | undefined;
 
   // Reverse of apply: the marks stop first, then the rules that read them, then the routes. So long as the table is there
   // the rest must stay, since marked traffic would get nowhere; of the rest, one failure does not keep the others.
   const uninstall = async () => {
+    await watch?.stop();
     await ignoring(['ENOENT'], nftables.commit(remove));
     const failures: unknown[] = [];
     const attempt = (removed: Promise<void>) =>
@@ -136,9 +163,12 @@ function installed(kernel: Kernel, plan: Plan): InstalledRules {
     for (const each of [...plan.routes].reverse()) await attempt(route.routeDelete(each));
     if (failures.length > 0) throw failures[0];
     atExit.delete(uninstallNow);
+    // If any of it failed, the guard tries once more in the end.
+    endGuard();
     closeKernel(kernel);
   };
   const uninstallNow = () => {
+    void watch?.stop();
     const attempt = (what: () => void) => {
       try {
         what();
@@ -149,21 +179,15 @@ function installed(kernel: Kernel, plan: Plan): InstalledRules {
     attempt(() => nftables.commitSync(remove));
     for (const rule of [...plan.rules].reverse()) attempt(() => route.ruleDeleteSync(rule));
     for (const each of [...plan.routes].reverse()) attempt(() => route.routeDeleteSync(each));
+    endGuard();
   };
   if (plan.lifetime === 'process') onExit(uninstallNow);
 
-  const result: InstalledRules = {
+  const result: InstalledRules = Object.assign(new EventEmitter<WatchEvents>(), {
     plan,
     counters: async () => sumCounters(await nftables.list('rule', ofTable)),
     async verify() {
-      const [rules, routes, tables, nftRules] = await Promise.all([
-        route.ruleList(),
-        route.routeList({ table: plan.table }),
-        nftables.list('table'),
-        nftables.list('rule', ofTable).catch(() => []),
-      ]);
-      const planned = plan.nftables.filter(({ object }) => object.kind === 'rule').length;
-      const missing = missingOf({ ...plan, nftRules: planned }, { rules, routes, tables, nftRules });
+      const missing = (await findLosses(kernel, plan)).map(({ what }) => what);
       return { intact: missing.length === 0, missing };
     },
     uninstall() {
@@ -174,7 +198,12 @@ function installed(kernel: Kernel, plan: Plan): InstalledRules {
       return uninstalling;
     },
     [Symbol.asyncDispose]: () => result.uninstall(),
-  };
+  });
+  watch?.on('repaired', (report) => result.emit('repaired', report));
+  watch?.on('error', (error) => {
+    if (result.listenerCount('error') > 0) result.emit('error', error);
+    else process.emitWarning(error);
+  });
   return result;
 }
 

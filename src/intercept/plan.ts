@@ -73,6 +73,7 @@ const OPTIONS = [
   'priority',
   'name',
   'lifetime',
+  'repair',
 ];
 
 /**

@@ -1,0 +1,233 @@
+/**
+ * Keeps what is installed as it is: hears of every change that somebody else makes to it, repairs it, and says what was
+ * changed by whom. It sleeps while nothing happens, and gives in slowly to somebody who changes it again and again.
+ */
+import { EventEmitter } from 'node:events';
+import { InterceptError, NetlinkError } from '../errors.js';
+import type { NftChange, NftOperation, RouteChange } from '../netlink/types.js';
+import type { ChangedBy, RepairReport } from '../types.js';
+import type { Kernel } from './host.js';
+import { findLosses, type Loss } from './intact.js';
+import { tableObject } from './nftables.js';
+import type { Plan } from './plan.js';
+
+/** One command makes several changes (`ip rule flush`): they are waited for, and are one repair. */
+const SETTLE_MS = 10;
+/** The same thing repaired this often within this time: somebody is at work who will not have it. */
+const CONTESTED = { repairs: 5, withinMs: 10_000 };
+/** How long to wait then, and when repairs fail. */
+const RETRY_MS = 10_000;
+/** So many failures in a row may be a race with whoever changes things at this moment. */
+const RACES = 3;
+/** The largest process id there can be (PID_MAX_LIMIT); port ids above are no process's. */
+const MOST_PROCESSES = 4 << 20;
+
+export interface WatchEvents {
+  repaired: [report: RepairReport];
+  error: [error: Error];
+}
+
+export class Watch extends EventEmitter<WatchEvents> {
+  readonly #kernel: Kernel;
+  readonly #plan: Plan;
+  readonly #content: () => readonly NftOperation[];
+  readonly #ends: (() => void)[] = [];
+  #timer: NodeJS.Timeout | undefined;
+  #working: Promise<void> = Promise.resolve();
+  #stopped = false;
+  #contested = false;
+  #failures = 0;
+  /** Of what has been noticed since the last repair: when first, and by whom. */
+  #since: number | undefined;
+  #by = new Map<string, ChangedBy>();
+  #repairs: { readonly what: string; readonly at: number }[] = [];
+
+  /** `content`: what the table, if it has to be made anew, is made of. Begins at once, with a look. */
+  constructor(kernel: Kernel, plan: Plan, content: () => readonly NftOperation[] = () => plan.nftables) {
+    super();
+    this.#kernel = kernel;
+    this.#plan = plan;
+    this.#content = content;
+    this.#ends.push(kernel.route.watch((changes) => this.#hearRoutes(changes), { table: plan.table }));
+    // A table that we own is nobody else's to change: the kernel sees to that.
+    if (!tableObject(plan).flags?.includes('owner'))
+      this.#ends.push(kernel.nftables.watch((changes) => this.#hearTable(changes), { table: plan.nftTable }));
+    // What was changed since it was installed and before now was told to nobody.
+    this.#notice();
+  }
+
+  /** Ends it, and a repair that is under way: what is done with the rules afterwards is the caller's. */
+  stop(): Promise<void> {
+    this.#stopped = true;
+    clearTimeout(this.#timer);
+    for (const end of this.#ends.splice(0)) end();
+    return this.#working;
+  }
+
+  // ---- hearing ----------------------------------------------------------------------------------------------------------
+
+  #hearRoutes(changes: readonly RouteChange[]): void {
+    for (const change of changes) {
+      if (change.kind === 'lost') this.#notice();
+      else if (change.portId !== this.#kernel.route.portId && this.#concerns(change))
+        this.#notice(originOf(change.portId, change.processName));
+    }
+  }
+
+  #concerns(change: Exclude<RouteChange, { kind: 'lost' }>): boolean {
+    switch (change.kind) {
+      case 'rule':
+        return (
+          change.verb === 'delete' &&
+          this.#plan.rules.some(
+            ({ family, priority }) => family === change.rule.family && priority === change.rule.priority,
+          )
+        );
+      case 'route':
+        return change.route.table === this.#plan.table;
+      case 'link':
+        // Going down it took its routes along; some of them without a word.
+        return this.#plan.routes.some(({ dev }) => dev === change.link.name);
+    }
+  }
+
+  #hearTable(changes: readonly NftChange[]): void {
+    for (const change of changes) {
+      if (change.kind === 'lost') this.#notice();
+      else if (change.portId !== this.#kernel.nftables.portId) {
+        const { processId, processName } = change.generation;
+        const ours = originOf(change.portId)?.processId;
+        this.#notice({ processId: ours ?? processId, processName });
+      }
+    }
+  }
+
+  #notice(by?: ChangedBy): void {
+    this.#since ??= performance.now();
+    if (by) this.#by.set(`${by.processId} ${by.processName}`, by);
+    this.#lookIn(this.#contested || this.#failures > RACES ? RETRY_MS : SETTLE_MS);
+  }
+
+  #lookIn(milliseconds: number): void {
+    if (this.#stopped || this.#timer) return;
+    this.#timer = setTimeout(() => {
+      this.#timer = undefined;
+      this.#working = this.#working.then(() => this.#look());
+    }, milliseconds).unref();
+  }
+
+  // ---- repairing --------------------------------------------------------------------------------------------------------
+
+  async #look(): Promise<void> {
+    if (this.#stopped) return;
+    const since = this.#since ?? performance.now();
+    const by = [...this.#by.values()];
+    this.#since = undefined;
+    this.#by.clear();
+    try {
+      const losses = await findLosses(this.#kernel, this.#plan);
+      if (losses.length > 0) await this.#repair(losses);
+      this.#failures = 0;
+      if (losses.length === 0) this.#contested = false;
+      else this.#report({ repaired: losses.map(({ what }) => what), by, milliseconds: performance.now() - since });
+    } catch (error) {
+      this.#fail(error);
+    }
+  }
+
+  /** In the order of the installation: what reads the marks before what sets them. */
+  async #repair(losses: readonly Loss[]): Promise<void> {
+    const { route, nftables } = this.#kernel;
+    for (const loss of losses) {
+      if (this.#stopped) return;
+      switch (loss.kind) {
+        case 'route':
+          for (const each of loss.instead) await unless(['ESRCH', 'ENOENT'], route.routeDelete(each));
+          await unless(['EEXIST'], route.routeAdd(loss.route));
+          break;
+        case 'rule':
+          await unless(['EEXIST'], route.ruleAdd(loss.rule));
+          break;
+        case 'table':
+          await nftables.commit(loss.gone ? this.#content() : await this.#rebuilt());
+      }
+    }
+  }
+
+  /** The table anew in one batch, with what its sets hold now. */
+  async #rebuilt(): Promise<NftOperation[]> {
+    const { nftables } = this.#kernel;
+    const table = tableObject(this.#plan);
+    const content = await Promise.all(
+      this.#content().map(async (operation): Promise<NftOperation> => {
+        const { object } = operation;
+        if (object.kind !== 'elements' || object.set.startsWith('__')) return operation;
+        const filter = { family: object.family, table: object.table, set: object.set };
+        const [now = object] = await nftables.list('elements', filter).catch(() => [object]);
+        return { verb: 'add', object: { ...object, elements: now.elements } };
+      }),
+    );
+    return [{ verb: 'delete', object: table }, ...content];
+  }
+
+  #report(report: RepairReport): void {
+    if (this.#stopped) return;
+    this.#tell('repaired', report);
+    const now = performance.now();
+    this.#repairs = this.#repairs.filter(({ at }) => at > now - CONTESTED.withinMs);
+    this.#repairs.push(...report.repaired.map((what) => ({ what, at: now })));
+    const often = report.repaired.find(
+      (what) => this.#repairs.filter((each) => each.what === what).length > CONTESTED.repairs,
+    );
+    if (often !== undefined && !this.#contested) {
+      this.#contested = true;
+      this.#tell('error', contested(often, report.by));
+    }
+    if (this.#contested) this.#lookIn(RETRY_MS);
+  }
+
+  #fail(error: unknown): void {
+    if (this.#stopped) return;
+    // The interface is down: there is news when it is up.
+    if (error instanceof NetlinkError && error.code === 'ENETDOWN') return;
+    this.#failures++;
+    if (this.#failures === RACES + 1) this.#tell('error', failed(error));
+    this.#lookIn(this.#failures > RACES ? RETRY_MS : SETTLE_MS);
+  }
+
+  /** Not from here: what a listener throws is no failure of the repair. */
+  #tell<E extends keyof WatchEvents>(event: E, ...args: WatchEvents[E]): void {
+    process.nextTick(() => (this as EventEmitter).emit(event, ...args));
+  }
+}
+
+function originOf(portId: number, processName?: string): ChangedBy | undefined {
+  if (portId === 0 || portId > MOST_PROCESSES) return undefined;
+  return { processId: portId, ...(processName !== undefined && { processName }) };
+}
+
+function contested(what: string, by: readonly ChangedBy[]): InterceptError {
+  const who = by.map(({ processName = 'process', processId }) => `${processName} (${processId})`).join(', ');
+  const remedy = what.startsWith('table')
+    ? ''
+    : '. systemd-networkd leaves them alone with ManageForeignRoutingPolicyRules=no and ManageForeignRoutes=no in networkd.conf';
+  return new InterceptError(
+    'ERR_TPROXY_CONTESTED',
+    `Somebody removes or changes what is installed again and again (${what}${who && `, last by ${who}`}): from now on it is repaired every ${RETRY_MS / 1000} seconds only${remedy}`,
+  );
+}
+
+function failed(cause: unknown): InterceptError {
+  return new InterceptError(
+    'ERR_TPROXY_REPAIR',
+    `Somebody changed what is installed, and it could not be repaired (tried again every ${RETRY_MS / 1000} seconds): ${(cause as Error).message}`,
+    undefined,
+    cause,
+  );
+}
+
+async function unless(codes: readonly string[], attempt: Promise<void>): Promise<void> {
+  await attempt.catch((error) => {
+    if (!(error instanceof NetlinkError && codes.includes(error.code))) throw error;
+  });
+}
