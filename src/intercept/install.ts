@@ -9,8 +9,9 @@ import { RouteSocket } from '../netlink/route.js';
 import type { NftOperation } from '../netlink/types.js';
 import { decodeComment } from '../netlink/userdata.js';
 import { completeOptions, type HostState, type Kernel, lookAtHost, staleRoutes, staleRules } from './host.js';
-import { counted, tableObject } from './nftables.js';
+import { tableObject } from './nftables.js';
 import { type Plan, type PlanOptions, planIntercept } from './plan.js';
+import { counted } from './ruleset.js';
 
 export interface InstallOptions extends PlanOptions {
   /** Path of the network namespace to install in, e.g. /run/netns/router. */

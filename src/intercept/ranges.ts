@@ -20,6 +20,8 @@ export const addressRange = (family: Family): RangeType => ({ kind: family, byte
 
 const ALL_PORTS: readonly Range[] = [{ start: 1n, end: 65535n }];
 
+export const isAllPorts = ([first]: readonly Range[]) => first?.start === 1n && first.end === 65535n;
+
 /** `true`, or a list like `[80, '443', '8000-8999']`. */
 export function parsePorts(name: string, ports: true | readonly PortSpec[]): readonly Range[] {
   if (ports === true) return ALL_PORTS;
