@@ -59,6 +59,9 @@ export class InterceptError extends Error {
       | 'ERR_TPROXY_TABLE_IN_USE'
       | 'ERR_TPROXY_PRIORITY_IN_USE'
       | 'ERR_TPROXY_NO_INTERFACE'
+      | 'ERR_TPROXY_NO_USER'
+      | 'ERR_TPROXY_NO_CGROUP'
+      | 'ERR_TPROXY_NO_SET'
       | 'ERR_TPROXY_UNSUPPORTED'
       | 'ERR_TPROXY_INSTALL',
     message: string,

@@ -8,7 +8,8 @@ import { checkPort, nativeConnectOptions } from './connect.js';
 import { checkOptions, errorFromFailure, invalidType, invalidValue } from './errors.js';
 import { type InstalledRules, installIntercept } from './intercept/install.js';
 import { planIntercept } from './intercept/plan.js';
-import { Counter, type NativeDecision, type NativeRelayEvent, native } from './native.js';
+import { OWN_KEEPALIVE_MS } from './intercept/ruleset.js';
+import { Counter, type NativeDecision, type NativeRelayEvent, type NativeRelayLimits, native } from './native.js';
 import { bytes, chooseEngine, ended, limits, newCounters, type Relay, type RelayLimits, setOwner } from './relay.js';
 import { type RelayThread, relayThread } from './thread.js';
 import type { Endpoint, Engine, Flow, InterceptOptions, RelayDecision, RelayStats } from './types.js';
@@ -314,10 +315,26 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
     };
   }
 
+  /** Connections of this host itself are forgotten by the rules when nothing is heard of them for long. */
+  get #ownHost(): boolean {
+    return this.#options.intercept?.ownHost !== undefined;
+  }
+
+  #limits(): NativeRelayLimits {
+    return { ...limits(this.#options), ...(this.#ownHost && { keepAliveMs: OWN_KEEPALIVE_MS }) };
+  }
+
   // ---- accepted by Node: sockets ----------------------------------------------------------------------------------------
 
   #acceptInNode(fd: number): Promise<Acceptor> {
-    const server: Server = createServer(this.#options);
+    const { keepAliveInitialDelay = OWN_KEEPALIVE_MS } = this.#options;
+    const server: Server = createServer({
+      ...this.#options,
+      ...(this.#ownHost && {
+        keepAlive: true,
+        keepAliveInitialDelay: Math.min(keepAliveInitialDelay, OWN_KEEPALIVE_MS),
+      }),
+    });
     server.on('connection', (socket) => this.#handOver(socket));
     server.on('drop', (data) => this.emit('drop', data));
     return new Promise((resolve, reject) => {
@@ -355,7 +372,7 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
         ...(connectTimeoutMs !== undefined && { timeoutMs: connectTimeoutMs }),
       },
       counters: this.#counters,
-      ...limits(this.#options),
+      ...this.#limits(),
     });
     let release: (() => void) | undefined = thread.hold();
     let stopped: (() => void) | undefined;
@@ -421,7 +438,9 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
     const { allowHalfOpen = false, pauseOnConnect = false } = this.#options;
     // `pauseOnCreate` is what net.Server gives its own sockets; Node's types leave it out.
     const options = { fd, readable: true, writable: true, allowHalfOpen, pauseOnCreate: pauseOnConnect };
-    this.#handOver(new Socket(options));
+    const socket = new Socket(options);
+    if (this.#ownHost) socket.setKeepAlive(true, OWN_KEEPALIVE_MS);
+    this.#handOver(socket);
   }
 
   #carryOut(thread: RelayThread, id: number, flow: Flow, closed: Relay['closed'], decision: RelayDecision): void {
@@ -463,7 +482,7 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
       ...(mark !== undefined && { mark }),
       ...(connectTimeoutMs !== undefined && { timeoutMs: connectTimeoutMs }),
     });
-    return { kind: 'relay', engine: this.#engine, ...connect, ...limits(this.#options) };
+    return { kind: 'relay', engine: this.#engine, ...connect, ...this.#limits() };
   }
 }
 

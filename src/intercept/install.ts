@@ -9,9 +9,11 @@ import { RouteSocket } from '../netlink/route.js';
 import type { NftOperation } from '../netlink/types.js';
 import { decodeComment } from '../netlink/userdata.js';
 import { completeOptions, type HostState, type Kernel, lookAtHost, staleRoutes, staleRules } from './host.js';
-import { tableObject } from './nftables.js';
-import { type Plan, type PlanOptions, planIntercept } from './plan.js';
+import { announceMark } from './marks.js';
+import { ruleChanges, tableObject } from './nftables.js';
+import { type Plan, type PlanOptions, planIntercept, withOnDown } from './plan.js';
 import { counted } from './ruleset.js';
+import { type LiveSets, liveSets } from './sets.js';
 
 export interface InstallOptions extends PlanOptions {
   /** Path of the network namespace to install in, e.g. /run/netns/router. */
@@ -23,8 +25,11 @@ export interface Count {
   readonly bytes: bigint;
 }
 
-export interface InstalledRules {
+export interface InstalledRules extends LiveSets {
+  /** As installed; `setOnDown` changes it, the live sets do not. */
   readonly plan: Plan;
+  /** Another `onDown`, at once, in one atomic batch: no packet meets a rule set in between, and no counter begins anew. */
+  setOnDown(onDown: Plan['onDown']): Promise<void>;
   /** What the rules have counted since they were installed. */
   counters(): Promise<Readonly<Record<keyof typeof counted, Count>>>;
   /** Whether all of it is still there; what is not, in words. */
@@ -55,7 +60,7 @@ export async function installIntercept(options: InstallOptions): Promise<Install
       const { plan, host } = await choose(kernel, planOptions);
       try {
         await apply(kernel, plan, host);
-        return installed(kernel, plan);
+        return installed(kernel, plan, announceMark(netns, plan.socketMark));
       } catch (error) {
         if (attempt === ATTEMPTS || !isRace(error)) throw error;
       }
@@ -124,8 +129,10 @@ async function apply({ route, nftables }: Kernel, plan: Plan, { generation }: Ho
   }
 }
 
-function installed(kernel: Kernel, plan: Plan): InstalledRules {
+function installed(kernel: Kernel, initial: Plan, forgetMark: () => void): InstalledRules {
   const { route, nftables } = kernel;
+  let plan = initial;
+  let switching: Promise<void> = Promise.resolve();
   const table = tableObject(plan);
   const ofTable = { family: table.family, table: table.name };
   const remove: NftOperation[] = [{ verb: 'delete', object: table }];
@@ -134,6 +141,7 @@ function installed(kernel: Kernel, plan: Plan): InstalledRules {
   // Reverse of apply: the marks stop first, then the rules that read them, then the routes.
   const uninstall = async () => {
     atExit.delete(uninstallNow);
+    forgetMark();
     try {
       await ignoring(['ENOENT'], nftables.commit(remove));
       for (const rule of [...plan.rules].reverse()) await ignoring(['ENOENT'], route.ruleDelete(rule));
@@ -156,8 +164,23 @@ function installed(kernel: Kernel, plan: Plan): InstalledRules {
   };
   if (plan.lifetime === 'process') onExit(uninstallNow);
 
+  const switchOnDown = async (onDown: Plan['onDown']) => {
+    const next = withOnDown(plan, onDown);
+    const operations = ruleChanges(plan, next, await nftables.list('rule', ofTable));
+    if (operations.length > 0) await nftables.commit(operations);
+    plan = next;
+  };
+
   const result: InstalledRules = {
-    plan,
+    get plan() {
+      return plan;
+    },
+    ...liveSets(plan, (operations) => nftables.commit(operations)),
+    setOnDown(onDown) {
+      const turn = switching.then(() => switchOnDown(onDown));
+      switching = turn.catch(() => {});
+      return turn;
+    },
     async counters() {
       const sums = Object.fromEntries(Object.keys(counted).map((key) => [key, { packets: 0n, bytes: 0n }])) as Record<
         keyof typeof counted,

@@ -9,7 +9,7 @@ import type { NftOperation, Route, Rule } from '../netlink/types.js';
 import type { Family, Fwmark, InterceptOptions } from '../types.js';
 import { nftablesOperations } from './nftables.js';
 import { parsePorts, parsePrefixes, type Range } from './ranges.js';
-import { ownMark } from './ruleset.js';
+import { ownMark, type PlanFacts } from './ruleset.js';
 import { planText } from './text.js';
 
 /** Tags our policy rules and routes as ours. iproute2 has no name for it, so `ip rule` shows the number. */
@@ -133,12 +133,21 @@ export function planIntercept(options: PlanOptions): Plan {
     socketMark: fwmark.mask,
     table,
     priority,
-  } satisfies Omit<Plan, 'routes' | 'rules' | 'nftables' | 'toString'>;
+  } satisfies PlanFacts;
+  return planOf(facts);
+}
+
+/** The same plan with another `onDown`. */
+export function withOnDown(plan: Plan, onDown: Plan['onDown']): Plan {
+  return planOf({ ...plan, onDown: oneOf('onDown', onDown, ['open', 'closed']) });
+}
+
+function planOf(facts: PlanFacts): Plan {
   let nftables: readonly NftOperation[] | undefined;
   const plan: Plan = {
     ...facts,
-    routes: families.map((family) => localRoute(family, table)),
-    rules: families.flatMap((family) => policyRules(family, facts)),
+    routes: facts.families.map((family) => localRoute(family, facts.table)),
+    rules: facts.families.flatMap((family) => policyRules(family, facts)),
     get nftables() {
       checkIds(facts.ownHost);
       nftables ??= nftablesOperations(facts);
