@@ -197,12 +197,12 @@ function startNode(lab: Lab): Promise<Program> {
   return lab.node('server', new URL('demo-web.mjs', import.meta.url), String(options.size));
 }
 
-/** Debian's nginx with a real file; /run is a tmpfs of the demo's own. One process, for a user namespace has one user. */
+/** Debian's nginx with a real file; /run is a tmpfs of the demo's own. One process and one user: a user namespace has no other. */
 async function startNginx(lab: Lab): Promise<Program> {
   for (const chunk of bytes(options.size)) writeFileSync('/run/download', chunk, { flag: 'a' });
   writeFileSync(
     '/run/nginx.conf',
-    `daemon off; master_process off; pid /run/nginx.pid; error_log stderr;
+    `user root; daemon off; master_process off; pid /run/nginx.pid; error_log stderr;
     events {}
     http {
       log_format demo 'request $uri $remote_addr $remote_port';

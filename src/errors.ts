@@ -152,6 +152,8 @@ function netlinkRemedy({ code, request }: NetlinkFailure): string | undefined {
   switch (code) {
     case 'EPERM':
       return 'This needs CAP_NET_ADMIN in the network namespace it works in: run as root, or give the capability (systemd: AmbientCapabilities=CAP_NET_ADMIN; a container: --cap-add NET_ADMIN). A table that another process owns cannot be changed by anybody else.';
+    case 'EPROTONOSUPPORT':
+      return request === 'socket NETLINK_NETFILTER' ? NO_NF_TABLES : undefined;
     case 'EINVAL':
       // What nfnetlink answers when nobody has registered for nf_tables; the generation is asked for first.
       return request === 'NFT_MSG_GETGEN' ? NO_NF_TABLES : undefined;
@@ -173,7 +175,6 @@ function netlinkRemedy({ code, request }: NetlinkFailure): string | undefined {
 function socketRemedy({ code, syscall, address, port }: SocketFailure): string | undefined {
   if (code === 'EPERM' && /TRANSPARENT|SO_MARK/.test(syscall))
     return 'Transparent sockets need CAP_NET_ADMIN or CAP_NET_RAW (systemd: AmbientCapabilities=CAP_NET_ADMIN).';
-  if (code === 'EPROTONOSUPPORT' && syscall === 'socket NETLINK_NETFILTER') return NO_NF_TABLES;
   if (code === 'EACCES' && syscall === 'bind') return 'Ports below 1024 need CAP_NET_BIND_SERVICE.';
   if (code === 'EPERM' && syscall === 'setns') return 'Entering a network namespace needs CAP_SYS_ADMIN.';
   if (code === 'ENOENT' && syscall.startsWith('open'))

@@ -2,7 +2,7 @@
  * The test runner: `npm test`, or `node --import tsx test/run.ts [--verbose] [--timeout SECONDS] [lint | SUITE | FILE]...`
  * A suite is a folder of test/. Every file is a process of its own, two run at a time; those of the suites kernel and interop
  * are in private namespaces (helpers/namespaces.ts). Lint runs before all others, and a file whose first line is
- * `// runs alone` when all others are done.
+ * `// runs alone` when all others are done, with four times the time.
  * A file fails when a test of it fails, when it exits with an error, takes too long, or tells no totals. In CI a skipped test fails.
  */
 import { spawn } from 'node:child_process';
@@ -75,11 +75,13 @@ function jobsOf(argument: string): Job[] {
     .map((file) => {
       const command = [process.execPath, '--import', 'tsx', file] as const;
       const suite = file.split('/')[1] ?? '';
+      const alone = readFileSync(file, 'utf8').startsWith('// runs alone');
       return {
         name: relative('test', file),
         command: privateSuites.includes(suite) ? namespaced(command) : [...command],
-        when: readFileSync(file, 'utf8').startsWith('// runs alone') ? 'alone' : 'beside',
-        timeoutSeconds: Number(values.timeout),
+        when: alone ? 'alone' : 'beside',
+        // The heavy ones: a whole build, tens of thousands of connections.
+        timeoutSeconds: Number(values.timeout) * (alone ? 4 : 1),
       };
     });
 }

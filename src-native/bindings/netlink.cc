@@ -18,7 +18,7 @@ using netlink::ByteView;
 using netlink::Connection;
 using When = Session::When;
 
-// ---- errors -------------------------------------------------------------------------------------
+// ---- errors ---------------------------------------------------------------------------------------------------------
 
 namespace {
 
@@ -69,7 +69,7 @@ Napi::Error jsError(Napi::Env env, const std::exception_ptr& exception) {
 
 namespace {
 
-// ---- arguments ----------------------------------------------------------------------------------
+// ---- arguments ------------------------------------------------------------------------------------------------------
 
 Napi::Value member(Napi::Value object, const char* name) {
   if (object.IsUndefined()) return object;
@@ -135,7 +135,7 @@ std::shared_ptr<Session> openSession(const Napi::CallbackInfo& info, int protoco
   });
 }
 
-// ---- rtnetlink ----------------------------------------------------------------------------------
+// ---- rtnetlink ------------------------------------------------------------------------------------------------------
 
 class RouteSocket : public Napi::ObjectWrap<RouteSocket> {
  public:
@@ -204,7 +204,7 @@ class RouteSocket : public Napi::ObjectWrap<RouteSocket> {
   std::shared_ptr<Session> session_;
 };
 
-// ---- nf_tables ----------------------------------------------------------------------------------
+// ---- nf_tables ------------------------------------------------------------------------------------------------------
 
 class NftablesSocket : public Napi::ObjectWrap<NftablesSocket> {
  public:
@@ -267,7 +267,7 @@ class NftablesSocket : public Napi::ObjectWrap<NftablesSocket> {
   uint32_t portId_;
 };
 
-// ---- bytes --------------------------------------------------------------------------------------
+// ---- bytes ----------------------------------------------------------------------------------------------------------
 
 Napi::Value toBuffer(Napi::Env env, const netlink::Bytes& bytes) {
   return Napi::Value(env, Napi::Buffer<uint8_t>::Copy(env, bytes.data(), bytes.size()));

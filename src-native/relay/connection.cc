@@ -13,7 +13,7 @@ namespace tproxy::relay {
 namespace {
 
 // A connection may move so much per direction before others have their turn.
-constexpr std::size_t bytesPerTurn = 1024 * 1024;
+constexpr std::size_t bytesPerTurn = std::size_t{1024} * 1024;
 
 }  // namespace
 
@@ -138,7 +138,7 @@ void reset(UniqueFd& fd) {
 }
 
 void closeGently(UniqueFd& fd) {
-  constexpr std::size_t step = 1024 * 1024;
+  constexpr std::size_t step = std::size_t{1024} * 1024;
   constexpr int steps = 16;  // a fast sender must not keep us here
   for (int i = 0; i < steps && recv(fd.get(), nullptr, step, MSG_TRUNC | MSG_DONTWAIT) > 0; ++i) {
   }

@@ -251,8 +251,7 @@ void Loop::backOff(Listener& listener, int error) {
   timers_.arm(listener.retry, now_ + acceptRetryMs, listener.options.id);
 }
 
-// ---- flows that wait for a decision
-// -----------------------------------------------------------------------------------
+// ---- flows that wait for a decision ---------------------------------------------------------------------------------
 
 void Loop::answerPeek(Task& task, bool now) {
   if (!task.peek) return;
@@ -270,8 +269,7 @@ void Loop::answerPeek(Task& task, bool now) {
   timers_.disarm(task.timer);
 }
 
-// ---- connect
-// ----------------------------------------------------------------------------------------------------------
+// ---- connect --------------------------------------------------------------------------------------------------------
 
 void Loop::connect(Task& task, const socket::ConnectOptions& options, std::int64_t timeout) {
   task.phase = Task::Phase::connecting;
@@ -319,8 +317,7 @@ void Loop::finishConnect(Task& task) {
   startRelay(task);
 }
 
-// ---- relay
-// ------------------------------------------------------------------------------------------------------------
+// ---- relay ----------------------------------------------------------------------------------------------------------
 
 void Loop::startRelay(Task& task) {
   task.phase = Task::Phase::relaying;
@@ -339,8 +336,7 @@ void Loop::armIdle(Task& task) {
   end(task, Reason::idle);
 }
 
-// ---- ends
-// -------------------------------------------------------------------------------------------------------------
+// ---- ends -----------------------------------------------------------------------------------------------------------
 
 void Loop::end(Task& task, Reason reason, const std::optional<socket::Error>& failure) {
   task.connection.abort(workspace_);
@@ -383,8 +379,7 @@ void Loop::closeIfDone(Listener& listener) {
   listeners_.erase(id);
 }
 
-// ---- commands
-// ---------------------------------------------------------------------------------------------------------
+// ---- commands -------------------------------------------------------------------------------------------------------
 
 Loop::Task& Loop::add(Id id, Task::Phase phase) {
   return *tasks_.emplace(id, std::make_unique<Task>(Task{.id = id, .phase = phase})).first->second;

@@ -14,6 +14,8 @@ import {
 } from '../../src/native.js';
 import type { Engine } from '../../src/types.js';
 
+export { native };
+
 native.setErrorFactory((failure) => Object.assign(new Error(`${failure.code}`), failure));
 
 export type FlowEvent = Extract<NativeRelayEvent, { kind: 'flow' }>;
@@ -116,6 +118,8 @@ export async function serve(
   };
 }
 
+/** Reads and forgets. */
+export const sink = () => serve((socket) => void socket.resume().on('end', () => socket.destroy()));
 export const echo = () => serve((socket) => void socket.pipe(socket));
 
 export async function dial(port: number): Promise<net.Socket> {
@@ -184,16 +188,16 @@ export async function drain(socket: net.Socket): Promise<{ bytes: number; hash: 
 }
 
 /** What a leak would show in. */
-export function resources() {
-  const descriptors = readdirSync('/proc/self/fd');
+export function resources(pid: number | 'self' = 'self') {
+  const descriptors = readdirSync(`/proc/${pid}/fd`);
   const pipes = descriptors.filter((fd) => {
     try {
-      return readlinkSync(`/proc/self/fd/${fd}`).startsWith('pipe:');
+      return readlinkSync(`/proc/${pid}/fd/${fd}`).startsWith('pipe:');
     } catch {
       return false; // the directory that was being read
     }
   });
-  return { descriptors: descriptors.length, pipes: pipes.length, threads: readdirSync('/proc/self/task').length };
+  return { descriptors: descriptors.length, pipes: pipes.length, threads: readdirSync(`/proc/${pid}/task`).length };
 }
 
 /** Waits until `condition` holds. */

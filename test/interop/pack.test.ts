@@ -1,3 +1,4 @@
+// runs alone
 /**
  * The packed thing, as a user gets it: `npm pack`, installed into an empty directory, without scripts, without a compiler.
  * The build is that of build-prebuilds.sh, in a directory of its own.

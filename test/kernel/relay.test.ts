@@ -1,9 +1,10 @@
 /** The native relay over loopback: bytes, ends, resets, limits, decisions, resources, exits. Needs a network namespace with `lo` up. */
-import { type ChildProcess, spawn } from 'node:child_process';
+import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import type * as net from 'node:net';
 import { createInterface } from 'node:readline';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
 import { Worker } from 'node:worker_threads';
 import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
@@ -23,6 +24,7 @@ import {
   readAll,
   resources,
   serve,
+  sink,
   until,
   within,
 } from '../helpers/relays.js';
@@ -526,16 +528,29 @@ test('half-close has a limit of its own', async () => {
   server.close();
 });
 
+test('keepalive runs on both sockets of a relay', async () => {
+  const server = await echo();
+  const { port } = relays.relayTo(server.port, 'epoll', { keepAliveMs: 60_000 });
+  const client = await dial(port);
+  await relays.event('opened');
+  await sleep(20);
+  const timers = (filter: string) => `${execFileSync('ss', ['-tnoH', ...filter.split(' ')])}`;
+  assert.match(timers(`sport = :${port}`), /timer:\(keepalive,(1min|59sec|60sec)/);
+  assert.match(timers(`dport = :${server.port}`), /timer:\(keepalive,(1min|59sec|60sec)/);
+  client.destroy();
+  server.close();
+});
+
 // ---- decisions --------------------------------------------------------------------------------------------------------
 
 test('a flow tells both ends of the connection', async () => {
-  const { id, port } = relays.listen(() => ({ kind: 'reset' }));
+  const { id, port } = relays.listen(() => undefined);
   const client = await dial(port);
   const { server, source, originalDestination } = await relays.event('flow');
   assert.is(server, id);
   assert.equal(source, { family: 'ipv4', address: '127.0.0.1', port: client.localPort });
   assert.equal(originalDestination, { family: 'ipv4', address: '127.0.0.1', port });
-  client.on('error', () => {}).destroy();
+  client.destroy();
 });
 
 test('an IPv4 client of a dual stack listener is shown as IPv4', async () => {
@@ -560,6 +575,7 @@ test('decisions: socket, reset, close', async () => {
   assert.is(`${(await once(socket, 'data'))[0]}`, 'to JavaScript');
   socket.end('and back');
   assert.is(`${await readAll(first)}`, 'and back');
+  first.destroy();
 
   assert.is(await dialToEnd(port), 'ECONNRESET');
 
@@ -569,6 +585,7 @@ test('decisions: socket, reset, close', async () => {
   await sleep(50);
   relays.thread.decide((await relays.event('flow')).id + 2, { kind: 'close' });
   assert.is(await endOf(third), 'end');
+  third.destroy();
   await until(() => counters[Counter.connectionsOpen] === 0n, 'none is open');
   assert.is(counters[Counter.connectionsTotal], 3n);
 });
@@ -710,8 +727,29 @@ test('10,000 relays one after the other leave nothing behind', async () => {
   server.close();
 });
 
+test('bytes that a reset left in a pipe never reach anybody else', async () => {
+  let slow = true;
+  const server = await serve((socket) => void (slow || socket.pipe(socket)), { pauseOnConnect: true });
+  const { port, counters } = relays.relayTo(server.port, 'epoll');
+  for (let i = 0; i < 3; i++) {
+    const client = await dial(port);
+    client.write(Buffer.alloc(20 * MiB, 'a'));
+    await stalls(counters);
+    client.resetAndDestroy();
+  }
+  await until(() => counters[Counter.connectionsOpen] === 0n, 'all have ended');
+  slow = false;
+  for (let seed = 0; seed < 20; seed++) {
+    const client = await dial(port);
+    const reading = drain(client);
+    const hash = await pourAll(client, 100_000, seed);
+    assert.equal(await reading, { bytes: 100_000, hash });
+  }
+  server.close();
+});
+
 test('stop in the middle of traffic closes everything', async () => {
-  const server = await serve((socket) => void socket.resume().on('end', () => socket.destroy()));
+  const server = await sink();
   const before = resources();
   for (let i = 0; i < 10; i++) {
     const stopped = new Relays();
@@ -742,7 +780,7 @@ const relayChild = (...args: unknown[]) => [
 ];
 
 test('process.exit in the middle of traffic exits at once with its code', async () => {
-  const server = await serve((socket) => void socket.resume());
+  const server = await sink();
   for (let i = 0; i < 3; i++) {
     const { child: relay, next } = start(relayChild(server.port, 300));
     const exited = once(relay, 'exit');
@@ -756,12 +794,13 @@ test('process.exit in the middle of traffic exits at once with its code', async 
 });
 
 test('a worker thread that is terminated in the middle of traffic takes its relay with it', async () => {
-  const server = await serve((socket) => void socket.resume());
+  const server = await sink();
   const before = resources();
   for (let i = 0; i < 10; i++) {
-    const worker = new Worker(new URL('../helpers/relay-child.ts', import.meta.url), {
-      workerData: [`${server.port}`],
-    });
+    // tsx does not reach into workers by itself.
+    const script = fileURLToPath(new URL('../helpers/relay-child.ts', import.meta.url));
+    const code = `require('tsx/cjs'); require('${script}')`;
+    const worker = new Worker(code, { eval: true, workerData: [`${server.port}`] });
     const [{ port }] = (await once(worker, 'message')) as [{ port: number }];
     const client = await dial(port);
     const end = endOf(client);
@@ -785,13 +824,13 @@ test('a blocked event loop does not slow a relay', async () => {
   assert.is((await lines.next()).value, 'started');
   Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1000);
   const { rounds, slowest } = JSON.parse((await lines.next()).value) as { rounds: number; slowest: number };
-  assert.ok(rounds > 1000 && slowest < 100, `${rounds} rounds, the slowest ${slowest} ms`);
+  assert.ok(rounds > 1000 && slowest < 700, `${rounds} rounds, the slowest ${slowest} ms`);
 });
 
 test('where splice is forbidden, bytes are copied and none is lost', async () => {
   const server = await echo();
-  const launcher = new URL('../helpers/without_splice.py', import.meta.url).pathname;
-  const { child: relay, next } = start(['python3', launcher, ...relayChild(server.port)]);
+  const launcher = new URL('../helpers/refuse.py', import.meta.url).pathname;
+  const { child: relay, next } = start(['python3', launcher, 'splice=EPERM', '--', ...relayChild(server.port)]);
   const client = await dial((await next((line) => line.port !== undefined)).port as number);
   const reading = drain(client);
   const sent = await pour(client, 16 * MiB, 9);
@@ -801,6 +840,53 @@ test('where splice is forbidden, bytes are copied and none is lost', async () =>
   assert.equal([counters?.[Counter.spliced], counters?.[Counter.copied]], ['0', `${32 * MiB}`]);
   relay.kill();
   server.close();
+});
+
+test('without capabilities the pipes of a user are used sparingly, and what has none is copied', async () => {
+  const paused: net.Socket[] = [];
+  const server = await serve((socket) => void paused.push(socket), { pauseOnConnect: true });
+  const bound = ['setpriv', '--bounding-set', '-all', '--inh-caps', '-all'];
+  const { child: relay, next } = start([...bound, ...relayChild(server.port)]);
+  const port = (await next((line) => line.port !== undefined)).port as number;
+  const pid = relay.pid as number;
+  const before = resources(pid).pipes;
+  const clients = await Promise.all(Array.from({ length: 24 }, () => dial(port)));
+  const sent = clients.map((client, seed) => pourAll(client, 10 * MiB, seed));
+  let stalled = -1;
+  for (let now = 0; now !== stalled; await sleep(300)) {
+    stalled = now;
+    now = clients.reduce((sum, client) => sum + client.bytesWritten, 0);
+  }
+  const pipes = (resources(pid).pipes - before) / 2;
+  assert.is(pipes, 16, `${pipes} pipes`); // a quarter of fs.pipe-user-pages-soft
+  const received = await Promise.all(paused.map(async (socket) => (await drain(socket)).hash));
+  assert.equal(received.sort(), (await Promise.all(sent)).sort());
+  relay.kill();
+  for (const client of clients) client.destroy();
+  server.close();
+});
+
+test('a thread keeps the process alive only when it is asked to', async () => {
+  const helper = new URL('../helpers/relays.ts', import.meta.url).pathname;
+  const run = (call: string) =>
+    spawn(process.execPath, [
+      '--import',
+      'tsx',
+      '--input-type=module',
+      '-e',
+      `
+      import { Relays } from '${helper}';
+      const relays = new Relays();
+      relays.listen(() => undefined);
+      relays.thread.${call}();
+    `,
+    ]);
+  assert.equal(await once(run('unref'), 'exit'), [0, null]);
+  const kept = run('ref');
+  await sleep(1500);
+  assert.is(kept.exitCode, null);
+  kept.kill();
+  assert.equal(await once(kept, 'exit'), [null, 'SIGTERM']);
 });
 
 test('out of descriptors: accept fails once, waits, and goes on', async () => {
