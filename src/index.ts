@@ -11,6 +11,7 @@ export {
   uninstallIntercept,
 } from './intercept/installed.js';
 export { type Plan, type PlanOptions, planIntercept } from './intercept/plan.js';
+export type { LiveSets } from './intercept/sets.js';
 export type { Count, Counters } from './intercept/verify.js';
 export { type Relay, type RelayOptions, relay } from './relay.js';
 export {

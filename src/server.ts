@@ -9,6 +9,7 @@ import { checkOptions, invalidType, invalidValue } from './errors.js';
 import { type Acceptor, acceptFlows } from './flows.js';
 import { type InstalledRules, installIntercept } from './intercept/install.js';
 import { planIntercept } from './intercept/plan.js';
+import { OWN_KEEPALIVE_MS } from './intercept/ruleset.js';
 import { Counter, native } from './native.js';
 import { bytes, chooseEngine, limits, newCounters, type Relay, type RelayLimits, setOwner } from './relay.js';
 import { relayThread } from './thread.js';
@@ -312,6 +313,11 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
     };
   }
 
+  /** The rules forget a connection of this host itself of which nothing is heard for long. */
+  get #ownHost(): boolean {
+    return this.#options.intercept?.ownHost !== undefined;
+  }
+
   // ---- accepted by Node: sockets ----------------------------------------------------------------------------------------
 
   #acceptInNode(fd: number): Promise<Acceptor> {
@@ -331,6 +337,8 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
   #handOver(socket: Socket): void {
     const originalDestination = endpointOf(socket.localAddress ?? '', socket.localPort ?? 0);
     Object.defineProperty(socket, 'originalDestination', { value: originalDestination, enumerable: true });
+    const { keepAliveInitialDelay: delay = OWN_KEEPALIVE_MS } = this.#options;
+    if (this.#ownHost) socket.setKeepAlive(true, Math.min(delay, OWN_KEEPALIVE_MS));
     const release = this.#retain();
     socket.once('close', release);
     setOwner(socket, () => this.#retain());
@@ -348,7 +356,7 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
       decide,
       engine: this.#engine,
       counters: this.#counters,
-      limits: limits(this.#options),
+      limits: { ...limits(this.#options), ...(this.#ownHost && { keepAliveMs: OWN_KEEPALIVE_MS }) },
       upstream: {
         ...(mark !== undefined && { mark }),
         ...(connectTimeoutMs !== undefined && { timeoutMs: connectTimeoutMs }),

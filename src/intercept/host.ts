@@ -8,6 +8,7 @@ import type { RouteSocket } from '../netlink/route.js';
 import type { NftExpression, NftTable, Route, Rule } from '../netlink/types.js';
 import { decodeComment } from '../netlink/userdata.js';
 import type { Family, Fwmark } from '../types.js';
+import { lookUpIds } from './names.js';
 import { type Claim, parseClaim } from './nftables.js';
 import { nameOfTable, type PlanOptions, PRIORITIES, planIntercept, ROUTE_PROTOCOL } from './plan.js';
 
@@ -87,6 +88,7 @@ export async function completeOptions(kernel: Kernel, host: HostState, options: 
   const priority = freePriority(rules, options.priority);
   return {
     ...options,
+    ids: lookUpIds(options.ownHost),
     families,
     priority,
     fwmark: freeFwmark(host, options.fwmark),

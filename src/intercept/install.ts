@@ -10,8 +10,10 @@ import { RouteSocket } from '../netlink/route.js';
 import type { NftOperation } from '../netlink/types.js';
 import { completeOptions, type HostState, type Kernel, lookAtHost, staleRoutes, staleRules } from './host.js';
 import { findLosses } from './intact.js';
-import { tableObject } from './nftables.js';
-import { type Plan, type PlanOptions, planIntercept } from './plan.js';
+import { announceMark } from './marks.js';
+import { ruleChanges, tableObject } from './nftables.js';
+import { type Plan, type PlanOptions, planIntercept, withOnDown } from './plan.js';
+import { type LiveSets, liveSets } from './sets.js';
 import { type Counters, sumCounters } from './verify.js';
 import { Watch, type WatchEvents } from './watch.js';
 
@@ -24,8 +26,11 @@ export interface InstallOptions extends PlanOptions {
  * What is installed. Emits `repaired` (RepairReport) when somebody else had changed it, and `error` (InterceptError) when
  * that cannot be repaired, or is changed again and again; without a listener for it that is a process warning.
  */
-export interface InstalledRules extends EventEmitter<WatchEvents> {
+export interface InstalledRules extends EventEmitter<WatchEvents>, LiveSets {
+  /** As installed; `setOnDown` changes it, the live sets do not. */
   readonly plan: Plan;
+  /** Another `onDown`, at once, in one atomic batch: no packet meets a rule set in between, and no counter begins anew. */
+  setOnDown(onDown: Plan['onDown']): Promise<void>;
   /** What the rules have counted since they were installed. */
   counters(): Promise<Counters>;
   /** Whether all of it is still there; what is not, in words. */
@@ -55,7 +60,8 @@ export async function installIntercept(options: InstallOptions): Promise<Install
     for (let attempt = 1; ; attempt++) {
       const { plan, host } = await choose(kernel, planOptions);
       try {
-        return installed(kernel, plan, await apply(kernel, plan, host), options.repair ?? true);
+        const endGuard = await apply(kernel, plan, host);
+        return installed(kernel, plan, endGuard, announceMark(netns, plan.socketMark), options.repair ?? true);
       } catch (error) {
         if (attempt === ATTEMPTS || !isRace(error)) throw error;
       }
@@ -143,12 +149,20 @@ function startGuard(route: RouteSocket, plan: Plan): () => void {
   }
 }
 
-function installed(kernel: Kernel, plan: Plan, endGuard: () => void, repair: boolean): InstalledRules {
+function installed(
+  kernel: Kernel,
+  initial: Plan,
+  endGuard: () => void,
+  forgetMark: () => void,
+  repair: boolean,
+): InstalledRules {
   const { route, nftables } = kernel;
+  let plan = initial;
+  let switching: Promise<void> = Promise.resolve();
   const table = tableObject(plan);
   const ofTable = { family: table.family, table: table.name };
   const remove: NftOperation[] = [{ verb: 'delete', object: table }];
-  const watch = repair ? new Watch(kernel, plan) : undefined;
+  const watch = repair ? new Watch(kernel, () => plan) : undefined;
   let uninstalling: Promise<void> | undefined;
 
   // Reverse of apply: the marks stop first, then the rules that read them, then the routes. So long as the table is there
@@ -163,6 +177,7 @@ function installed(kernel: Kernel, plan: Plan, endGuard: () => void, repair: boo
     for (const each of [...plan.routes].reverse()) await attempt(route.routeDelete(each));
     if (failures.length > 0) throw failures[0];
     atExit.delete(uninstallNow);
+    forgetMark();
     // If any of it failed, the guard tries once more in the end.
     endGuard();
     closeKernel(kernel);
@@ -183,8 +198,20 @@ function installed(kernel: Kernel, plan: Plan, endGuard: () => void, repair: boo
   };
   if (plan.lifetime === 'process') onExit(uninstallNow);
 
-  const result: InstalledRules = Object.assign(new EventEmitter<WatchEvents>(), {
-    plan,
+  const switchOnDown = async (onDown: Plan['onDown']) => {
+    const next = withOnDown(plan, onDown);
+    const operations = ruleChanges(plan, next, await nftables.list('rule', ofTable));
+    if (operations.length > 0) await nftables.commit(operations);
+    plan = next;
+  };
+
+  const methods = {
+    ...liveSets(plan, (operations) => nftables.commit(operations)),
+    setOnDown(onDown: Plan['onDown']) {
+      const turn = switching.then(() => switchOnDown(onDown));
+      switching = turn.catch(() => {});
+      return turn;
+    },
     counters: async () => sumCounters(await nftables.list('rule', ofTable)),
     async verify() {
       const missing = (await findLosses(kernel, plan)).map(({ what }) => what);
@@ -197,8 +224,12 @@ function installed(kernel: Kernel, plan: Plan, endGuard: () => void, repair: boo
       });
       return uninstalling;
     },
-    [Symbol.asyncDispose]: () => result.uninstall(),
-  });
+    [Symbol.asyncDispose]: () => methods.uninstall(),
+  };
+  const result = Object.defineProperty(Object.assign(new EventEmitter<WatchEvents>(), methods), 'plan', {
+    get: () => plan,
+    enumerable: true,
+  }) as unknown as InstalledRules;
   watch?.on('repaired', (report) => result.emit('repaired', report));
   watch?.on('error', (error) => {
     if (result.listenerCount('error') > 0) result.emit('error', error);

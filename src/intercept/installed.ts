@@ -8,9 +8,10 @@ import type { NftExpression, NftRule, NftSet, NftTable, Route, Rule } from '../n
 import type { Family, Fwmark } from '../types.js';
 import { claimOf, type HostState, type Kernel, lookAtHost, staleRules } from './host.js';
 import { ATTEMPTS, closeKernel, ignoring, isRace, openKernel } from './install.js';
-import { type Claim, counted } from './nftables.js';
+import type { Claim } from './nftables.js';
 import { localRoute, nameOfTable, policyRules, ROUTE_PROTOCOL } from './plan.js';
 import { addressRange, formatRange, fromBytes, portRange, type RangeType, rangesOfElements } from './ranges.js';
+import { counted } from './ruleset.js';
 import { datatype } from './statement.js';
 import { type Counters, commentOf, missingOf, sumCounters } from './verify.js';
 
@@ -160,7 +161,7 @@ async function describe(
     {
       nftTable: table.name,
       nftRules: claim.rules + dropping,
-      rules: claim.families.flatMap((family) => policyRules(family, claim.fwmark, claim.table, claim.priority)),
+      rules: claim.families.flatMap((family) => policyRules(family, claim)),
       routes: claim.families.map((family) => localRoute(family, claim.table)),
     },
     { rules, routes, tables, nftRules },

@@ -20,6 +20,8 @@ export const addressRange = (family: Family): RangeType => ({ kind: family, byte
 
 const ALL_PORTS: readonly Range[] = [{ start: 1n, end: 65535n }];
 
+export const isAllPorts = ([first]: readonly Range[]) => first?.start === 1n && first.end === 65535n;
+
 /** `true`, or a list like `[80, '443', '8000-8999']`. */
 export function parsePorts(name: string, ports: true | readonly PortSpec[]): readonly Range[] {
   if (ports === true) return ALL_PORTS;
@@ -94,17 +96,38 @@ export function formatRange(type: RangeType, { start, end }: Range): string {
  * up to the last number has no end behind it, which nft notes for itself.
  */
 export function intervalElements(type: RangeType, ranges: readonly Range[]): NftElement[] {
-  const elements: NftElement[] = [];
-  const end = (value: bigint) => elements.push({ key: toBytes(value, type.bytes), flags: ['intervalEnd'] });
-  const first = ranges[0];
-  if (first && first.start > 0n) end(0n);
-  const beyond = 1n << BigInt(type.bytes * 8);
-  for (const range of ranges) {
-    const isOpen = range.end + 1n === beyond;
-    elements.push({ key: toBytes(range.start, type.bytes), ...(isOpen && { userdata: encodeOpenInterval() }) });
-    if (!isOpen) end(range.end + 1n);
+  const [first] = ranges;
+  return [
+    ...(first && first.start > 0n ? [intervalEnd(type, 0n)] : []),
+    ...ranges.flatMap((range) => rangeElements(type, range)),
+  ];
+}
+
+/** The elements of one range: its first key, then the end behind it, if there can be one. */
+export function rangeElements(type: RangeType, { start, end }: Range): readonly [NftElement, ...NftElement[]] {
+  const key = toBytes(start, type.bytes);
+  const beyond = end + 1n;
+  return beyond === 1n << BigInt(type.bytes * 8)
+    ? [{ key, userdata: encodeOpenInterval() }]
+    : [{ key }, intervalEnd(type, beyond)];
+}
+
+const intervalEnd = (type: RangeType, value: bigint): NftElement => ({
+  key: toBytes(value, type.bytes),
+  flags: ['intervalEnd'],
+});
+
+/** The prefixes that a range is made of, the fewest that do: `10.0.0.0/8`, an address alone without its length. */
+export function toPrefixes(family: Family, { start, end }: Range): string[] {
+  const type = addressRange(family);
+  const prefixes: string[] = [];
+  for (let from = start; from <= end; ) {
+    let size = 1n;
+    while ((from & (size * 2n - 1n)) === 0n && from + size * 2n - 1n <= end) size *= 2n;
+    prefixes.push(formatRange(type, { start: from, end: from + size - 1n }));
+    from += size;
   }
-  return elements;
+  return prefixes;
 }
 
 /** The other way round: the elements in ascending order, as the kernel lists them. */

@@ -4,7 +4,7 @@
  */
 import type { NftRule, NftTable, Route, Rule } from '../netlink/types.js';
 import { decodeComment } from '../netlink/userdata.js';
-import { counted } from './nftables.js';
+import { counted } from './ruleset.js';
 
 export interface Count {
   readonly packets: bigint;

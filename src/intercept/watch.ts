@@ -29,8 +29,7 @@ export interface WatchEvents {
 
 export class Watch extends EventEmitter<WatchEvents> {
   readonly #kernel: Kernel;
-  readonly #plan: Plan;
-  readonly #content: () => readonly NftOperation[];
+  readonly #current: () => Plan;
   readonly #ends: (() => void)[] = [];
   #timer: NodeJS.Timeout | undefined;
   #working: Promise<void> = Promise.resolve();
@@ -42,18 +41,22 @@ export class Watch extends EventEmitter<WatchEvents> {
   #by = new Map<string, ChangedBy>();
   #repairs: { readonly what: string; readonly at: number }[] = [];
 
-  /** `content`: what the table, if it has to be made anew, is made of. Begins at once, with a look. */
-  constructor(kernel: Kernel, plan: Plan, content: () => readonly NftOperation[] = () => plan.nftables) {
+  /** `current`: the plan as it is at the moment. Begins at once, with a look. */
+  constructor(kernel: Kernel, current: () => Plan) {
     super();
+    const plan = current();
     this.#kernel = kernel;
-    this.#plan = plan;
-    this.#content = content;
+    this.#current = current;
     this.#ends.push(kernel.route.watch((changes) => this.#hearRoutes(changes), { table: plan.table }));
     // A table that we own is nobody else's to change: the kernel sees to that.
     if (!tableObject(plan).flags?.includes('owner'))
       this.#ends.push(kernel.nftables.watch((changes) => this.#hearTable(changes), { table: plan.nftTable }));
     // What was changed since it was installed and before now was told to nobody.
     this.#notice();
+  }
+
+  get #plan(): Plan {
+    return this.#current();
   }
 
   /** Ends it, and a repair that is under way: what is done with the rules afterwards is the caller's. */
@@ -149,7 +152,7 @@ export class Watch extends EventEmitter<WatchEvents> {
           await unless(['EEXIST'], route.ruleAdd(loss.rule));
           break;
         case 'table':
-          await nftables.commit(loss.gone ? this.#content() : await this.#rebuilt());
+          await nftables.commit(loss.gone ? this.#plan.nftables : await this.#rebuilt());
       }
     }
   }
@@ -159,7 +162,7 @@ export class Watch extends EventEmitter<WatchEvents> {
     const { nftables } = this.#kernel;
     const table = tableObject(this.#plan);
     const content = await Promise.all(
-      this.#content().map(async (operation): Promise<NftOperation> => {
+      this.#plan.nftables.map(async (operation): Promise<NftOperation> => {
         const { object } = operation;
         if (object.kind !== 'elements' || object.set.startsWith('__')) return operation;
         const filter = { family: object.family, table: object.table, set: object.set };
