@@ -3,6 +3,7 @@ export { type ConnectTransparentOptions, connectTransparent } from './connect.js
 export { InterceptError, NetlinkError, type NetlinkMessageError, SocketError } from './errors.js';
 export { type Count, type InstalledRules, type InstallOptions, installIntercept } from './intercept/install.js';
 export { type Plan, type PlanOptions, planIntercept } from './intercept/plan.js';
+export type { WatchEvents } from './intercept/watch.js';
 export { type Relay, type RelayOptions, relay } from './relay.js';
 export {
   createTransparentServer,
