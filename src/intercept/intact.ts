@@ -31,14 +31,17 @@ function routeLoss(route: Route, found: readonly Route[]): Loss[] {
   // IPv6 routes have no scope: it reads back as another one.
   const { scope: _, ...wanted } = route;
   if (found.some((each) => contains(each, wanted))) return [];
-  const what = `route ${route.type} ${route.destination} in table ${route.table} (${route.family})`;
   const instead = found.filter(
     ({ family, destination }) => family === route.family && destination === route.destination,
   );
-  return [{ kind: 'route', what, route, instead }];
+  return [{ kind: 'route', what: routeName(route), route, instead }];
 }
 
-const ruleLoss = (rule: Rule): Loss => ({ kind: 'rule', what: `policy rule ${rule.priority} (${rule.family})`, rule });
+const ruleLoss = (rule: Rule): Loss => ({ kind: 'rule', what: ruleName(rule), rule });
+
+export const ruleName = ({ priority, family }: Rule) => `policy rule ${priority} (${family})`;
+export const routeName = ({ type, destination, table, family }: Route) =>
+  `route ${type} ${destination} in table ${table} (${family})`;
 
 // ---- the table ----------------------------------------------------------------------------------------------------------
 
@@ -66,8 +69,10 @@ async function tableLoss({ nftables }: Kernel, plan: Plan): Promise<Loss[]> {
   const wanted = <K extends NftObject['kind']>(kind: K) =>
     plan.nftables.flatMap(({ object }) => (object.kind === kind ? [object as Extract<NftObject, { kind: K }>] : []));
   const isThere = (object: NftChain | NftSet) => {
-    const { id: _, userdata: __, size: ___, ...rest } = object as NftSet;
-    return [...chains, ...sets].some((each) => each.kind === object.kind && contains(each, rest));
+    // What has only a meaning inside a batch, and what is only for nft's eyes.
+    const { id: _, userdata: __, flags, ...rest } = object as NftSet;
+    const named = { ...rest, ...(flags?.length && { flags }) };
+    return [...chains, ...sets].some((each) => each.kind === object.kind && contains(each, named));
   };
   const changed = [
     ...(canonical(found.flags ?? []) === canonical(table.flags ?? []) ? [] : ['its flags']),

@@ -3,16 +3,20 @@
  * changed by whom. It sleeps while nothing happens, and gives in slowly to somebody who changes it again and again.
  */
 import { EventEmitter } from 'node:events';
+import { setTimeout as startTimer } from 'node:timers';
+import { setTimeout } from 'node:timers/promises';
 import { InterceptError, NetlinkError } from '../errors.js';
 import type { NftChange, NftOperation, RouteChange } from '../netlink/types.js';
 import type { ChangedBy, RepairReport } from '../types.js';
 import type { Kernel } from './host.js';
-import { findLosses, type Loss } from './intact.js';
+import { findLosses, type Loss, routeName, ruleName } from './intact.js';
 import { tableObject } from './nftables.js';
 import type { Plan } from './plan.js';
 
 /** One command makes several changes (`ip rule flush`): they are waited for, and are one repair. */
 const SETTLE_MS = 10;
+/** Longer than a notification is under way. */
+const HEARING_MS = 50;
 /** The same thing repaired this often within this time: somebody is at work who will not have it. */
 const CONTESTED = { repairs: 5, withinMs: 10_000 };
 /** How long to wait then, and when repairs fail. */
@@ -36,9 +40,8 @@ export class Watch extends EventEmitter<WatchEvents> {
   #stopped = false;
   #contested = false;
   #failures = 0;
-  /** Of what has been noticed since the last repair: when first, and by whom. */
-  #since: number | undefined;
-  #by = new Map<string, ChangedBy>();
+  /** What is known of changes that no report has told yet, by what they are about. */
+  readonly #heard = new Map<string, { readonly at: number; readonly by?: ChangedBy }>();
   #repairs: { readonly what: string; readonly at: number }[] = [];
 
   /** `current`: the plan as it is at the moment. Begins at once, with a look. */
@@ -52,7 +55,7 @@ export class Watch extends EventEmitter<WatchEvents> {
     if (!tableObject(plan).flags?.includes('owner'))
       this.#ends.push(kernel.nftables.watch((changes) => this.#hearTable(changes), { table: plan.nftTable }));
     // What was changed since it was installed and before now was told to nobody.
-    this.#notice();
+    this.#lookIn(SETTLE_MS);
   }
 
   get #plan(): Plan {
@@ -72,25 +75,29 @@ export class Watch extends EventEmitter<WatchEvents> {
   #hearRoutes(changes: readonly RouteChange[]): void {
     for (const change of changes) {
       if (change.kind === 'lost') this.#notice();
-      else if (change.portId !== this.#kernel.route.portId && this.#concerns(change))
-        this.#notice(originOf(change.portId, change.processName));
+      else if (change.portId !== this.#kernel.route.portId) {
+        const by = changedBy(change.portId, change.processName);
+        for (const what of this.#hitBy(change)) this.#notice(what, by);
+      }
     }
   }
 
-  #concerns(change: Exclude<RouteChange, { kind: 'lost' }>): boolean {
+  /** What of ours a change may be about. */
+  #hitBy(change: Exclude<RouteChange, { kind: 'lost' }>): string[] {
+    const { rules, routes } = this.#plan;
     switch (change.kind) {
       case 'rule':
-        return (
-          change.verb === 'delete' &&
-          this.#plan.rules.some(
-            ({ family, priority }) => family === change.rule.family && priority === change.rule.priority,
-          )
-        );
+        if (change.verb === 'add') return [];
+        return rules
+          .filter(({ family, priority }) => family === change.rule.family && priority === change.rule.priority)
+          .map(ruleName);
       case 'route':
-        return change.route.table === this.#plan.table;
+        return routes
+          .filter(({ family, table }) => family === change.route.family && table === change.route.table)
+          .map(routeName);
       case 'link':
-        // Going down it took its routes along; some of them without a word.
-        return this.#plan.routes.some(({ dev }) => dev === change.link.name);
+        // Going down it took its routes along, some of them without a word.
+        return routes.filter(({ dev }) => dev === change.link.name).map(routeName);
     }
   }
 
@@ -99,21 +106,22 @@ export class Watch extends EventEmitter<WatchEvents> {
       if (change.kind === 'lost') this.#notice();
       else if (change.portId !== this.#kernel.nftables.portId) {
         const { processId, processName } = change.generation;
-        const ours = originOf(change.portId)?.processId;
-        this.#notice({ processId: ours ?? processId, processName });
+        this.#notice(this.#plan.nftTable, changedBy(change.portId, processName) ?? { processId, processName });
       }
     }
   }
 
-  #notice(by?: ChangedBy): void {
-    this.#since ??= performance.now();
-    if (by) this.#by.set(`${by.processId} ${by.processName}`, by);
+  #notice(what?: string, by?: ChangedBy): void {
+    if (what !== undefined) {
+      const { at = performance.now() } = this.#heard.get(what) ?? {};
+      this.#heard.set(what, { at, ...(by && { by }) });
+    }
     this.#lookIn(this.#contested || this.#failures > RACES ? RETRY_MS : SETTLE_MS);
   }
 
   #lookIn(milliseconds: number): void {
     if (this.#stopped || this.#timer) return;
-    this.#timer = setTimeout(() => {
+    this.#timer = startTimer(() => {
       this.#timer = undefined;
       this.#working = this.#working.then(() => this.#look());
     }, milliseconds).unref();
@@ -123,19 +131,29 @@ export class Watch extends EventEmitter<WatchEvents> {
 
   async #look(): Promise<void> {
     if (this.#stopped) return;
-    const since = this.#since ?? performance.now();
-    const by = [...this.#by.values()];
-    this.#since = undefined;
-    this.#by.clear();
+    const started = performance.now();
     try {
       const losses = await findLosses(this.#kernel, this.#plan);
-      if (losses.length > 0) await this.#repair(losses);
+      if (losses.length > 0) {
+        await this.#repair(losses);
+        const ended = performance.now();
+        // What was found by chance, before the kernel's word of it had come this far, is heard of now.
+        const isUnheard = () => losses.some((loss) => !this.#heard.has(this.#keyOf(loss)));
+        while (isUnheard() && performance.now() < ended + HEARING_MS) await setTimeout(1);
+        this.#report(losses, started, ended);
+      } else {
+        this.#contested = false;
+        // Changed and changed back. What came while we looked we may not have seen.
+        for (const [what, { at }] of this.#heard) if (at < started) this.#heard.delete(what);
+      }
       this.#failures = 0;
-      if (losses.length === 0) this.#contested = false;
-      else this.#report({ repaired: losses.map(({ what }) => what), by, milliseconds: performance.now() - since });
     } catch (error) {
       this.#fail(error);
     }
+  }
+
+  #keyOf(loss: Loss): string {
+    return loss.kind === 'table' ? this.#plan.nftTable : loss.what;
   }
 
   /** In the order of the installation: what reads the marks before what sets them. */
@@ -173,8 +191,16 @@ export class Watch extends EventEmitter<WatchEvents> {
     return [{ verb: 'delete', object: table }, ...content];
   }
 
-  #report(report: RepairReport): void {
+  #report(losses: readonly Loss[], started: number, ended: number): void {
     if (this.#stopped) return;
+    const heard = losses.flatMap((loss) => this.#heard.get(this.#keyOf(loss)) ?? []);
+    for (const loss of losses) this.#heard.delete(this.#keyOf(loss));
+    const by = new Map(heard.flatMap(({ by }) => (by ? [[`${by.processId} ${by.processName}`, by]] : [])));
+    const report: RepairReport = {
+      repaired: losses.map(({ what }) => what),
+      by: [...by.values()],
+      milliseconds: ended - Math.min(started, ...heard.map(({ at }) => at)),
+    };
     this.#tell('repaired', report);
     const now = performance.now();
     this.#repairs = this.#repairs.filter(({ at }) => at > now - CONTESTED.withinMs);
@@ -204,7 +230,7 @@ export class Watch extends EventEmitter<WatchEvents> {
   }
 }
 
-function originOf(portId: number, processName?: string): ChangedBy | undefined {
+function changedBy(portId: number, processName?: string): ChangedBy | undefined {
   if (portId === 0 || portId > MOST_PROCESSES) return undefined;
   return { processId: portId, ...(processName !== undefined && { processName }) };
 }

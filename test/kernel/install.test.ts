@@ -220,7 +220,7 @@ for (const call of ['sendto', 'recvfrom'])
 
 // ---- killed -------------------------------------------------------------------------------------------------------------
 
-test('kill -9: the table is gone at once, traffic goes its own way, and the next start reaps the rest', async () => {
+test('kill -9: everything is gone, and traffic goes its own way', async () => {
   const before = lab.snapshot('router');
   const options = JSON.stringify({ tcp: [80], port: 50080, name: 'mortal' });
   const holder = await lab.node('router', installOnce, options, 'hold');
@@ -229,27 +229,7 @@ test('kill -9: the table is gone at once, traffic goes its own way, and the next
   assert.not.match(lab.exec('router', 'nft', 'list', 'tables'), 'linux-tproxy-mortal');
   for (const family of ['ipv4', 'ipv6'] as const)
     assert.is(await ask(lab, 'client', addresses.server[family], 80), 'server');
-  const left = lab.exec(
-    'router',
-    'sh',
-    '-c',
-    'ip rule; ip -6 rule; ip route show table all; ip -6 route show table all',
-  );
-
-  const server = createTransparentServer({ intercept: { tcp: [80], name: 'mortal' }, netns }, (socket) =>
-    greeting('proxy', socket),
-  );
-  await once(server.listen(50080), 'listening');
-  assert.is(await ask(lab, 'client', addresses.server.ipv4, 80), 'proxy');
-  const now = lab.exec(
-    'router',
-    'sh',
-    '-c',
-    'ip rule; ip -6 rule; ip route show table all; ip -6 route show table all',
-  );
-  assert.is(now, left, 'the same rules and routes once, not twice');
-  await new Promise((resolve) => server.close(resolve));
-  assert.is(lab.snapshot('router'), before);
+  assert.is(lab.snapshot('router'), before); // see guard.test.ts for all the ways to die
 });
 
 test('process.exit() without a word takes everything down', async () => {
