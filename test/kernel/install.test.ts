@@ -63,6 +63,17 @@ const variants: Record<string, InterceptOptions> = {
   },
   'IPv4 only': { tcp: [80], families: ['ipv4'] },
   'IPv6 only': { tcp: [80], families: ['ipv6'], exclude: { to: ['fd00::/8'] } },
+  'UDP and TCP': { tcp: [80], udp: [53, '9000-9999'] },
+  'UDP alone, all ports, closed': { udp: true, onDown: 'closed' },
+  'ports to come': { tcp: [], udp: [] },
+  'own host': { tcp: [80], udp: [53], ownHost: true },
+  'own host, all ports, of some users, closed': {
+    tcp: true,
+    udp: true,
+    ownHost: { users: ['root', 'nobody', 1234] },
+    onDown: 'closed',
+  },
+  'own host, one user, UDP and IPv6 alone': { udp: [53], ownHost: { users: [1234] }, families: ['ipv6'] },
   'everything excluded, to the last address': { tcp: ['1-65535'], exclude: { to: ['0.0.0.0/0', 'ffff::/16'] } },
 };
 
@@ -201,6 +212,7 @@ for (const call of ['sendto', 'recvfrom'])
         .trim()
         .split('\n')
         .map((line) => JSON.parse(line));
+<<<<<<< HEAD
       const happened = `${call} number ${n}: ${output}`;
       if (first.error) {
         assert.ok(['EIO', 'ERR_TPROXY_INSTALL'].includes(first.error.code), happened);
@@ -209,6 +221,17 @@ for (const call of ['sendto', 'recvfrom'])
         // It did not matter, or it hit the removal, which is then told and works at the second try.
         assert.equal(rest.at(-1), { uninstalled: true }, happened);
         if (rest.length > 1) steps.add('uninstall');
+=======
+      // Some failures do no harm, such as that of a look whether there is something left to read.
+      if (output[1]?.uninstalled) {
+        assert.is(lab.snapshot('router'), before, `after a failure of ${call} number ${n}, which did no harm`);
+        continue;
+      }
+      if (output[0].installed) {
+        // All of the installation went well. (A failure while taking it down is told, too, but is another matter.)
+        assert.ok(n > 10, `${n - 1} calls failed`);
+        break;
+>>>>>>> rules
       }
       assert.is(lab.snapshot('router'), before, happened);
       if (!readFileSync(trace, 'utf8').includes('INJECTED')) break;
