@@ -226,6 +226,8 @@ test('a worker thread that is terminated', async () => {
     import { Worker } from 'node:worker_threads';
     import { once } from 'node:events';
     const worker = new Worker(${JSON.stringify(`
+      import { createRequire } from 'node:module';
+      const require = createRequire('/');
       // tsx does not reach into workers by itself.
       require(${JSON.stringify(createRequire(import.meta.url).resolve('tsx/cjs'))});
       const { installIntercept } = require(${JSON.stringify(join(root, 'src/index.ts'))});
