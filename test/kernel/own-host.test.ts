@@ -5,7 +5,7 @@ import * as assert from 'uvu/assert';
 import { connectTransparent, createTransparentServer, relay, type TransparentSocket } from '../../src/index.js';
 import type { InterceptOptions } from '../../src/types.js';
 import { addresses, createLab, type Lab } from '../helpers/lab.js';
-import { hostile, install, rulesOf, start, startProxy, stop, stopAll } from '../helpers/proxies.js';
+import { install, rulesOf, start, startProxy, stop, stopAll } from '../helpers/proxies.js';
 import { testUnless } from '../helpers/skip.js';
 import { ask, dial, greet } from '../helpers/talk.js';
 import { askUdp, proxyUdp, serveUdp } from '../helpers/udp.js';
