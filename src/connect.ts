@@ -1,6 +1,7 @@
 /** connectTransparent(): a connection from any address and port, as a net.Socket. */
 import { isIP, Socket } from 'node:net';
 import { checkOptions, errorFromFailure, invalidType, invalidValue, outOfRange } from './errors.js';
+import { ownMark } from './intercept/marks.js';
 import type { NativeConnectOptions } from './native.js';
 import { relayThread } from './thread.js';
 import type { SourcePort } from './types.js';
@@ -18,7 +19,10 @@ export interface ConnectTransparentOptions {
    * `prefer`: localPort, or another when it is in use.
    */
   readonly sourcePort?: SourcePort;
-  /** SO_MARK: the mark of this connection's packets. */
+  /**
+   * SO_MARK: the mark of this connection's packets. Default: where this process has an interception installed,
+   * `rules.plan.socketMark`, so that it does not intercept itself.
+   */
   readonly mark?: number;
   /** Path of the network namespace to connect in. */
   readonly netns?: string;
@@ -48,10 +52,10 @@ const OPTIONS = [
  */
 export function connectTransparent(options: ConnectTransparentOptions): Promise<Socket> {
   checkOptions('connectTransparent options', options, OPTIONS);
-  const { netns, signal, allowHalfOpen = false, ...rest } = options;
-  const connect = nativeConnectOptions(rest);
+  const { netns, signal, allowHalfOpen = false, mark = ownMark(options.netns), ...rest } = options;
+  const connect = nativeConnectOptions({ ...rest, ...(mark !== undefined && { mark }) });
   signal?.throwIfAborted();
-  const thread = relayThread(netns);
+  const thread = relayThread({ netns });
   return new Promise((resolve, reject) => {
     const id = thread.native.connect(connect);
     const release = thread.hold();

@@ -50,7 +50,7 @@ export class NetlinkError extends Error {
 }
 
 /**
- * What stood in the way of an interception before or while it was installed (the host is as it was before), or, of codes
+ * What stood in the way of installing an interception, or of taking one down (the host is as it was before), or, of codes
  * `REPAIR` and `CONTESTED`, stands in the way of keeping it.
  */
 export class InterceptError extends Error {
@@ -58,10 +58,14 @@ export class InterceptError extends Error {
   constructor(
     readonly code:
       | 'ERR_TPROXY_NAME_IN_USE'
+      | 'ERR_TPROXY_OWNED'
       | 'ERR_TPROXY_MARK_IN_USE'
       | 'ERR_TPROXY_TABLE_IN_USE'
       | 'ERR_TPROXY_PRIORITY_IN_USE'
       | 'ERR_TPROXY_NO_INTERFACE'
+      | 'ERR_TPROXY_NO_USER'
+      | 'ERR_TPROXY_NO_CGROUP'
+      | 'ERR_TPROXY_NO_SET'
       | 'ERR_TPROXY_UNSUPPORTED'
       | 'ERR_TPROXY_INSTALL'
       | 'ERR_TPROXY_REPAIR'
@@ -111,6 +115,11 @@ export function invalidValue(name: string, expected: string, actual: unknown): T
 
 export function outOfRange(name: string, range: string, actual: unknown): RangeError {
   return coded(new RangeError(`${name} must be ${range}, not ${show(actual)}`), 'ERR_OUT_OF_RANGE');
+}
+
+/** The command was called as it cannot be. */
+export function usageError(message: string): TypeError {
+  return coded(new TypeError(message), 'ERR_TPROXY_USAGE');
 }
 
 /** Refuses options nobody knows: a misspelt `tpc` would otherwise intercept nothing, silently. */

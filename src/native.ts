@@ -291,9 +291,11 @@ export interface Native {
   /** getsockopt SO_ORIGINAL_DST / IP6T_SO_ORIGINAL_DST: what conntrack says, for REDIRECT and DNAT only. */
   conntrackOriginalDestination(fd: number): Endpoint;
 
-  /** `netns`: path of the network namespace it works in. */
+  /** Whether this process may have an io_uring as the engine `uring` needs it. Equivalent to: io_uring_setup, close. */
+  hasUring(): boolean;
+  /** `netns`: path of the network namespace it works in. `engine`: what it waits with, and reads short messages by; default epoll. */
   RelayThread: new (
-    options: { readonly netns?: string },
+    options: { readonly netns?: string; readonly engine?: 'uring' | 'epoll' },
     onEvents: (events: NativeRelayEvent[]) => void,
   ) => NativeRelayThread;
 }

@@ -4,13 +4,15 @@
  */
 import { EventEmitter } from 'node:events';
 import { type AddressInfo, createServer, isIP, type Server, type ServerOpts, Socket } from 'node:net';
-import { checkPort, nativeConnectOptions } from './connect.js';
-import { checkOptions, errorFromFailure, invalidType, invalidValue } from './errors.js';
+import { checkPort } from './connect.js';
+import { checkOptions, invalidType, invalidValue } from './errors.js';
+import { type Acceptor, acceptFlows } from './flows.js';
 import { type InstalledRules, installIntercept } from './intercept/install.js';
 import { planIntercept } from './intercept/plan.js';
-import { Counter, type NativeDecision, type NativeRelayEvent, native } from './native.js';
-import { bytes, chooseEngine, ended, limits, newCounters, type Relay, type RelayLimits, setOwner } from './relay.js';
-import { type RelayThread, relayThread } from './thread.js';
+import { OWN_KEEPALIVE_MS } from './intercept/ruleset.js';
+import { Counter, native } from './native.js';
+import { bytes, chooseEngine, limits, newCounters, type Relay, type RelayLimits, setOwner } from './relay.js';
+import { relayThread } from './thread.js';
 import type { Endpoint, Engine, Flow, InterceptOptions, RelayDecision, RelayStats, RepairReport } from './types.js';
 
 export interface TransparentServerOptions extends ServerOpts, RelayLimits {
@@ -70,13 +72,6 @@ const OPTIONS = [
   'keepAliveInitialDelay',
   'highWaterMark',
 ];
-
-/** What accepts: Node, or the relay thread. */
-interface Acceptor {
-  stop(done: () => void): void;
-  ref(): void;
-  unref(): void;
-}
 
 /** SYNs wait here while we are busy; the kernel cuts it to net.core.somaxconn. A short queue means SYN cookies. */
 const BACKLOG = 4096;
@@ -318,6 +313,11 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
     };
   }
 
+  /** The rules forget a connection of this host itself of which nothing is heard for long. */
+  get #ownHost(): boolean {
+    return this.#options.intercept?.ownHost !== undefined;
+  }
+
   // ---- accepted by Node: sockets ----------------------------------------------------------------------------------------
 
   #acceptInNode(fd: number): Promise<Acceptor> {
@@ -337,6 +337,8 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
   #handOver(socket: Socket): void {
     const originalDestination = endpointOf(socket.localAddress ?? '', socket.localPort ?? 0);
     Object.defineProperty(socket, 'originalDestination', { value: originalDestination, enumerable: true });
+    const { keepAliveInitialDelay: delay = OWN_KEEPALIVE_MS } = this.#options;
+    if (this.#ownHost) socket.setKeepAlive(true, Math.min(delay, OWN_KEEPALIVE_MS));
     const release = this.#retain();
     socket.once('close', release);
     setOwner(socket, () => this.#retain());
@@ -345,129 +347,28 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
 
   // ---- accepted by the relay thread -------------------------------------------------------------------------------------
 
-  #acceptInThread(fd: number, relay: NonNullable<TransparentServerOptions['relay']>): Acceptor {
-    const thread = relayThread(this.#options.netns);
-    const { connectTimeoutMs } = this.#options;
+  #acceptInThread(fd: number, decide: NonNullable<TransparentServerOptions['relay']>): Acceptor {
+    const { netns, connectTimeoutMs, allowHalfOpen = false, pauseOnConnect = false } = this.#options;
     const mark = this.rules?.plan.socketMark;
-    const id = thread.native.accept({
+    return acceptFlows({
       fd,
-      decide: relay !== true,
+      thread: relayThread({ netns, engine: this.#engine }),
+      decide,
       engine: this.#engine,
+      counters: this.#counters,
+      limits: { ...limits(this.#options), ...(this.#ownHost && { keepAliveMs: OWN_KEEPALIVE_MS }) },
       upstream: {
-        from: 'client',
         ...(mark !== undefined && { mark }),
         ...(connectTimeoutMs !== undefined && { timeoutMs: connectTimeoutMs }),
       },
-      counters: this.#counters,
-      ...limits(this.#options),
-    });
-    let release: (() => void) | undefined = thread.hold();
-    let stopped: (() => void) | undefined;
-    thread.handle(id, (event) => {
-      if (event.kind === 'flow' && relay !== true) void this.#decide(thread, event, relay);
-      else if (event.kind === 'acceptFailed') this.emit('error', errorFromFailure(event.failure));
-      else if (event.kind === 'closed') {
-        thread.forget(id);
-        release?.();
-        stopped?.();
-      }
-    });
-    return {
-      stop(done) {
-        stopped = done;
-        thread.native.stopAccepting(id);
+      onSocket: (handed) => {
+        // `pauseOnCreate` is what net.Server gives its own sockets; Node's types leave it out.
+        const options = { fd: handed, readable: true, writable: true, allowHalfOpen, pauseOnCreate: pauseOnConnect };
+        this.#handOver(new Socket(options));
       },
-      ref() {
-        release ??= thread.hold();
-      },
-      unref() {
-        release?.();
-        release = undefined;
-      },
-    };
-  }
-
-  async #decide(
-    thread: RelayThread,
-    { id, source, originalDestination }: Extract<NativeRelayEvent, { kind: 'flow' }>,
-    ask: (flow: Flow) => RelayDecision | Promise<RelayDecision>,
-  ): Promise<void> {
-    const peeks: ((data: Buffer) => void)[] = [];
-    const flow: Flow = {
-      protocol: 'tcp',
-      source,
-      originalDestination,
-      peek: (size, timeoutMs) =>
-        new Promise((resolve) => {
-          if (isOver) return resolve(Buffer.alloc(0));
-          peeks.push(resolve);
-          thread.native.peek(id, size, timeoutMs);
-        }),
-    };
-    let isOver = false;
-    const closed = ended(thread, id, (event) => {
-      if (event.kind === 'peeked') peeks.shift()?.(event.data);
-      else if (event.kind === 'socket') this.#adopt(event.fd);
-      else if (event.kind === 'ended') {
-        isOver = true;
-        for (const resolve of peeks.splice(0)) resolve(Buffer.alloc(0));
-      }
+      onRelay: (relay, flow) => this.emit('relay', relay, flow),
+      onError: (error) => this.emit('error', error),
     });
-    try {
-      this.#carryOut(thread, id, flow, closed, await ask(flow));
-    } catch (error) {
-      thread.native.decide(id, { kind: 'reset' });
-      this.emit('error', error as Error);
-    }
-  }
-
-  #adopt(fd: number): void {
-    const { allowHalfOpen = false, pauseOnConnect = false } = this.#options;
-    // `pauseOnCreate` is what net.Server gives its own sockets; Node's types leave it out.
-    const options = { fd, readable: true, writable: true, allowHalfOpen, pauseOnCreate: pauseOnConnect };
-    this.#handOver(new Socket(options));
-  }
-
-  #carryOut(thread: RelayThread, id: number, flow: Flow, closed: Relay['closed'], decision: RelayDecision): void {
-    switch (decision.kind) {
-      case 'relay': {
-        const counters = newCounters();
-        thread.native.decide(id, this.#relayDecision(flow, decision), counters);
-        const destroy = () => thread.native.destroy(id);
-        this.emit('relay', { engine: this.#engine, closed, stats: () => bytes(counters), destroy }, flow);
-        return;
-      }
-      case 'socket':
-      case 'reset':
-      case 'close':
-        thread.native.decide(id, decision);
-        return;
-      default:
-        throw invalidValue(
-          "a decision's kind",
-          "'relay', 'socket', 'reset' or 'close'",
-          (decision as { kind?: unknown })?.kind,
-        );
-    }
-  }
-
-  #relayDecision(flow: Flow, decision: Extract<RelayDecision, { kind: 'relay' }>): NativeDecision {
-    checkOptions('a relay decision', decision, ['kind', 'to', 'from', 'sourcePort']);
-    const { to = flow.originalDestination, from = 'client', sourcePort } = decision;
-    const source = from === 'client' ? flow.source : from === 'proxy' ? undefined : from;
-    const mark = this.rules?.plan.socketMark;
-    const { connectTimeoutMs } = this.#options;
-    const connect = nativeConnectOptions({
-      address: to.address,
-      port: to.port,
-      ...(source && { localAddress: source.address }),
-      // The client's own port is only used when asked for: one that is named is meant.
-      ...(source && (from !== 'client' || sourcePort) && source.port > 0 && { localPort: source.port }),
-      ...(sourcePort && { sourcePort }),
-      ...(mark !== undefined && { mark }),
-      ...(connectTimeoutMs !== undefined && { timeoutMs: connectTimeoutMs }),
-    });
-    return { kind: 'relay', engine: this.#engine, ...connect, ...limits(this.#options) };
   }
 }
 

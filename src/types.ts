@@ -26,16 +26,24 @@ export interface Fwmark {
 /** A port or a range: `80`, `'80'`, `'8000-8999'`. */
 export type PortSpec = number | string;
 
-/** How relayed bytes are moved. `epoll`: readiness by epoll, bytes by splice(2). `copy`: recv/send in native memory. */
-export type Engine = 'epoll' | 'copy';
+/**
+ * How relayed bytes are moved. `uring`: readiness and short messages by an io_uring, bulk by splice(2). `epoll`: the same
+ * with epoll and recv. `copy`: recv/send in native memory only.
+ */
+export type Engine = 'uring' | 'epoll' | 'copy';
 
 /** How the source port of a connection from a foreign address is chosen. */
 export type SourcePort = 'ephemeral' | 'prefer' | 'preserve';
 
 export interface InterceptOptions {
-  /** TCP destination ports to intercept; `true` = all. */
+  /** TCP destination ports to intercept; `true` = all, `[]` = none until `rules.ports.tcp.add()`. */
   readonly tcp?: true | readonly PortSpec[];
-  /** Only from these source prefixes, both families mixed. A family without a prefix is then not intercepted at all. */
+  /** UDP destination ports likewise. */
+  readonly udp?: true | readonly PortSpec[];
+  /**
+   * Only from these source prefixes, both families mixed; of this host's own addresses too, with `ownHost`. A family without
+   * a prefix is then not intercepted at all.
+   */
   readonly from?: readonly string[];
   /** Only to these destination prefixes, both families mixed. */
   readonly to?: readonly string[];
@@ -43,6 +51,16 @@ export interface InterceptOptions {
   readonly exclude?: { readonly from?: readonly string[]; readonly to?: readonly string[] };
   /** Ingress interfaces, which must exist; default every one but `lo`, those that appear later included. */
   readonly interfaces?: readonly string[];
+  /**
+   * Also what this host itself sends: everybody, or only these users (name or number) and cgroups (v2, by path: what runs
+   * there or below). What the proxy itself sends must carry the mark `rules.plan.socketMark`, or it would be intercepted,
+   * for ever: relays, and `connectTransparent` in the process that installed the rules, set it.
+   *
+   * While nobody listens, such a connection is refused with onDown `open`, since the kernel has turned it round already, and
+   * dropped with `closed`. Together with `udp: true` it needs conntrack, which alone can tell the answers of this host's own
+   * services from its questions; with a list of ports, answers to a client whose source port is on it are taken too.
+   */
+  readonly ownHost?: true | OwnHostOptions;
   /** Default both. */
   readonly families?: readonly Family[];
   /** What happens to matching traffic while nobody listens: it passes unproxied (`open`, default) or is dropped (`closed`). */
@@ -79,6 +97,31 @@ export interface ChangedBy {
   readonly processId: number;
   readonly processName?: string;
 }
+
+export interface OwnHostOptions {
+  readonly users?: readonly (string | number)[];
+  readonly cgroups?: readonly string[];
+}
+
+/**
+ * A set of the rules, live: every change is one atomic batch that touches no rule and no counter. It behaves as a set of
+ * addresses (or ports), whatever prefixes they were added by: what overlaps is merged, and a part of a prefix can be deleted.
+ * Changes are made one after the other, in the order of the calls. Bad input is refused before anything is changed.
+ */
+export interface LiveSet<Spec> {
+  /**
+   * Adds one or many. With `ttlMs` the kernel takes them out again after that time, by itself; an address that is there for
+   * longer already stays so. Equivalent to: `nft add element inet linux-tproxy-<name> <set> { 10.0.0.0/8 timeout 60s }`.
+   */
+  add(specs: Spec | readonly Spec[], options?: { readonly ttlMs?: number }): Promise<void>;
+  /** Takes out one or many, or the part of it that is there. Equivalent to: `nft delete element ...`. */
+  delete(specs: Spec | readonly Spec[]): Promise<void>;
+  /** What is in it now, merged and in ascending order. */
+  values(): Spec[];
+}
+/** Prefixes of both families mixed. Those of a family that is not installed change nothing. */
+export type PrefixSet = LiveSet<string>;
+export type PortSet = LiveSet<PortSpec>;
 
 /** A connection that was meant for somebody else, as a `relay: (flow) => ...` callback sees it. */
 export interface Flow {

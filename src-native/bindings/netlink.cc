@@ -22,7 +22,7 @@ using netlink::ByteView;
 using netlink::Connection;
 using When = Session::When;
 
-// ---- errors -------------------------------------------------------------------------------------
+// ---- errors ---------------------------------------------------------------------------------------------------------
 
 namespace {
 
@@ -73,7 +73,7 @@ Napi::Error jsError(Napi::Env env, const std::exception_ptr& exception) {
 
 namespace {
 
-// ---- arguments ----------------------------------------------------------------------------------
+// ---- arguments ------------------------------------------------------------------------------------------------------
 
 Napi::Value member(Napi::Value object, const char* name) {
   if (object.IsUndefined()) return object;
@@ -331,7 +331,7 @@ class RouteSocket : public Napi::ObjectWrap<RouteSocket> {
   uint32_t portId_;
 };
 
-// ---- nf_tables ----------------------------------------------------------------------------------
+// ---- nf_tables ------------------------------------------------------------------------------------------------------
 
 class NftablesSocket : public Napi::ObjectWrap<NftablesSocket> {
  public:
@@ -404,7 +404,7 @@ class NftablesSocket : public Napi::ObjectWrap<NftablesSocket> {
   uint32_t portId_;
 };
 
-// ---- bytes --------------------------------------------------------------------------------------
+// ---- bytes ----------------------------------------------------------------------------------------------------------
 
 Napi::Value toBuffer(Napi::Env env, const netlink::Bytes& bytes) {
   return Napi::Value(env, Napi::Buffer<uint8_t>::Copy(env, bytes.data(), bytes.size()));

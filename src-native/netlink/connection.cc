@@ -87,6 +87,21 @@ std::optional<Refusal> readDone(const Received& message, const Message& request)
   return refusalOf(-error, extended ? message.payload.subspan(NLMSG_ALIGN(sizeof error)) : ByteView(), request);
 }
 
+// Hears a multicast group for as long as it lives.
+class Membership {
+ public:
+  Membership(int fd, unsigned group) : fd_(fd), group_(group) {
+    ::setsockopt(fd_, SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, &group_, sizeof group_);
+  }
+  ~Membership() { ::setsockopt(fd_, SOL_NETLINK, NETLINK_DROP_MEMBERSHIP, &group_, sizeof group_); }
+  Membership(const Membership&) = delete;
+  Membership& operator=(const Membership&) = delete;
+
+ private:
+  const int fd_;
+  const unsigned group_;
+};
+
 }  // namespace
 
 Connection::Connection(int protocol, const std::string& netns) {
@@ -156,6 +171,10 @@ int Connection::tryReceive(Wait wait, Bytes& datagram) {
     if (received < 0) return errno;
     if (header.msg_flags & MSG_TRUNC) return EMSGSIZE;  // larger than it was a moment ago: never seen
     if (header.msg_namelen != sizeof sender || sender.nl_pid != 0) continue;
+    if (sender.nl_groups != 0) {  // not an answer, whatever its sequence number
+      notified_ = true;
+      continue;
+    }
     datagram.resize(static_cast<size_t>(received));
     trace("<", datagram);
     return 0;
@@ -206,38 +225,33 @@ Bytes Connection::get(const std::string& operation, Message request) {
 std::vector<Bytes> Connection::dump(const std::string& operation, Message request) {
   const std::lock_guard lock(transaction_);
   for (int attempt = 0; attempt < dumpAttempts; ++attempt)
-    if (auto dump = dumpOnce(operation, request)) return std::move(dump->messages);
+    if (auto messages = dumpOnce(operation, request)) return std::move(*messages);
   failInterrupted(operation, request);
 }
 
-std::vector<Bytes> Connection::dumpTwice(const std::string& operation, Message request) {
+std::vector<Bytes> Connection::dumpWatching(unsigned group, const std::string& operation, Message request) {
   const std::lock_guard lock(transaction_);
-  const auto samePayload = [](const Bytes& a, const Bytes& b) {
-    return std::equal(a.begin() + NLMSG_HDRLEN, a.end(), b.begin() + NLMSG_HDRLEN, b.end());
-  };
-  std::optional<Dump> before;
+  const Membership membership(fd_.get(), group);
   for (int attempt = 0; attempt < dumpAttempts; ++attempt) {
-    auto dump = dumpOnce(operation, request);
-    if (dump &&
-        (dump->parts <= 1 || (before && std::equal(dump->messages.begin(), dump->messages.end(),
-                                                   before->messages.begin(), before->messages.end(), samePayload))))
-      return std::move(dump->messages);
-    before = std::move(dump);
+    drain();
+    notified_ = false;
+    // What changed before the kernel wrote the dump's end is in the queue before that end.
+    auto messages = dumpOnce(operation, request);
+    if (messages && !notified_) return std::move(*messages);
   }
   failInterrupted(operation, request);
 }
 
 // Nothing when the dump is inconsistent or parts of it were lost.
-std::optional<Connection::Dump> Connection::dumpOnce(const std::string& operation, Message& request) {
+std::optional<std::vector<Bytes>> Connection::dumpOnce(const std::string& operation, Message& request) {
   request.header().nlmsg_flags |= NLM_F_DUMP;
   request.header().nlmsg_seq = nextSequence();
   send(operation, request.request(), request.bytes());
-  Dump dump;
+  std::vector<Bytes> messages;
   bool interrupted = false;
   try {
     for (;;) {
       const Bytes datagram = receive(operation, request);
-      const size_t before = dump.messages.size();
       for (ByteView rest = datagram; !rest.empty();) {
         const Received message = readMessage(rest);
         if (message.header.nlmsg_seq != sequence_) continue;
@@ -247,12 +261,11 @@ std::optional<Connection::Dump> Connection::dumpOnce(const std::string& operatio
         } else if (message.header.nlmsg_type == NLMSG_DONE) {
           if (auto refusal = readDone(message, request)) throw Error(operation, *refusal);
           if (interrupted) return {};
-          return dump;
+          return messages;
         } else if (message.header.nlmsg_type >= NLMSG_MIN_TYPE) {
-          dump.messages.emplace_back(message.whole.begin(), message.whole.end());
+          messages.emplace_back(message.whole.begin(), message.whole.end());
         }
       }
-      if (dump.messages.size() > before) ++dump.parts;
     }
   } catch (const Error& error) {
     drain();

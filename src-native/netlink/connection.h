@@ -35,9 +35,9 @@ class Connection {
   // Sends a request that is answered with any number of messages. If what is listed changes meanwhile the dump is
   // begun anew, up to ten times; the error is then EINTR.
   std::vector<Bytes> dump(const std::string& operation, Message request);
-  // The same where the kernel does not notice changes, since it goes on with the next part by counting: a dump in
-  // several parts is repeated until two in a row are the same.
-  std::vector<Bytes> dumpTwice(const std::string& operation, Message request);
+  // The same for what changes without the kernel's marking the dump, since it goes on with the next part by counting:
+  // `group` (RTNLGRP_...) tells every change, so a dump during which it is silent is whole.
+  std::vector<Bytes> dumpWatching(unsigned group, const std::string& operation, Message request);
   // Sends a batch in one piece and collects every error in it. nf_tables works it off inside sendmsg(2), so silence
   // afterwards is success.
   void commit(const std::string& operation, Batch batch);
@@ -50,16 +50,13 @@ class Connection {
   int tryReceive(Wait wait, Bytes& datagram);
   void drain();
   void trace(const char* direction, ByteView datagram) const;
-  struct Dump {
-    std::vector<Bytes> messages;
-    size_t parts = 0;
-  };
-  std::optional<Dump> dumpOnce(const std::string& operation, Message& request);
+  std::optional<std::vector<Bytes>> dumpOnce(const std::string& operation, Message& request);
   uint32_t nextSequence();
 
   UniqueFd fd_;
   uint32_t portId_ = 0;
   uint32_t sequence_ = 0;
+  bool notified_ = false;  // a multicast message has come
   bool traced_;
   std::mutex transaction_;
 };

@@ -43,7 +43,7 @@ inline constexpr bool isOptional = false;
 template <class T>
 inline constexpr bool isOptional<std::optional<T>> = true;
 
-// ---- representations ----------------------------------------------------------------------------
+// ---- representations ------------------------------------------------------------------------------------------------
 
 template <class Int, std::endian order>
 struct Number {};
@@ -153,7 +153,7 @@ constexpr List<Representation> numberedList(Named element, Representation repres
   return {element, representation, true};
 }
 
-// ---- encode -------------------------------------------------------------------------------------
+// ---- encode ---------------------------------------------------------------------------------------------------------
 
 // The part of a list that goes into one message: from `first`, as many as an attribute holds; `next` is the first that
 // did not fit.
@@ -276,7 +276,7 @@ void put(Encoder& encode, Named attribute, const std::vector<T>& values, const L
   message.close(opened);
 }
 
-// ---- decode -------------------------------------------------------------------------------------
+// ---- decode ---------------------------------------------------------------------------------------------------------
 
 // What reads as false, zero or empty when it is not there.
 template <class Representation>

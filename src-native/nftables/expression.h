@@ -38,7 +38,7 @@ inline void describeData(auto& visit, Named attribute, const char* name, auto& b
   visit.nest(attribute, [&](auto& data) { data(name, NETLINK_NAMED(NFTA_DATA_VALUE), bytes, blob); });
 }
 
-// ---- meta: what the kernel knows of a packet beside its bytes -----------------------------------
+// ---- meta: what the kernel knows of a packet beside its bytes -------------------------------------------------------
 
 inline constexpr Word metaKeys[] = {
     {"len", NFT_META_LEN},           {"protocol", NFT_META_PROTOCOL}, {"priority", NFT_META_PRIORITY},
@@ -60,7 +60,7 @@ void describe(auto& visit, Is<Meta> auto& meta) {
   visit("sreg", NETLINK_NAMED(NFTA_META_SREG), meta.sreg, be32);
 }
 
-// ---- payload: bytes of the packet ---------------------------------------------------------------
+// ---- payload: bytes of the packet -----------------------------------------------------------------------------------
 
 inline constexpr Word payloadBases[] = {
     {"link", NFT_PAYLOAD_LL_HEADER},
@@ -79,7 +79,7 @@ void describe(auto& visit, Is<Payload> auto& payload) {
   visit("length", NETLINK_NAMED(NFTA_PAYLOAD_LEN), payload.length, be32);
 }
 
-// ---- cmp, bitwise, immediate --------------------------------------------------------------------
+// ---- cmp, bitwise, immediate ----------------------------------------------------------------------------------------
 
 inline constexpr Word cmpOps[] = {
     {"eq", NFT_CMP_EQ},   {"neq", NFT_CMP_NEQ}, {"lt", NFT_CMP_LT},
@@ -146,7 +146,7 @@ void describe(auto& visit, Is<Verdict> auto& verdict) {
   });
 }
 
-// ---- lookup, dynset: sets -----------------------------------------------------------------------
+// ---- lookup, dynset: sets -------------------------------------------------------------------------------------------
 
 struct Lookup {
   static constexpr const char *kind = "lookup", *name = "lookup";
@@ -186,7 +186,7 @@ void describe(auto& visit, Is<Dynset> auto& dynset) {
   visit("invert", NETLINK_NAMED(NFTA_DYNSET_FLAGS), dynset.invert, flag(be32, NFT_DYNSET_F_INV));
 }
 
-// ---- fib, socket, tproxy, ct --------------------------------------------------------------------
+// ---- fib, socket, tproxy, ct ----------------------------------------------------------------------------------------
 
 inline constexpr Word fibResults[] = {
     {"oif", NFT_FIB_RESULT_OIF},
@@ -263,7 +263,7 @@ void describe(auto& visit, Is<Ct> auto& ct) {
   visit("sreg", NETLINK_NAMED(NFTA_CT_SREG), ct.sreg, be32);
 }
 
-// ---- counter, byteorder -------------------------------------------------------------------------
+// ---- counter, byteorder ---------------------------------------------------------------------------------------------
 
 struct Counter {
   static constexpr const char *kind = "counter", *name = "counter";
@@ -288,7 +288,7 @@ void describe(auto& visit, Is<Byteorder> auto& byteorder) {
   visit("size", NETLINK_NAMED(NFTA_BYTEORDER_SIZE), byteorder.size, be32);
 }
 
-// ---- match, target: extensions of iptables, in its nft variant ----------------------------------
+// ---- match, target: extensions of iptables, in its nft variant ------------------------------------------------------
 
 struct Match {
   static constexpr const char *kind = "match", *name = "match";
@@ -314,7 +314,7 @@ void describe(auto& visit, Is<Target> auto& target) {
   visit("info", NETLINK_NAMED(NFTA_TARGET_INFO), target.info, blob);
 }
 
-// ---- all of them --------------------------------------------------------------------------------
+// ---- all of them ----------------------------------------------------------------------------------------------------
 
 // What is not above, as the kernel sent it.
 struct Unknown {

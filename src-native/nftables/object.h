@@ -21,7 +21,7 @@ inline constexpr Word families[] = {
 };
 inline constexpr auto familyOf = enumeration(netlink::u8, families);
 
-// ---- table --------------------------------------------------------------------------------------
+// ---- table ----------------------------------------------------------------------------------------------------------
 
 inline constexpr uint32_t NFT_TABLE_F_PERSIST = 0x4;  // since Linux 6.9
 inline constexpr Word tableFlags[] = {
@@ -48,7 +48,7 @@ void describe(auto& visit, Is<Table> auto& table) {
   visit.readOnly("owner", NETLINK_NAMED(NFTA_TABLE_OWNER), table.owner, be32);
 }
 
-// ---- chain --------------------------------------------------------------------------------------
+// ---- chain ----------------------------------------------------------------------------------------------------------
 
 inline constexpr Word hooks[] = {
     {"prerouting", NF_INET_PRE_ROUTING}, {"input", NF_INET_LOCAL_IN},           {"forward", NF_INET_FORWARD},
@@ -78,7 +78,7 @@ void describe(auto& visit, Is<Chain> auto& chain) {
   });
 }
 
-// ---- rule ---------------------------------------------------------------------------------------
+// ---- rule -----------------------------------------------------------------------------------------------------------
 
 struct Rule {
   static constexpr Messages messages{"rule", NETLINK_NAMED(NFT_MSG_NEWRULE), NETLINK_NAMED(NFT_MSG_DELRULE),
@@ -100,7 +100,7 @@ void describe(auto& visit, Is<Rule> auto& rule) {
   visit("position", NETLINK_NAMED(NFTA_RULE_POSITION), rule.position, be64);
 }
 
-// ---- set ----------------------------------------------------------------------------------------
+// ---- set ------------------------------------------------------------------------------------------------------------
 
 inline constexpr Word setFlags[] = {
     {"anonymous", NFT_SET_ANONYMOUS}, {"constant", NFT_SET_CONSTANT},
@@ -143,7 +143,7 @@ void describe(auto& visit, Is<Set> auto& set) {
   visit("userdata", NETLINK_NAMED(NFTA_SET_USERDATA), set.userdata, blob);
 }
 
-// ---- elements -----------------------------------------------------------------------------------
+// ---- elements -------------------------------------------------------------------------------------------------------
 
 inline constexpr Word elementFlags[] = {
     {"intervalEnd", NFT_SET_ELEM_INTERVAL_END},
@@ -183,7 +183,7 @@ void describe(auto& visit, Is<Elements> auto& elements) {
 
 using Object = std::variant<Table, Chain, Rule, Set, Elements>;
 
-// ---- generation ---------------------------------------------------------------------------------
+// ---- generation -----------------------------------------------------------------------------------------------------
 
 struct Generation {
   uint32_t id = 0, processId = 0;

@@ -14,7 +14,7 @@ namespace {
 
 // As much as an unprivileged process may ask for (fs.pipe-max-size). One splice moves at most one pipe full, so this
 // size is the bytes per system call; larger ones were measured slower.
-constexpr std::size_t wantedCapacity = 1024 * 1024;
+constexpr std::size_t wantedCapacity = std::size_t{1024} * 1024;
 // Bounds the memory that slow receivers can pin: 64 MiB of pipes a thread. Further directions copy.
 constexpr std::size_t limitPerThread = 64;
 constexpr std::size_t keptIdle = 16;

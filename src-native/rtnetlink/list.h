@@ -15,13 +15,10 @@ inline void forEachFamily(std::optional<uint8_t> family, auto visit) {
     if (!family || *family == one) visit(one);
 }
 
-// A dump that is empty where the kernel does not have the family (booted with ipv6.disable=1) or the table at all.
-// `dump` is one of the connection's two.
-inline std::vector<netlink::Bytes> dumpFamily(netlink::Connection& connection, const std::string& operation,
-                                              netlink::Message request,
-                                              decltype(&netlink::Connection::dump) dump = &netlink::Connection::dump) {
+// What the dump gives, or nothing where the kernel does not have the family (booted with ipv6.disable=1) or the table.
+inline std::vector<netlink::Bytes> unlessMissing(auto dump) {
   try {
-    return (connection.*dump)(operation, std::move(request));
+    return dump();
   } catch (const netlink::Error& error) {
     if (error.refusal.errnum == EAFNOSUPPORT || error.refusal.errnum == ENOENT) return {};
     throw;

@@ -87,7 +87,7 @@ std::vector<Route> listRoutes(netlink::Connection& connection, const RouteFilter
     netlink::Message request(NETLINK_NAMED(RTM_GETROUTE), NLM_F_REQUEST, header);
     // The kernel filters where it checks requests strictly.
     netlink::Encoder(request).write(NETLINK_NAMED(RTA_TABLE), filter.table, netlink::host32);
-    for (const Bytes& message : dumpFamily(connection, "list routes", std::move(request))) {
+    for (const Bytes& message : unlessMissing([&] { return connection.dump("list routes", std::move(request)); })) {
       Route route = decodeRoute(message);
       if (route.family != family || (filter.table && route.table != *filter.table)) continue;
       if (route.device) route.device->name = names[route.device->index];

@@ -1,6 +1,6 @@
 /**
- * The only file (with watch.ts) that changes the host: applies a plan, takes it down, and undoes what it did when a step
- * fails. Order: look, then the empty table as a claim, routes, policy rules, and at last everything in the table in one
+ * The only file (with installed.ts and watch.ts) that changes the host: applies a plan, takes it down, and undoes what it
+ * did when a step fails. Order: look, then the empty table as a claim, routes, policy rules, and at last everything in the table in one
  * batch; removal in reverse. So at no moment is a packet marked that the routing does not know what to do with.
  */
 import { EventEmitter } from 'node:events';
@@ -8,11 +8,13 @@ import { type InstallStep, InterceptError, NetlinkError } from '../errors.js';
 import { NftablesSocket } from '../netlink/nftables.js';
 import { RouteSocket } from '../netlink/route.js';
 import type { NftOperation } from '../netlink/types.js';
-import { decodeComment } from '../netlink/userdata.js';
 import { completeOptions, type HostState, type Kernel, lookAtHost, staleRoutes, staleRules } from './host.js';
 import { findLosses } from './intact.js';
-import { counted, tableObject } from './nftables.js';
-import { type Plan, type PlanOptions, planIntercept } from './plan.js';
+import { announceMark } from './marks.js';
+import { ruleChanges, tableObject } from './nftables.js';
+import { type Plan, type PlanOptions, planIntercept, withOnDown } from './plan.js';
+import { type LiveSets, liveSets } from './sets.js';
+import { type Counters, sumCounters } from './verify.js';
 import { Watch, type WatchEvents } from './watch.js';
 
 export interface InstallOptions extends PlanOptions {
@@ -20,28 +22,26 @@ export interface InstallOptions extends PlanOptions {
   readonly netns?: string;
 }
 
-export interface Count {
-  readonly packets: bigint;
-  readonly bytes: bigint;
-}
-
 /**
  * What is installed. Emits `repaired` (RepairReport) when somebody else had changed it, and `error` (InterceptError) when
  * that cannot be repaired, or is changed again and again; without a listener for it that is a process warning.
  */
-export interface InstalledRules extends EventEmitter<WatchEvents> {
+export interface InstalledRules extends EventEmitter<WatchEvents>, LiveSets {
+  /** As installed; `setOnDown` changes it, the live sets do not. */
   readonly plan: Plan;
+  /** Another `onDown`, at once, in one atomic batch: no packet meets a rule set in between, and no counter begins anew. */
+  setOnDown(onDown: Plan['onDown']): Promise<void>;
   /** What the rules have counted since they were installed. */
-  counters(): Promise<Readonly<Record<keyof typeof counted, Count>>>;
+  counters(): Promise<Counters>;
   /** Whether all of it is still there; what is not, in words. */
   verify(): Promise<{ readonly intact: boolean; readonly missing: readonly string[] }>;
-  /** Takes everything down again. What somebody else has removed already is no error. */
+  /** Takes everything down again. What somebody else has removed already is no error. After a failure it may be tried again. */
   uninstall(): Promise<void>;
   [Symbol.asyncDispose](): Promise<void>;
 }
 
 /** How often to begin anew when somebody else changed the host between our look at it and our change. */
-const ATTEMPTS = 20;
+export const ATTEMPTS = 20;
 
 /**
  * Makes the host deliver matching traffic to a proxy that listens on `port`, whoever that proxy is.
@@ -60,7 +60,8 @@ export async function installIntercept(options: InstallOptions): Promise<Install
     for (let attempt = 1; ; attempt++) {
       const { plan, host } = await choose(kernel, planOptions);
       try {
-        return installed(kernel, plan, await apply(kernel, plan, host), options.repair ?? true);
+        const endGuard = await apply(kernel, plan, host);
+        return installed(kernel, plan, endGuard, announceMark(netns, plan.socketMark), options.repair ?? true);
       } catch (error) {
         if (attempt === ATTEMPTS || !isRace(error)) throw error;
       }
@@ -71,7 +72,7 @@ export async function installIntercept(options: InstallOptions): Promise<Install
   }
 }
 
-function openKernel(netns: string | undefined): Kernel {
+export function openKernel(netns: string | undefined): Kernel {
   const route = new RouteSocket({ ...(netns !== undefined && { netns }) });
   try {
     return { route, nftables: new NftablesSocket({ ...(netns !== undefined && { netns }) }) };
@@ -81,7 +82,7 @@ function openKernel(netns: string | undefined): Kernel {
   }
 }
 
-function closeKernel({ route, nftables }: Kernel): void {
+export function closeKernel({ route, nftables }: Kernel): void {
   route.close();
   nftables.close();
 }
@@ -148,27 +149,39 @@ function startGuard(route: RouteSocket, plan: Plan): () => void {
   }
 }
 
-function installed(kernel: Kernel, plan: Plan, endGuard: () => void, repair: boolean): InstalledRules {
+function installed(
+  kernel: Kernel,
+  initial: Plan,
+  endGuard: () => void,
+  forgetMark: () => void,
+  repair: boolean,
+): InstalledRules {
   const { route, nftables } = kernel;
+  let plan = initial;
+  let switching: Promise<void> = Promise.resolve();
   const table = tableObject(plan);
   const ofTable = { family: table.family, table: table.name };
   const remove: NftOperation[] = [{ verb: 'delete', object: table }];
-  const watch = repair ? new Watch(kernel, plan) : undefined;
+  const { live, contents } = liveSets(plan, (operations) => nftables.commit(operations));
+  const watch = repair ? new Watch(kernel, () => plan, contents) : undefined;
   let uninstalling: Promise<void> | undefined;
 
-  // Reverse of apply: the marks stop first, then the rules that read them, then the routes.
+  // Reverse of apply: the marks stop first, then the rules that read them, then the routes. So long as the table is there
+  // the rest must stay, since marked traffic would get nowhere; of the rest, one failure does not keep the others.
   const uninstall = async () => {
-    atExit.delete(uninstallNow);
     await watch?.stop();
-    try {
-      await ignoring(['ENOENT'], nftables.commit(remove));
-      for (const rule of [...plan.rules].reverse()) await ignoring(['ENOENT'], route.ruleDelete(rule));
-      for (const each of [...plan.routes].reverse()) await ignoring(['ESRCH', 'ENOENT'], route.routeDelete(each));
-      // If any of it failed, the guard tries once more in the end.
-      endGuard();
-    } finally {
-      closeKernel(kernel);
-    }
+    await ignoring(['ENOENT'], nftables.commit(remove));
+    const failures: unknown[] = [];
+    const attempt = (removed: Promise<void>) =>
+      ignoring(['ENOENT', 'ESRCH'], removed).catch((error) => failures.push(error));
+    for (const rule of [...plan.rules].reverse()) await attempt(route.ruleDelete(rule));
+    for (const each of [...plan.routes].reverse()) await attempt(route.routeDelete(each));
+    if (failures.length > 0) throw failures[0];
+    atExit.delete(uninstallNow);
+    forgetMark();
+    // If any of it failed, the guard tries once more in the end.
+    endGuard();
+    closeKernel(kernel);
   };
   const uninstallNow = () => {
     void watch?.stop();
@@ -186,35 +199,38 @@ function installed(kernel: Kernel, plan: Plan, endGuard: () => void, repair: boo
   };
   if (plan.lifetime === 'process') onExit(uninstallNow);
 
-  const result: InstalledRules = Object.assign(new EventEmitter<WatchEvents>(), {
-    plan,
-    async counters() {
-      const sums = Object.fromEntries(Object.keys(counted).map((key) => [key, { packets: 0n, bytes: 0n }])) as Record<
-        keyof typeof counted,
-        { packets: bigint; bytes: bigint }
-      >;
-      for (const rule of await nftables.list('rule', ofTable)) {
-        const comment = decodeComment(rule.userdata);
-        const key = (Object.keys(counted) as (keyof typeof counted)[]).find((each) => counted[each] === comment);
-        if (key)
-          for (const expression of rule.expressions)
-            if (expression.kind === 'counter') {
-              sums[key].packets += expression.packets;
-              sums[key].bytes += expression.bytes;
-            }
-      }
-      return sums;
+  const switchOnDown = async (onDown: Plan['onDown']) => {
+    const next = withOnDown(plan, onDown);
+    const operations = ruleChanges(plan, next, await nftables.list('rule', ofTable));
+    if (operations.length > 0) await nftables.commit(operations);
+    plan = next;
+  };
+
+  const methods = {
+    ...live,
+    setOnDown(onDown: Plan['onDown']) {
+      const turn = switching.then(() => (watch ? watch.between(() => switchOnDown(onDown)) : switchOnDown(onDown)));
+      switching = turn.catch(() => {});
+      return turn;
     },
+    counters: async () => sumCounters(await nftables.list('rule', ofTable)),
     async verify() {
       const missing = (await findLosses(kernel, plan)).map(({ what }) => what);
       return { intact: missing.length === 0, missing };
     },
     uninstall() {
-      uninstalling ??= uninstall();
+      uninstalling ??= uninstall().catch((error) => {
+        uninstalling = undefined;
+        throw error;
+      });
       return uninstalling;
     },
-    [Symbol.asyncDispose]: () => result.uninstall(),
-  });
+    [Symbol.asyncDispose]: () => methods.uninstall(),
+  };
+  const result = Object.defineProperty(Object.assign(new EventEmitter<WatchEvents>(), methods), 'plan', {
+    get: () => plan,
+    enumerable: true,
+  }) as unknown as InstalledRules;
   watch?.on('repaired', (report) => result.emit('repaired', report));
   watch?.on('error', (error) => {
     if (result.listenerCount('error') > 0) result.emit('error', error);
@@ -236,7 +252,7 @@ function onExit(task: () => void): void {
 }
 
 /** Somebody took what we had found free, or changed the rule set meanwhile: look again. */
-function isRace(error: unknown): boolean {
+export function isRace(error: unknown): boolean {
   const cause = error instanceof InterceptError ? error.cause : error;
   return cause instanceof NetlinkError && ['EEXIST', 'ERESTART', 'EINTR', 'ENOBUFS'].includes(cause.code);
 }
@@ -251,7 +267,7 @@ function atStep(step: InstallStep, error: unknown): unknown {
   );
 }
 
-async function ignoring(codes: readonly string[], attempt: Promise<void>): Promise<void> {
+export async function ignoring(codes: readonly string[], attempt: Promise<void>): Promise<void> {
   await attempt.catch((error) => {
     if (!(error instanceof NetlinkError && codes.includes(error.code))) throw error;
   });

@@ -9,6 +9,7 @@ import type { NftOperation, Route, Rule } from '../netlink/types.js';
 import type { Family, Fwmark, InterceptOptions } from '../types.js';
 import { nftablesOperations } from './nftables.js';
 import { parsePorts, parsePrefixes, type Range } from './ranges.js';
+import { ownMark, type PlanFacts } from './ruleset.js';
 import { planText } from './text.js';
 
 /** Tags our policy rules and routes as ours. iproute2 has no name for it, so `ip rule` shows the number. */
@@ -27,6 +28,21 @@ export interface PlanOptions extends InterceptOptions {
   readonly port: number;
   /** Where the proxy listens when it is one address only. */
   readonly address?: string;
+  /** The numbers of the names in `ownHost`, which the kernel wants. `installIntercept` looks them up. */
+  readonly ids?: HostIds;
+}
+
+/** What users and cgroups are to the kernel. */
+export interface HostIds {
+  readonly users: Readonly<Record<string, number>>;
+  /** Of its directory: the path from /sys/fs/cgroup on, and the inode number. */
+  readonly cgroups: Readonly<Record<string, { readonly path: string; readonly id: bigint }>>;
+}
+
+/** Whose packets of this host are intercepted; nobody named: everybody's. `id` once it is known. */
+export interface OwnHost {
+  readonly users: readonly { readonly name: string; readonly id?: number }[];
+  readonly cgroups: readonly { readonly path: string; readonly level: number; readonly id?: bigint }[];
 }
 
 export interface Plan {
@@ -36,12 +52,14 @@ export interface Plan {
   readonly families: readonly Family[];
   readonly port: number;
   readonly address?: string;
-  /** Intercepted TCP ports; empty: nothing is intercepted, only diverted. */
-  readonly tcp: readonly Range[];
+  /** Intercepted ports; without either nothing is intercepted, only diverted. */
+  readonly tcp?: readonly Range[];
+  readonly udp?: readonly Range[];
   readonly from?: PrefixRanges;
   readonly to?: PrefixRanges;
   readonly exclude: { readonly from: PrefixRanges; readonly to: PrefixRanges };
   readonly interfaces?: readonly string[];
+  readonly ownHost?: OwnHost;
   readonly onDown: 'open' | 'closed';
   readonly lifetime: 'process' | 'permanent';
   /** "Deliver here." */
@@ -53,6 +71,7 @@ export interface Plan {
   /** What goes into the kernel, in this order; taken out in reverse. */
   readonly routes: readonly Route[];
   readonly rules: readonly Rule[];
+  /** @throws {TypeError} where names in `ownHost` are not looked up: such a plan is text only */
   readonly nftables: readonly NftOperation[];
   /** The equal `ip` and `nft` commands, as a shell script. */
   toString(): string;
@@ -61,11 +80,14 @@ export interface Plan {
 const OPTIONS = [
   'port',
   'address',
+  'ids',
   'tcp',
+  'udp',
   'from',
   'to',
   'exclude',
   'interfaces',
+  'ownHost',
   'families',
   'onDown',
   'fwmark',
@@ -99,23 +121,39 @@ export function planIntercept(options: PlanOptions): Plan {
     families,
     port,
     ...(options.address !== undefined && { address: options.address }),
-    tcp: options.tcp === undefined ? [] : parsePorts('tcp', options.tcp),
+    ...(options.tcp !== undefined && { tcp: parsePorts('tcp', options.tcp) }),
+    ...(options.udp !== undefined && { udp: parsePorts('udp', options.udp) }),
     ...(options.from && { from: parsePrefixes('from', options.from) }),
     ...(options.to && { to: parsePrefixes('to', options.to) }),
     exclude: parseExclude(options.exclude),
     ...(options.interfaces && { interfaces: parseInterfaces(options.interfaces) }),
+    ...(options.ownHost !== undefined && { ownHost: parseOwnHost(options) }),
     onDown: oneOf('onDown', options.onDown ?? 'open', ['open', 'closed']),
     lifetime: oneOf('lifetime', options.lifetime ?? 'process', ['process', 'permanent']),
     fwmark,
     socketMark: fwmark.mask,
     table,
     priority,
-  } satisfies Omit<Plan, 'routes' | 'rules' | 'nftables' | 'toString'>;
+  } satisfies PlanFacts;
+  return planOf(facts);
+}
+
+/** The same plan with another `onDown`. */
+export function withOnDown(plan: Plan, onDown: Plan['onDown']): Plan {
+  return planOf({ ...plan, onDown: oneOf('onDown', onDown, ['open', 'closed']) });
+}
+
+function planOf(facts: PlanFacts): Plan {
+  let nftables: readonly NftOperation[] | undefined;
   const plan: Plan = {
     ...facts,
-    routes: families.map((family) => localRoute(family, table)),
-    rules: families.flatMap((family) => policyRules(family, fwmark, table, priority)),
-    nftables: nftablesOperations(facts),
+    routes: facts.families.map((family) => localRoute(family, facts.table)),
+    rules: facts.families.flatMap((family) => policyRules(family, facts)),
+    get nftables() {
+      checkIds(facts.ownHost);
+      nftables ??= nftablesOperations(facts);
+      return nftables;
+    },
     toString: () => planText(plan),
   };
   return plan;
@@ -127,7 +165,7 @@ export function nameOfTable(nftTable: string): string | undefined {
 }
 
 /** Everything routed by our table is delivered here. */
-function localRoute(family: Family, table: number): Route {
+export function localRoute(family: Family, table: number): Route {
   return { family, type: 'local', destination: 'default', dev: 'lo', table, scope: 'host', protocol: ROUTE_PROTOCOL };
 }
 
@@ -136,12 +174,18 @@ function localRoute(family: Family, table: number): Route {
  * back of an arriving packet (source validation) and for the way of our own answers. With net.ipv4.conf.*.src_valid_mark=1
  * or net.ipv4.tcp_fwmark_accept=1 these questions carry the mark too, and a plain `fwmark` rule would answer them with
  * `local`: the packet is dropped as a martian, the answer never leaves. They jump to a `nop` of our own, so that all rules
- * of the administrator are still evaluated. (The first of our priorities is for traffic of this host itself.)
+ * of the administrator are still evaluated. What this host itself sends is asked for with `iif` lo too, so it has a mark
+ * of its own.
  */
-function policyRules(family: Family, fwmark: Fwmark, table: number, priority: number): Rule[] {
+export function policyRules(
+  family: Family,
+  { fwmark, table, priority, ownHost }: Pick<Plan, 'fwmark' | 'table' | 'priority' | 'ownHost'>,
+): Rule[] {
   const rule = { family, fwmark, protocol: ROUTE_PROTOCOL };
+  const own = { value: ownMark({ fwmark }), mask: fwmark.mask };
   const end = priority + 3;
   return [
+    ...(ownHost ? [{ ...rule, fwmark: own, priority, iif: 'lo', action: 'lookup', table } as const] : []),
     { ...rule, priority: priority + 1, iif: 'lo', action: 'goto', goto: end },
     { ...rule, priority: priority + 2, action: 'lookup', table },
     { ...rule, priority: end, action: 'nop' },
@@ -179,6 +223,46 @@ function parseExclude(exclude: InterceptOptions['exclude'] = {}): Plan['exclude'
     from: parsePrefixes('exclude.from', exclude.from ?? []),
     to: parsePrefixes('exclude.to', exclude.to ?? []),
   };
+}
+
+function parseOwnHost({ ownHost, tcp, udp, ids }: PlanOptions): OwnHost {
+  if (!tcp && !udp) throw invalidValue('ownHost', 'given with tcp or udp: it widens what these intercept', ownHost);
+  if (ownHost === true) return { users: [], cgroups: [] };
+  if (typeof ownHost !== 'object' || ownHost === null)
+    throw invalidType('ownHost', 'true or { users, cgroups }', ownHost);
+  checkOptions('ownHost', ownHost, ['users', 'cgroups']);
+  const { users = [], cgroups = [] } = ownHost;
+  for (const [name, list] of Object.entries({ users, cgroups }))
+    if (!Array.isArray(list)) throw invalidType(`ownHost.${name}`, 'a list', list);
+  if (users.length + cgroups.length === 0) throw invalidValue('ownHost', 'true, or to name users or cgroups', ownHost);
+  return {
+    users: [...new Set(users)].map((user) => parseUser(user, ids)),
+    cgroups: [...new Set(cgroups)].map((path) => parseCgroup(path, ids)),
+  };
+}
+
+function parseUser(user: string | number, ids: HostIds | undefined): OwnHost['users'][number] {
+  const number = typeof user === 'string' && /^\d+$/.test(user) ? Number(user) : user;
+  if (typeof number === 'number')
+    return { name: String(number), id: integer('ownHost.users: a user', number, 0, 0xfffffffe) };
+  if (typeof number !== 'string' || !/^[A-Za-z_][A-Za-z0-9_.-]*\$?$/.test(number))
+    throw invalidValue('ownHost.users: a user', "a user's name or number", user);
+  const id = ids?.users[number];
+  return { name: `"${number}"`, ...(id !== undefined && { id }) };
+}
+
+function parseCgroup(path: string, ids: HostIds | undefined): OwnHost['cgroups'][number] {
+  // A path as in /proc/<pid>/cgroup, or without its first slash. The kernel counts levels from the root, which is 0.
+  if (typeof path !== 'string' || !/^\/?[^/"\\\s]+(\/[^/"\\\s]+)*$/.test(path) || /(^|\/)\.\.?(\/|$)/.test(path))
+    throw invalidValue('ownHost.cgroups: a cgroup', "a path below /sys/fs/cgroup, like 'system.slice/x.service'", path);
+  const plain = path.replace(/^\//, '');
+  const found = ids?.cgroups[path];
+  return { path: found?.path ?? plain, level: plain.split('/').length, ...(found && { id: found.id }) };
+}
+
+function checkIds(ownHost: OwnHost | undefined): void {
+  for (const { id, ...each } of [...(ownHost?.users ?? []), ...(ownHost?.cgroups ?? [])])
+    if (id === undefined) throw invalidValue('ids', 'given for plan.nftables: they name each user and cgroup', each);
 }
 
 function parseInterfaces(interfaces: readonly string[]): readonly string[] {

@@ -20,6 +20,8 @@ export const addressRange = (family: Family): RangeType => ({ kind: family, byte
 
 const ALL_PORTS: readonly Range[] = [{ start: 1n, end: 65535n }];
 
+export const isAllPorts = ([first]: readonly Range[]) => first?.start === 1n && first.end === 65535n;
+
 /** `true`, or a list like `[80, '443', '8000-8999']`. */
 export function parsePorts(name: string, ports: true | readonly PortSpec[]): readonly Range[] {
   if (ports === true) return ALL_PORTS;
@@ -94,17 +96,57 @@ export function formatRange(type: RangeType, { start, end }: Range): string {
  * up to the last number has no end behind it, which nft notes for itself.
  */
 export function intervalElements(type: RangeType, ranges: readonly Range[]): NftElement[] {
-  const elements: NftElement[] = [];
-  const end = (value: bigint) => elements.push({ key: toBytes(value, type.bytes), flags: ['intervalEnd'] });
-  const first = ranges[0];
-  if (first && first.start > 0n) end(0n);
-  const beyond = 1n << BigInt(type.bytes * 8);
-  for (const range of ranges) {
-    const isOpen = range.end + 1n === beyond;
-    elements.push({ key: toBytes(range.start, type.bytes), ...(isOpen && { userdata: encodeOpenInterval() }) });
-    if (!isOpen) end(range.end + 1n);
+  const [first] = ranges;
+  return [
+    ...(first && first.start > 0n ? [intervalEnd(type, 0n)] : []),
+    ...ranges.flatMap((range) => rangeElements(type, range)),
+  ];
+}
+
+/** The elements of one range: its first key, then the end behind it, if there can be one. */
+export function rangeElements(type: RangeType, { start, end }: Range): readonly [NftElement, ...NftElement[]] {
+  const key = toBytes(start, type.bytes);
+  const beyond = end + 1n;
+  return beyond === 1n << BigInt(type.bytes * 8)
+    ? [{ key, userdata: encodeOpenInterval() }]
+    : [{ key }, intervalEnd(type, beyond)];
+}
+
+const intervalEnd = (type: RangeType, value: bigint): NftElement => ({
+  key: toBytes(value, type.bytes),
+  flags: ['intervalEnd'],
+});
+
+/** The prefixes that a range is made of, the fewest that do: `10.0.0.0/8`, an address alone without its length. */
+export function toPrefixes(family: Family, { start, end }: Range): string[] {
+  const type = addressRange(family);
+  const prefixes: string[] = [];
+  for (let from = start; from <= end; ) {
+    let size = 1n;
+    while ((from & (size * 2n - 1n)) === 0n && from + size * 2n - 1n <= end) size *= 2n;
+    prefixes.push(formatRange(type, { start: from, end: from + size - 1n }));
+    from += size;
   }
-  return elements;
+  return prefixes;
+}
+
+/** The other way round: the elements in ascending order, as the kernel lists them. */
+export function rangesOfElements(type: RangeType, elements: readonly NftElement[]): Range[] {
+  const ranges: Range[] = [];
+  let start: bigint | undefined;
+  const close = (beyond: bigint) => {
+    // Where one range begins at the end of another, the kernel may list the two in either order.
+    if (start === undefined || start === beyond) return;
+    ranges.push({ start, end: beyond - 1n });
+    start = undefined;
+  };
+  for (const { key, flags } of elements) {
+    const value = fromBytes(key);
+    close(value);
+    if (!flags?.includes('intervalEnd')) start = value;
+  }
+  close(1n << BigInt(type.bytes * 8));
+  return merge(ranges);
 }
 
 /** An IPv4 or IPv6 address as the number its bytes make. The text must have passed `isIP`. */
@@ -132,6 +174,8 @@ export function toBytes(value: bigint, length: number): Uint8Array {
   for (let index = length - 1, rest = value; index >= 0; index--, rest >>= 8n) bytes[index] = Number(rest & 0xffn);
   return bytes;
 }
+
+export const fromBytes = (bytes: Uint8Array): bigint => bytes.reduce((sum, byte) => (sum << 8n) | BigInt(byte), 0n);
 
 function formatNumber({ kind, bytes }: RangeType, value: bigint): string {
   if (kind === 'port') return String(value);

@@ -9,7 +9,7 @@ import type { Family } from '../types.js';
 import { addressBytes, toBytes } from './ranges.js';
 
 /** What nft puts in front of a match on a header, unless the rule has said it already. */
-type Dependency = 'tcp' | Family;
+type Dependency = 'tcp' | 'udp' | Family;
 
 export interface Statement {
   readonly text: string;
@@ -39,6 +39,7 @@ export const datatype = {
   ipv6_addr: { number: 8, bytes: 16, byteorder: 'network' },
   inet_proto: { number: 12, bytes: 1, byteorder: 'host' },
   inet_service: { number: 13, bytes: 2, byteorder: 'network' },
+  uid: { number: 24, bytes: 4, byteorder: 'host' },
   ifname: { number: 41, bytes: 16, byteorder: 'host' },
   fib_addrtype: { number: 38, bytes: 4, byteorder: 'host' },
 } as const;
@@ -65,9 +66,12 @@ const bitwise = (mask: Uint8Array, xor: Uint8Array): NftExpression => ({
 const NFPROTO: Record<Family, number> = { ipv4: 2, ipv6: 10 };
 const IPPROTO = { icmp: 1, tcp: 6, udp: 17, 'ipv6-icmp': 58 } as const;
 const RTN = { local: 2, broadcast: 3, multicast: 5 } as const;
+const IP_CT_DIR_ORIGINAL = 0;
 const LOOPBACK_INDEX = 1;
-// The numbers of linux/netfilter/nf_tables.h, for nft's notes only: NFT_META_L4PROTO, NFT_FIB_RESULT_ADDRTYPE, NFTA_FIB_F_DADDR.
+// The numbers of linux/netfilter/nf_tables.h, for nft's notes only: NFT_META_L4PROTO, NFT_META_SKUID,
+// NFT_FIB_RESULT_ADDRTYPE, NFTA_FIB_F_DADDR.
 const META_L4PROTO = 16;
+const META_SKUID = 10;
 const FIB_RESULT_TYPE = 3;
 const FIB_DADDR = 2;
 const header: Record<Family, { name: 'ip' | 'ip6'; saddr: number; daddr: number; bytes: number }> = {
@@ -77,6 +81,7 @@ const header: Record<Family, { name: 'ip' | 'ip6'; saddr: number; daddr: number;
 
 const dependency: Record<Dependency, readonly NftExpression[]> = {
   tcp: [meta('l4proto'), cmp('eq', Uint8Array.of(IPPROTO.tcp))],
+  udp: [meta('l4proto'), cmp('eq', Uint8Array.of(IPPROTO.udp))],
   ipv4: [meta('nfproto'), cmp('eq', Uint8Array.of(NFPROTO.ipv4))],
   ipv6: [meta('nfproto'), cmp('eq', Uint8Array.of(NFPROTO.ipv6))],
 };
@@ -104,7 +109,16 @@ export const syn: Statement = {
   ],
 };
 
-export const tcp: Statement = { text: 'meta l4proto tcp', needs: ['tcp'], expressions: [] };
+export const l4proto = (protocol: 'tcp' | 'udp'): Statement => ({
+  text: `meta l4proto ${protocol}`,
+  needs: [protocol],
+  expressions: [],
+});
+
+export const l4protoIsNot = (protocol: 'tcp' | 'udp'): Statement => ({
+  text: `meta l4proto != ${protocol}`,
+  expressions: [meta('l4proto'), cmp('neq', Uint8Array.of(IPPROTO[protocol]))],
+});
 
 export function l4protoIn(...protocols: (keyof typeof IPPROTO)[]): Statement {
   return {
@@ -118,6 +132,12 @@ export function l4protoIn(...protocols: (keyof typeof IPPROTO)[]): Statement {
   };
 }
 
+export const nfproto = (family: Family): Statement => ({
+  text: `meta nfproto ${family}`,
+  needs: [family],
+  expressions: [],
+});
+
 export function nfprotoIsNot(family: Family): Statement {
   return {
     text: `meta nfproto != ${family}`,
@@ -125,17 +145,68 @@ export function nfprotoIsNot(family: Family): Statement {
   };
 }
 
-export const notFromLoopback: Statement = {
-  text: 'iif != lo',
-  expressions: [meta('iif'), cmp('neq', hostOrder(LOOPBACK_INDEX))],
-};
+export const fromLoopback = loopback('eq');
+export const notFromLoopback = loopback('neq');
 
-export function iifnameNotIn(set: string): Statement {
+function loopback(op: 'eq' | 'neq'): Statement {
   return {
-    text: `iifname != @${set}`,
-    expressions: [meta('iifname'), { kind: 'lookup', set, sreg: REGISTER, invert: true }],
+    text: `iif ${op === 'eq' ? '' : '!= '}lo`,
+    expressions: [meta('iif'), cmp(op, hostOrder(LOOPBACK_INDEX))],
   };
 }
+
+export function iifnameIn(set: string): Statement {
+  return { text: `iifname @${set}`, expressions: [meta('iifname'), { kind: 'lookup', set, sreg: REGISTER }] };
+}
+
+/** `meta mark & 0x3 == 0x2`, of the packet. */
+export const markIs = (value: number, mask: number): Statement => masked('meta mark', meta('mark'), 'eq', value, mask);
+export const markIsNot = (value: number, mask: number): Statement =>
+  masked('meta mark', meta('mark'), 'neq', value, mask);
+/** The same of the mark (SO_MARK) of the socket that the packet, or the packet an ICMP error is about, belongs to. */
+export const socketMark = (value: number, mask: number): Statement =>
+  masked('socket mark', { kind: 'socket', key: 'mark', dreg: REGISTER }, 'eq', value, mask);
+
+function masked(what: string, load: NftExpression, op: 'eq' | 'neq', value: number, mask: number): Statement {
+  return {
+    text: `${what} & ${hex(mask)} ${op === 'eq' ? '==' : '!='} ${hex(value)}`,
+    expressions: [load, bitwise(hostOrder(mask), hostOrder(0)), cmp(op, hostOrder(value))],
+  };
+}
+
+/** The user whose socket sends. An id that is not known yet stands as 0: such a plan is text only. */
+export function skuidIn(users: readonly { readonly name: string; readonly id?: number }[]): Statement {
+  // nft takes a list of one for the one.
+  const [only] = users;
+  if (users.length === 1 && only)
+    return { text: `meta skuid ${only.name}`, expressions: [meta('skuid'), cmp('eq', hostOrder(only.id ?? 0))] };
+  return {
+    text: `meta skuid { ${users.map(({ name }) => name).join(', ')} }`,
+    expressions: [meta('skuid'), { kind: 'lookup', set: ANONYMOUS_SET, sreg: REGISTER }],
+    anonymousSet: {
+      type: 'uid',
+      keyExpression: { kind: 'meta', key: META_SKUID },
+      elements: users.map(({ id = 0 }) => ({ key: hostOrder(id) })),
+    },
+  };
+}
+
+/** The cgroup v2 whose process has opened the socket that sends, or one below it. Its id is that of its directory. */
+export function cgroup({ path, level, id = 0n }: { path: string; level: number; id?: bigint }): Statement {
+  return {
+    text: `socket cgroupv2 level ${level} "${path}"`,
+    expressions: [
+      { kind: 'socket', key: 'cgroupv2', level, dreg: REGISTER },
+      cmp('eq', new Uint8Array(BigUint64Array.of(id).buffer)),
+    ],
+  };
+}
+
+/** The packet goes the way of its connection's first one, as conntrack knows it. */
+export const ctDirectionOriginal: Statement = {
+  text: 'ct direction original',
+  expressions: [{ kind: 'ct', key: 'direction', dreg: REGISTER }, cmp('eq', Uint8Array.of(IP_CT_DIR_ORIGINAL))],
+};
 
 /** The destination belongs to this host, or to no single host. */
 export const toThisHost: Statement = {
@@ -165,10 +236,10 @@ export function address(family: Family, which: 'saddr' | 'daddr', relation: 'in'
   };
 }
 
-export function tcpDport(set: string): Statement {
+export function dport(protocol: 'tcp' | 'udp', set: string): Statement {
   return {
-    text: `tcp dport @${set}`,
-    needs: ['tcp'],
+    text: `${protocol} dport @${set}`,
+    needs: [protocol],
     expressions: [
       { kind: 'payload', base: 'transport', offset: 2, length: 2, dreg: REGISTER },
       { kind: 'lookup', set, sreg: REGISTER },

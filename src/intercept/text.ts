@@ -1,7 +1,8 @@
 /** Plan -> the equal `ip` and `nft` commands, as a shell script that does what `installIntercept` does. Pure. */
 import type { Route, Rule } from '../netlink/types.js';
-import { type ChainOfRules, ruleSet, type SetOfRules } from './nftables.js';
+import { claimOfPlan } from './nftables.js';
 import type { Plan } from './plan.js';
+import { type ChainOfRules, ruleSet, type SetOfRules } from './ruleset.js';
 
 const ipFlag = { ipv4: '-4', ipv6: '-6' } as const;
 
@@ -39,11 +40,11 @@ function ruleCommand(rule: Rule): string {
 
 /** The table as `nft -f` reads it. An owner's table lives as long as the owner's socket, which no shell command has: it is left out. */
 export function nftText(plan: Plan): string {
-  const { table, comment, sets, chains } = ruleSet(plan);
+  const { sets, chains } = ruleSet(plan);
   const owner = plan.lifetime === 'process' ? ['\t# flags owner: it dies with the process that made it'] : [];
   return [
-    `table inet ${table} {`,
-    `\tcomment "${comment}"`,
+    `table inet ${plan.nftTable} {`,
+    `\tcomment "${claimOfPlan(plan)}"`,
     ...owner,
     ...sets.flatMap(setText),
     ...chains.flatMap(chainText),

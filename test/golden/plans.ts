@@ -15,6 +15,20 @@ const options: Record<string, Omit<PlanOptions, 'port'>> = {
     fwmark: { value: 0x10000, mask: 0x30000 },
     name: 'everything',
   },
+  'plan-udp': { udp: [53, '9000-9999'], onDown: 'closed' },
+  'plan-own-host': {
+    tcp: true,
+    udp: true,
+    ownHost: { users: ['root', 65534] },
+    onDown: 'closed',
+    ids: { users: { root: 0 }, cgroups: {} },
+  },
+  'plan-own-host-one-family': {
+    udp: [53],
+    ownHost: { users: [1000] },
+    families: ['ipv6'],
+    exclude: { from: ['fd00::/8'] },
+  },
   'plan-one-address': { tcp: [80], address: '::1' },
 };
 

@@ -27,11 +27,14 @@ export const newCounters = () => new BigUint64Array(new ArrayBuffer(Counter.leng
 export class Relays {
   readonly events: NativeRelayEvent[] = [];
   readonly thread;
+  readonly engine: Engine;
   onFlow: (flow: FlowEvent) => void = () => {};
   #waiting: (() => void)[] = [];
 
-  constructor(options: { netns?: string } = {}) {
-    this.thread = new native.RelayThread(options, (events) => {
+  constructor({ engine = 'epoll' as Engine, ...options }: { netns?: string; engine?: Engine } = {}) {
+    this.engine = engine;
+    const waitsBy = engine === 'uring' ? 'uring' : 'epoll';
+    this.thread = new native.RelayThread({ ...options, engine: waitsBy }, (events) => {
       for (const event of events) {
         this.events.push(event);
         if (event.kind === 'flow') this.onFlow(event);
@@ -69,7 +72,7 @@ export class Relays {
   /** A listener on loopback whose flows are decided by `decide`. */
   listen(
     decide: (flow: FlowEvent) => NativeDecision | undefined,
-    { counters = newCounters(), engine = 'epoll' as Engine, address = '127.0.0.1' } = {},
+    { counters = newCounters(), engine = this.engine, address = '127.0.0.1' } = {},
   ) {
     const fd = native.openListener({ address, port: 0, backlog: 4096, transparent: false });
     const { port } = native.socketAddress(fd);
@@ -188,16 +191,16 @@ export async function drain(socket: net.Socket): Promise<{ bytes: number; hash: 
 }
 
 /** What a leak would show in. */
-export function resources() {
-  const descriptors = readdirSync('/proc/self/fd');
+export function resources(pid: number | 'self' = 'self') {
+  const descriptors = readdirSync(`/proc/${pid}/fd`);
   const pipes = descriptors.filter((fd) => {
     try {
-      return readlinkSync(`/proc/self/fd/${fd}`).startsWith('pipe:');
+      return readlinkSync(`/proc/${pid}/fd/${fd}`).startsWith('pipe:');
     } catch {
       return false; // the directory that was being read
     }
   });
-  return { descriptors: descriptors.length, pipes: pipes.length, threads: readdirSync('/proc/self/task').length };
+  return { descriptors: descriptors.length, pipes: pipes.length, threads: readdirSync(`/proc/${pid}/task`).length };
 }
 
 /** Waits until `condition` holds. */

@@ -69,7 +69,8 @@ export async function dial(
 ): Promise<Dialled> {
   const started = performance.now();
   const timeoutMs = options.timeoutMs ?? 3000;
-  const socket = await connectTransparent({ address, port, netns: lab.netns(host), ...options, timeoutMs });
+  // Without a mark: it plays an ordinary program, also where this process has installed an interception.
+  const socket = await connectTransparent({ address, port, netns: lab.netns(host), mark: 0, ...options, timeoutMs });
   socket.on('error', () => {});
   const line = lines(socket, timeoutMs);
   const [who = '', sawAddress = '', sawPort] = (await line()).split(' ');

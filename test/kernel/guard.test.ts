@@ -226,7 +226,9 @@ test('a worker thread that is terminated', async () => {
     import { once } from 'node:events';
     const worker = new Worker(${JSON.stringify(`
       import { parentPort } from 'node:worker_threads';
-      import { installIntercept } from ${JSON.stringify(join(root, 'src/index.ts'))};
+      import { register } from ${JSON.stringify(import.meta.resolve('tsx/esm/api'))};
+      register();
+      const { installIntercept } = await import(${JSON.stringify(join(root, 'src/index.ts'))});
       await installIntercept(${JSON.stringify(options)});
       parentPort.postMessage('installed');`)}, { eval: true });
     console.log(...await once(worker, 'message'));

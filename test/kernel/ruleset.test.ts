@@ -5,42 +5,11 @@
 import { once } from 'node:events';
 import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
-import { connectTransparent, createTransparentServer, type TransparentServer } from '../../src/index.js';
+import { connectTransparent, createTransparentServer } from '../../src/index.js';
 import type { InterceptOptions } from '../../src/types.js';
 import { addresses, createLab, type Lab } from '../helpers/lab.js';
+import { hostile, start, startProxy, stop, stopAll } from '../helpers/proxies.js';
 import { ask, dial, greet, greeting } from '../helpers/talk.js';
-
-const hostile = {
-  'net.ipv4.conf.all.src_valid_mark': 1,
-  'net.ipv4.conf.all.rp_filter': 1,
-  'net.ipv4.tcp_fwmark_accept': 1,
-  'net.ipv4.fwmark_reflect': 1,
-  'net.ipv6.fwmark_reflect': 1,
-  'net.ipv4.ip_early_demux': 0,
-  'net.ipv4.tcp_rfc1337': 1,
-  'net.ipv4.tcp_syncookies': 2,
-};
-
-/** What a failed test left open. */
-const open = new Set<TransparentServer>();
-
-async function start(server: TransparentServer, port = 50080, address?: string): Promise<TransparentServer> {
-  open.add(server);
-  await once(server.listen(port, address), 'listening');
-  return server;
-}
-
-async function stop(server: TransparentServer): Promise<void> {
-  open.delete(server);
-  await new Promise((resolve) => server.close(resolve));
-}
-
-/** A proxy in the router that answers itself, and says so. */
-function startProxy(lab: Lab, intercept: InterceptOptions = { tcp: [80, 9001] }): Promise<TransparentServer> {
-  return start(
-    createTransparentServer({ intercept, netns: lab.netns('router') }, (socket) => greeting('proxy', socket)),
-  );
-}
 
 for (const [name, sysctls] of Object.entries({ default: {}, hostile })) {
   const test = suite(`rule set, ${name} sysctls`);
@@ -49,9 +18,7 @@ for (const [name, sysctls] of Object.entries({ default: {}, hostile })) {
     lab = await createLab({ sysctls: { router: sysctls } });
     for (const port of [80, 9001, 9002]) await greet(lab, 'server', 'server', port);
   });
-  test.after.each(async () => {
-    for (const server of open) await stop(server);
-  });
+  test.after.each(stopAll);
   test.after(() => lab.dispose());
 
   for (const family of ['ipv4', 'ipv6'] as const) {

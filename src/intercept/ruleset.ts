@@ -1,0 +1,384 @@
+/**
+ * The rule set itself: Plan -> the one table of ours, as words: named sets, and chains of rules, each with its reason.
+ * nftables.ts makes kernel objects of them, text.ts the text that `nft` reads. Pure.
+ */
+import type { NftElement } from '../netlink/types.js';
+import type { Family } from '../types.js';
+import type { OwnHost, Plan, PrefixRanges } from './plan.js';
+import {
+  addressRange,
+  formatRange,
+  intervalElements,
+  isAllPorts,
+  portRange,
+  type Range,
+  type RangeType,
+} from './ranges.js';
+import {
+  accept,
+  address,
+  cgroup,
+  counter,
+  ctDirectionOriginal,
+  type Datatype,
+  datatype,
+  dport,
+  drop,
+  flowIn,
+  fromLoopback,
+  goTo,
+  iifnameIn,
+  jump,
+  l4proto,
+  l4protoIn,
+  l4protoIsNot,
+  markIs,
+  markIsNot,
+  nfproto,
+  nfprotoIsNot,
+  notFromLoopback,
+  type RuleOfStatements,
+  rememberFlow,
+  returnToCaller,
+  type Statement,
+  setMark,
+  skuidIn,
+  socketMark,
+  socketTransparent,
+  socketWildcard,
+  syn,
+  toThisHost,
+  tproxy,
+} from './statement.js';
+
+export type PlanFacts = Omit<Plan, 'routes' | 'rules' | 'nftables' | 'toString'>;
+
+/** A set or chain in both of its forms is made of these. */
+export interface RuleSet {
+  readonly sets: readonly SetOfRules[];
+  readonly chains: readonly ChainOfRules[];
+}
+export interface SetOfRules {
+  readonly name: string;
+  readonly type: readonly Datatype[];
+  readonly flags: readonly ('interval' | 'dynamic' | 'timeout')[];
+  readonly size?: number;
+  readonly timeoutSeconds?: number;
+  /** As nft prints them. */
+  readonly elementTexts: readonly string[];
+  readonly elements: readonly NftElement[];
+}
+export interface ChainOfRules {
+  readonly name: string;
+  readonly base?: {
+    readonly type: 'filter' | 'route';
+    readonly hook: 'prerouting' | 'output';
+    readonly priority: { readonly name: string; readonly number: number };
+  };
+  readonly rules: readonly RuleOfStatements[];
+}
+
+/** Which rules count, by the comment they carry: `counters()` gives their sums. */
+export const counted = {
+  intercepted: 'intercepted: new connection or datagram, to the proxy',
+  remembered: 'remembered: answer to a SYN cookie, to the proxy',
+  diverted: 'diverted: to the transparent socket it belongs to',
+  dropped: 'dropped: nobody listens (onDown closed)',
+} as const;
+/** Counts too, but the packet comes by again, and is counted as intercepted then. */
+const ROUND = 'sent by this host itself: round by the loopback interface';
+
+const familyDigit: Record<Family, '4' | '6'> = { ipv4: '4', ipv6: '6' };
+export const setFor = (name: string, family: Family) => `${name}${familyDigit[family]}`;
+const FLOW_SIZE = 65536;
+/** How long a connection's SYN is remembered: longer than any SYN cookie is valid. */
+const FLOW_SECONDS = 60;
+/** How long a connection of this host itself is remembered since its last packet. */
+const OWN_SECONDS = 600;
+/** What the proxy accepts from this host itself must be kept alive more often than it is forgotten. */
+export const OWN_KEEPALIVE_MS = (OWN_SECONDS / 2) * 1000;
+
+const MANGLE = { name: 'mangle', number: -150 } as const;
+
+/** The table as words. What is not intercepted at all (`intercept: {}`) needs the divert part alone. */
+export function ruleSet(plan: PlanFacts): RuleSet {
+  const { tcp, udp, ownHost } = plan;
+  const intercepts = tcp !== undefined || udp !== undefined;
+  return {
+    sets: intercepts ? sets(plan) : [],
+    chains: [
+      { name: 'prerouting', base: { type: 'filter', hook: 'prerouting', priority: MANGLE }, rules: prerouting(plan) },
+      { name: 'syn', rules: synChain(plan) },
+      ...(tcp ? [{ name: 'remember', rules: remember(plan) }] : []),
+      { name: 'divert', rules: divert(plan) },
+      ...(intercepts ? [{ name: 'skip', rules: skip(plan) }] : []),
+      ...(ownHost
+        ? [
+            {
+              name: 'output',
+              base: { type: 'route', hook: 'output', priority: MANGLE },
+              rules: output(plan, ownHost),
+            } as const,
+          ]
+        : []),
+      ...(ownHost && tcp ? [{ name: 'output_syn', rules: outputSyn(plan, ownHost) }] : []),
+    ],
+  };
+}
+
+// ---- chains -------------------------------------------------------------------------------------------------------------
+
+const both = <T>({ families }: PlanFacts, make: (family: Family) => T): T[] => families.map(make);
+const rule = (...statements: Statement[]): RuleOfStatements => ({ statements });
+const deliver = ({ fwmark }: PlanFacts) => setMark(fwmark.value, fwmark.mask);
+const toProxy = ({ port, address, families }: PlanFacts, family?: Family) =>
+  tproxy(port, address === undefined ? family : families[0], address);
+
+/** The rule that hands to the proxy, then with onDown `closed` the one that drops what it did not take. */
+function intercept(plan: PlanFacts, match: Statement[], ...take: Statement[]): RuleOfStatements[] {
+  return [{ statements: [...match, ...take], comment: counted.intercepted }, ...dropRules(plan, match)];
+}
+// tproxy ends its rule when nobody listens, so that the packet goes its own way (`open`) or to this rule behind it.
+const dropRules = ({ onDown }: PlanFacts, match: Statement[]): RuleOfStatements[] =>
+  onDown === 'closed' ? [{ statements: [...match, counter, drop], comment: counted.dropped }] : [];
+
+const otherFamily = ({ families }: PlanFacts): RuleOfStatements[] =>
+  families.length === 1 ? [rule(nfprotoIsNot(families[0] as Family), returnToCaller)] : [];
+
+/** What came in by an interface that is intercepted, to an intercepted port. */
+function arriving({ interfaces }: PlanFacts, protocol: 'tcp' | 'udp'): Statement[] {
+  return [notFromLoopback, ...(interfaces ? [iifnameIn('interfaces')] : []), dport(protocol, `${protocol}_ports`)];
+}
+
+function prerouting(plan: PlanFacts): RuleOfStatements[] {
+  const { tcp, udp, ownHost, fwmark, socketMark: ours } = plan;
+  const ofFlow = (family: Family) => [l4proto('tcp'), flowIn(family, setFor('flows', family))];
+  return [
+    ...otherFamily(plan),
+    // A SYN takes a way of its own: it may open a new connection on the tuple of one in TIME_WAIT, which `divert` would
+    // hand to the old socket.
+    rule(syn, goTo('syn')),
+    // Before everything else, also for ICMP: without "fragmentation needed" a connection from a foreign address cannot
+    // learn its path's MTU. So connections already open are never touched either: only what has a transparent socket is.
+    rule(l4protoIn('tcp', 'icmp', 'ipv6-icmp'), jump('divert')),
+    // Of UDP only the answers (and ICMP errors) to what the proxy itself has sent: a divert of all transparent sockets
+    // would let one that answers from a foreign address take the datagrams of every client of that address.
+    ...(udp || !tcp
+      ? [rule(l4protoIn('udp', 'icmp', 'ipv6-icmp'), socketMark(ours, fwmark.mask), deliver(plan), accept)]
+      : []),
+    // It has been routed here already, so it keeps its mark. Who listens no more lets it be refused, or drops it: it
+    // cannot be sent on from here.
+    ...(ownHost
+      ? intercept(
+          plan,
+          [
+            fromLoopback,
+            markIs(ownMark(plan), fwmark.mask),
+            tcp && udp ? l4protoIn('tcp', 'udp') : l4proto(tcp ? 'tcp' : 'udp'),
+          ],
+          toProxy(plan),
+          counter,
+          accept,
+        )
+      : []),
+    // The answer to a SYN cookie has no socket, not even half of one, and is no SYN: we know it by the SYN we saw.
+    ...(tcp
+      ? both(plan, (family) => ({
+          statements: [...ofFlow(family), toProxy(plan, family), deliver(plan), counter, accept],
+          comment: counted.remembered,
+        }))
+      : []),
+    ...(tcp ? both(plan, (family) => dropRules(plan, ofFlow(family))).flat() : []),
+    ...(udp
+      ? [
+          rule(l4protoIsNot('udp'), returnToCaller),
+          rule(jump('skip')),
+          ...intercept(plan, arriving(plan, 'udp'), toProxy(plan), deliver(plan), counter, accept),
+        ]
+      : []),
+  ];
+}
+
+function synChain(plan: PlanFacts): RuleOfStatements[] {
+  const { tcp, ownHost, fwmark } = plan;
+  return [
+    // Listeners on foreign addresses come first. Only full sockets match here: a half-open or TIME_WAIT one ends the rule
+    // at `socket wildcard`, and tproxy, which knows how to treat it, gets the packet.
+    rule(socketWildcard(0), socketTransparent, deliver(plan), accept),
+    ...(tcp && ownHost
+      ? intercept(
+          plan,
+          [fromLoopback, markIs(ownMark(plan), fwmark.mask), l4proto('tcp')],
+          toProxy(plan),
+          counter,
+          accept,
+        )
+      : []),
+    ...(tcp
+      ? [
+          rule(jump('skip')),
+          ...intercept(plan, arriving(plan, 'tcp'), toProxy(plan), deliver(plan), counter, goTo('remember')),
+        ]
+      : []),
+  ];
+}
+
+// A chain of its own behind `goto`: a full set ends the rule that updates it, and the drop of `closed` must not be reached.
+function remember(plan: PlanFacts): RuleOfStatements[] {
+  return [...both(plan, (family) => rule(rememberFlow(family, setFor('flows', family)), accept)), rule(accept)];
+}
+
+function divert(plan: PlanFacts): RuleOfStatements[] {
+  return [
+    // Written as a `return` for wildcard listeners, not as a match on `wildcard 0`: that would never match a socket in
+    // TIME_WAIT or SYN_RECV, whose last packets would then go to the real client, to be answered with a reset.
+    rule(socketWildcard(1), returnToCaller),
+    { statements: [socketTransparent, deliver(plan), counter, accept], comment: counted.diverted },
+  ];
+}
+
+/** Why a new connection is left alone. `accept` ends our chain only; other tables still see the packet. */
+function skip(plan: PlanFacts): RuleOfStatements[] {
+  const leave = (which: 'daddr' | 'saddr', relation: 'in' | 'not in', set: string) =>
+    both(plan, (family) => rule(address(family, which, relation, setFor(set, family)), accept));
+  return [
+    rule(toThisHost, accept),
+    ...leave('daddr', 'in', 'exclude_to'),
+    ...leave('saddr', 'in', 'exclude_from'),
+    ...(plan.to ? leave('daddr', 'not in', 'to') : []),
+    ...(plan.from ? leave('saddr', 'not in', 'from') : []),
+  ];
+}
+
+// ---- chains of what this host itself sends ----------------------------------------------------------------------------
+
+/** The third of the three marks: neither "deliver here" nor that of the proxy's own sockets. */
+export const ownMark = ({ fwmark }: Pick<Plan, 'fwmark'>) => (fwmark.mask & ~fwmark.value) >>> 0;
+
+/**
+ * A chain of type `route`: a packet whose mark changes is routed anew, by our policy rule to the loopback interface, where
+ * it arrives as if from outside.
+ */
+function output(plan: PlanFacts, ownHost: OwnHost): RuleOfStatements[] {
+  const { tcp, udp, fwmark } = plan;
+  const round = [setMark(ownMark(plan), fwmark.mask), counter, accept];
+  return [
+    ...otherFamily(plan),
+    // What the proxy itself sends, first of all: or it would talk to itself for ever.
+    rule(markIsNot(0, fwmark.mask), returnToCaller),
+    ...(tcp
+      ? [
+          rule(syn, goTo('output_syn')),
+          // Only connections whose SYN we took. A port alone would not tell those that were open before, nor the answers of
+          // this host's own services to a client on such a port.
+          ...both(plan, (family) => {
+            const set = setFor('own', family);
+            return {
+              statements: [l4proto('tcp'), flowIn(family, set), rememberFlow(family, set), ...round],
+              comment: ROUND,
+            };
+          }),
+        ]
+      : []),
+    ...(udp
+      ? [
+          rule(l4protoIsNot('udp'), returnToCaller),
+          rule(jump('skip')),
+          // UDP has no SYN. A service of this host answers to ports that clients choose: where all ports are intercepted,
+          // only conntrack knows answers from questions.
+          ...senders(ownHost).map((sender) => ({
+            statements: [
+              ...sender,
+              ...(isAllPorts(udp) ? [ctDirectionOriginal] : []),
+              dport('udp', 'udp_ports'),
+              ...round,
+            ],
+            comment: ROUND,
+          })),
+        ]
+      : []),
+  ];
+}
+
+function outputSyn(plan: PlanFacts, ownHost: OwnHost): RuleOfStatements[] {
+  return [
+    rule(jump('skip')),
+    ...senders(ownHost).flatMap((sender) =>
+      both(plan, (family) => ({
+        statements: [
+          ...sender,
+          nfproto(family),
+          dport('tcp', 'tcp_ports'),
+          // A full set ends the rule here: the connection goes direct, all of it.
+          rememberFlow(family, setFor('own', family)),
+          setMark(ownMark(plan), plan.fwmark.mask),
+          counter,
+          accept,
+        ],
+        comment: ROUND,
+      })),
+    ),
+  ];
+}
+
+/** Whose packets: of everybody one empty match, else one match for all users and one for each cgroup. */
+function senders({ users, cgroups }: OwnHost): Statement[][] {
+  if (users.length === 0 && cgroups.length === 0) return [[]];
+  return [...(users.length > 0 ? [[skuidIn(users)]] : []), ...cgroups.map((each) => [cgroup(each)])];
+}
+
+// ---- sets ---------------------------------------------------------------------------------------------------------------
+
+function sets(plan: PlanFacts): SetOfRules[] {
+  const { tcp, udp, from, to, exclude, interfaces, ownHost } = plan;
+  return [
+    ...(tcp ? [portSet('tcp_ports', tcp)] : []),
+    ...(udp ? [portSet('udp_ports', udp)] : []),
+    ...both(plan, (family) => prefixSet('exclude_to', family, exclude.to)),
+    ...both(plan, (family) => prefixSet('exclude_from', family, exclude.from)),
+    ...(to ? both(plan, (family) => prefixSet('to', family, to)) : []),
+    ...(from ? both(plan, (family) => prefixSet('from', family, from)) : []),
+    ...(interfaces ? [interfaceSet('interfaces', interfaces)] : []),
+    ...(tcp ? both(plan, (family) => flowSet('flows', family, FLOW_SECONDS)) : []),
+    ...(tcp && ownHost ? both(plan, (family) => flowSet('own', family, OWN_SECONDS)) : []),
+  ];
+}
+
+const portSet = (name: string, ports: readonly Range[]) => intervalSet(name, 'inet_service', portRange, ports);
+const prefixSet = (name: string, family: Family, prefixes: PrefixRanges) =>
+  intervalSet(setFor(name, family), `${family}_addr`, addressRange(family), prefixes[family]);
+
+/** Live sets: elements come and go, some by themselves. */
+function intervalSet(name: string, type: Datatype, rangeType: RangeType, ranges: readonly Range[]): SetOfRules {
+  return {
+    name,
+    type: [type],
+    flags: ['interval', 'timeout'],
+    elementTexts: ranges.map((range) => formatRange(rangeType, range)),
+    elements: intervalElements(rangeType, ranges),
+  };
+}
+
+function interfaceSet(name: string, interfaces: readonly string[]): SetOfRules {
+  return {
+    name,
+    type: ['ifname'],
+    flags: [],
+    elementTexts: interfaces.map((each) => `"${each}"`),
+    elements: interfaces.map((each) => ({
+      key: Buffer.alloc(datatype.ifname.bytes, `${each}\0`, 'latin1').fill(0, each.length),
+    })),
+  };
+}
+
+function flowSet(name: string, family: Family, timeoutSeconds: number): SetOfRules {
+  return {
+    name: setFor(name, family),
+    type: [`${family}_addr`, 'inet_service', `${family}_addr`, 'inet_service'],
+    flags: ['dynamic', 'timeout'],
+    size: FLOW_SIZE,
+    timeoutSeconds,
+    elementTexts: [],
+    elements: [],
+  };
+}

@@ -1,0 +1,217 @@
+/**
+ * The sets of an interception while it is live: `rules.exclude.to.add('10.0.0.0/8', { ttlMs: 60_000 })`. Knows what is in
+ * each, works out the fewest elements to delete and create, and leaves the sending to install.ts.
+ */
+import { checkOptions, InterceptError, NetlinkError, outOfRange } from '../errors.js';
+import type { NftElement, NftOperation } from '../netlink/types.js';
+import type { Family, LiveSet, PortSet, PortSpec, PrefixSet } from '../types.js';
+import type { Plan, PrefixRanges } from './plan.js';
+import {
+  addressRange,
+  formatRange,
+  merge,
+  parsePorts,
+  parsePrefixes,
+  portRange,
+  type Range,
+  type RangeType,
+  rangeElements,
+  toPrefixes,
+} from './ranges.js';
+import { setFor } from './ruleset.js';
+import { adding, type Change, deleting, difference, type Segment, timedElements } from './segments.js';
+
+export interface LiveSets {
+  /** Never from or to these. */
+  readonly exclude: { readonly from: PrefixSet; readonly to: PrefixSet };
+  readonly ports: { readonly tcp: PortSet; readonly udp: PortSet };
+  /** Only from or to these: where the option of that name was given. */
+  readonly from?: PrefixSet;
+  readonly to?: PrefixSet;
+}
+
+/** A set in the kernel and what we know to be in it. */
+interface KernelSet {
+  readonly name: string;
+  readonly type: RangeType;
+  segments: readonly Segment[];
+}
+
+/** What a live set is made of: prefixes are two sets in the kernel, one for each family. */
+interface Parts<Spec> {
+  readonly sets: readonly KernelSet[];
+  /** Ranges for each of `sets`. */
+  parse(specs: readonly Spec[]): (readonly Range[])[];
+  show(set: KernelSet, range: Range): Spec[];
+  /** Why there are no sets. */
+  readonly missing: string;
+}
+
+/**
+ * The kernel's answer was not what we know: an element has expired a moment before we thought, or its answer was lost. Then
+ * the set is written anew as a whole, in one batch too.
+ */
+const DISAGREEMENTS = ['ENOENT', 'EEXIST', 'ENOBUFS', 'EINTR'];
+/** The kernel counts in ticks of up to 10 ms; what we think to have expired must have expired there. */
+const TICK_MS = 10;
+
+/** What a set holds, to make it anew. */
+export interface Content {
+  readonly set: string;
+  readonly elements: readonly NftElement[];
+}
+
+export function liveSets(
+  plan: Plan,
+  commit: (operations: readonly NftOperation[]) => Promise<void>,
+): { readonly live: LiveSets; readonly contents: () => Content[] } {
+  const intercepts = plan.tcp !== undefined || plan.udp !== undefined;
+  const all: KernelSet[] = [];
+  const live = <Spec>(parts: Parts<Spec>) => {
+    all.push(...parts.sets);
+    return liveSet(parts, plan.nftTable, commit);
+  };
+  const ports = (protocol: 'tcp' | 'udp') => {
+    const ranges = plan[protocol];
+    return live<PortSpec>({
+      sets: ranges ? [kernelSet(`${protocol}_ports`, portRange, ranges)] : [],
+      parse: (specs) => [parsePorts(protocol, specs)],
+      show: (_, range) => [range.start === range.end ? Number(range.start) : formatRange(portRange, range)],
+      missing: `${protocol} ports: install with \`${protocol}: []\` to have one`,
+    });
+  };
+  const prefixes = (name: string, set: string, ranges: PrefixRanges) => {
+    const family = new Map<KernelSet, Family>();
+    for (const each of intercepts ? plan.families : [])
+      family.set(kernelSet(setFor(set, each), addressRange(each), ranges[each]), each);
+    return live<string>({
+      sets: [...family.keys()],
+      parse(specs) {
+        const parsed = parsePrefixes(name, specs);
+        return [...family.values()].map((each) => parsed[each]);
+      },
+      show: (each, range) => toPrefixes(family.get(each) as Family, range),
+      missing: `prefixes: it intercepts nothing, so that there is nothing to exclude`,
+    });
+  };
+  const sets: LiveSets = {
+    exclude: {
+      from: prefixes('exclude.from', 'exclude_from', plan.exclude.from),
+      to: prefixes('exclude.to', 'exclude_to', plan.exclude.to),
+    },
+    ports: { tcp: ports('tcp'), udp: ports('udp') },
+    ...(plan.from && { from: prefixes('from', 'from', plan.from) }),
+    ...(plan.to && { to: prefixes('to', 'to', plan.to) }),
+  };
+  return {
+    live: sets,
+    contents: () => all.map(({ name, type, segments }) => ({ set: name, elements: lasting(type, segments) })),
+  };
+}
+
+const kernelSet = (name: string, type: RangeType, ranges: readonly Range[]): KernelSet => ({
+  name,
+  type,
+  segments: ranges.map((range) => ({ ...range, until: Number.POSITIVE_INFINITY })),
+});
+
+/** The elements of those segments whose time is not over. */
+function lasting(type: RangeType, segments: readonly Segment[]): NftElement[] {
+  const now = performance.now();
+  return timedElements(
+    type,
+    segments.filter(({ until }) => until > now),
+    now,
+  );
+}
+
+function liveSet<Spec>(
+  parts: Parts<Spec>,
+  table: string,
+  commit: (operations: readonly NftOperation[]) => Promise<void>,
+): LiveSet<Spec> {
+  let last: Promise<void> = Promise.resolve();
+
+  /** After all changes before it: what they did must be known. */
+  function inTurn(
+    specs: Spec | readonly Spec[],
+    plan: (set: KernelSet, ranges: readonly Range[], now: number) => Change,
+  ) {
+    if (parts.sets.length === 0)
+      throw new InterceptError('ERR_TPROXY_NO_SET', `This interception has no set of ${parts.missing}`);
+    const ranges = parts.parse(Array.isArray(specs) ? specs : [specs as Spec]);
+    const turn = last.then(() => {
+      const now = performance.now();
+      return apply(
+        parts.sets.map((set, index) => ({ set, change: plan(set, ranges[index] ?? [], now) })),
+        now,
+      );
+    });
+    last = turn.catch(() => {});
+    return turn;
+  }
+
+  async function apply(changes: readonly { set: KernelSet; change: Change }[], now: number): Promise<void> {
+    const differences = changes.map(({ set, change }) => ({ set, change, ...difference(change, now) }));
+    const operations = [
+      ...differences.map(({ set, gone }) =>
+        elements(
+          'delete',
+          set,
+          gone.flatMap((each) => rangeElements(set.type, each)),
+        ),
+      ),
+      ...differences.map(({ set, created }) => elements('create', set, timedElements(set.type, created, now))),
+    ].flat();
+    const after = changes.map(({ set, change: { at, old, next } }) => [
+      ...set.segments.slice(0, at),
+      ...next,
+      ...set.segments.slice(at + old.length),
+    ]);
+    if (operations.length > 0)
+      await commit(operations).catch((error) => {
+        if (!(error instanceof NetlinkError && DISAGREEMENTS.includes(error.code))) throw error;
+        return commit(changes.flatMap(({ set }, index) => anew(set, after[index] ?? [])));
+      });
+    // The kernel counts from the commit on, and from nothing else does anybody know when that was.
+    const late = performance.now() - now + TICK_MS;
+    differences.forEach(({ set, created }, index) => {
+      const fresh = new Set(created);
+      set.segments = (after[index] ?? []).map((each) =>
+        fresh.has(each) ? { ...each, until: each.until + late } : each,
+      );
+    });
+  }
+
+  function elements(verb: 'delete' | 'create', { name }: KernelSet, list: readonly NftElement[]): NftOperation[] {
+    if (list.length === 0) return [];
+    return [{ verb, object: { kind: 'elements', family: 'inet', table, set: name, elements: list } }];
+  }
+
+  function anew(set: KernelSet, segments: readonly Segment[]): NftOperation[] {
+    const { name, type } = set;
+    return [
+      { verb: 'flush', object: { kind: 'set', family: 'inet', table, name, keyType: 0, keyLength: type.bytes } },
+      ...elements('create', set, lasting(type, segments)),
+    ];
+  }
+
+  return {
+    async add(specs, options = {}) {
+      checkOptions('add options', options, ['ttlMs']);
+      const { ttlMs = Number.POSITIVE_INFINITY } = options;
+      if (typeof ttlMs !== 'number' || !(ttlMs >= 1))
+        throw outOfRange('ttlMs', 'a time of 1 millisecond or more', ttlMs);
+      await inTurn(specs, (set, ranges, now) => adding(set.segments, ranges, now + ttlMs, now));
+    },
+    async delete(specs) {
+      await inTurn(specs, (set, ranges, now) => deleting(set.segments, ranges, now));
+    },
+    values() {
+      const now = performance.now();
+      return parts.sets.flatMap((set) =>
+        merge(set.segments.filter(({ until }) => until > now)).flatMap((range) => parts.show(set, range)),
+      );
+    },
+  };
+}
