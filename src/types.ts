@@ -56,9 +56,9 @@ export interface InterceptOptions {
    * there or below). What the proxy itself sends must carry the mark `rules.plan.socketMark`, or it would be intercepted,
    * for ever: relays, and `connectTransparent` in the process that installed the rules, set it.
    *
-   * While nobody listens, such a connection is refused with onDown `open`, since the kernel has turned it round already, and
-   * dropped with `closed`. Together with `udp: true` it needs conntrack, which alone can tell the answers of this host's own
-   * services from its questions; with a list of ports, answers to a client whose source port is on it are taken too.
+   * While nobody listens, it is dropped, whatever `onDown` says: the kernel has turned it round already, and cannot send it
+   * on. Together with `udp: true` it needs conntrack, which alone can tell the answers of this host's own services from its
+   * questions; with a list of ports, answers to a client whose source port is on it are taken too.
    */
   readonly ownHost?: true | OwnHostOptions;
   /** Default both. */

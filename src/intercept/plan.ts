@@ -62,9 +62,13 @@ export interface Plan {
   readonly ownHost?: OwnHost;
   readonly onDown: 'open' | 'closed';
   readonly lifetime: 'process' | 'permanent';
-  /** "Deliver here." */
+  /** "Deliver here." Its value is also the mark for UDP sockets that answer from a foreign address. */
   readonly fwmark: Fwmark;
-  /** The mark of the proxy's own sockets: all bits of the mask. */
+  /**
+   * The mark (SO_MARK) of the proxy's own connections and questions: all bits of the mask. By it they are not intercepted
+   * themselves, and datagrams that answer them are brought to them. A UDP socket that answers in somebody else's name must
+   * not have it: it would be given the next questions too.
+   */
   readonly socketMark: number;
   readonly table: number;
   readonly priority: number;

@@ -83,7 +83,7 @@ export const counted = {
   intercepted: 'intercepted: new connection or datagram, to the proxy',
   remembered: 'remembered: answer to a SYN cookie, to the proxy',
   diverted: 'diverted: to the transparent socket it belongs to',
-  dropped: 'dropped: nobody listens (onDown closed)',
+  dropped: 'dropped: nobody listens',
 } as const;
 /** Counts too, but the packet comes by again, and is counted as intercepted then. */
 const ROUND = 'sent by this host itself: round by the loopback interface';
@@ -134,13 +134,28 @@ const deliver = ({ fwmark }: PlanFacts) => setMark(fwmark.value, fwmark.mask);
 const toProxy = ({ port, address, families }: PlanFacts, family?: Family) =>
   tproxy(port, address === undefined ? family : families[0], address);
 
-/** The rule that hands to the proxy, then with onDown `closed` the one that drops what it did not take. */
-function intercept(plan: PlanFacts, match: Statement[], ...take: Statement[]): RuleOfStatements[] {
-  return [{ statements: [...match, ...take], comment: counted.intercepted }, ...dropRules(plan, match)];
+/** The rule that hands to the proxy. It ends at `tproxy` when nobody listens, so that the packet meets the rule behind it. */
+const taken = (match: Statement[], ...take: Statement[]): RuleOfStatements => ({
+  statements: [...match, ...take],
+  comment: counted.intercepted,
+});
+const dropped = (match: Statement[]): RuleOfStatements => ({
+  statements: [...match, counter, drop],
+  comment: counted.dropped,
+});
+const droppedIfClosed = ({ onDown }: PlanFacts, match: Statement[]): RuleOfStatements[] =>
+  onDown === 'closed' ? [dropped(match)] : [];
+
+/**
+ * Sent by this host itself, and round by the loopback interface. It keeps its mark, since it has been routed already. So
+ * nobody can send it on any more: when the proxy does not listen, it is dropped. Left alone, it would reach whatever service
+ * of this host listens on the port.
+ */
+function fromOwnHost(plan: PlanFacts, protocol: Statement): RuleOfStatements[] {
+  if (!plan.ownHost) return [];
+  const match = [fromLoopback, markIs(ownMark(plan), plan.fwmark.mask), protocol];
+  return [taken(match, toProxy(plan), counter, accept), dropped(match)];
 }
-// tproxy ends its rule when nobody listens, so that the packet goes its own way (`open`) or to this rule behind it.
-const dropRules = ({ onDown }: PlanFacts, match: Statement[]): RuleOfStatements[] =>
-  onDown === 'closed' ? [{ statements: [...match, counter, drop], comment: counted.dropped }] : [];
 
 const otherFamily = ({ families }: PlanFacts): RuleOfStatements[] =>
   families.length === 1 ? [rule(nfprotoIsNot(families[0] as Family), returnToCaller)] : [];
@@ -151,8 +166,9 @@ function arriving({ interfaces }: PlanFacts, protocol: 'tcp' | 'udp'): Statement
 }
 
 function prerouting(plan: PlanFacts): RuleOfStatements[] {
-  const { tcp, udp, ownHost, fwmark, socketMark: ours } = plan;
+  const { tcp, udp, fwmark, socketMark: ours } = plan;
   const ofFlow = (family: Family) => [l4proto('tcp'), flowIn(family, setFor('flows', family))];
+  const arrived = arriving(plan, 'udp');
   return [
     ...otherFamily(plan),
     // A SYN takes a way of its own: it may open a new connection on the tuple of one in TIME_WAIT, which `divert` would
@@ -166,21 +182,7 @@ function prerouting(plan: PlanFacts): RuleOfStatements[] {
     ...(udp || !tcp
       ? [rule(l4protoIn('udp', 'icmp', 'ipv6-icmp'), socketMark(ours, fwmark.mask), deliver(plan), accept)]
       : []),
-    // It has been routed here already, so it keeps its mark. Who listens no more lets it be refused, or drops it: it
-    // cannot be sent on from here.
-    ...(ownHost
-      ? intercept(
-          plan,
-          [
-            fromLoopback,
-            markIs(ownMark(plan), fwmark.mask),
-            tcp && udp ? l4protoIn('tcp', 'udp') : l4proto(tcp ? 'tcp' : 'udp'),
-          ],
-          toProxy(plan),
-          counter,
-          accept,
-        )
-      : []),
+    ...fromOwnHost(plan, tcp && udp ? l4protoIn('tcp', 'udp') : l4proto(tcp ? 'tcp' : 'udp')),
     // The answer to a SYN cookie has no socket, not even half of one, and is no SYN: we know it by the SYN we saw.
     ...(tcp
       ? both(plan, (family) => ({
@@ -188,36 +190,31 @@ function prerouting(plan: PlanFacts): RuleOfStatements[] {
           comment: counted.remembered,
         }))
       : []),
-    ...(tcp ? both(plan, (family) => dropRules(plan, ofFlow(family))).flat() : []),
+    ...(tcp ? both(plan, (family) => droppedIfClosed(plan, ofFlow(family))).flat() : []),
     ...(udp
       ? [
           rule(l4protoIsNot('udp'), returnToCaller),
           rule(jump('skip')),
-          ...intercept(plan, arriving(plan, 'udp'), toProxy(plan), deliver(plan), counter, accept),
+          taken(arrived, toProxy(plan), deliver(plan), counter, accept),
+          ...droppedIfClosed(plan, arrived),
         ]
       : []),
   ];
 }
 
 function synChain(plan: PlanFacts): RuleOfStatements[] {
-  const { tcp, ownHost, fwmark } = plan;
+  const { tcp } = plan;
+  const arrived = arriving(plan, 'tcp');
   return [
     // Listeners on foreign addresses come first. Only full sockets match here: a half-open or TIME_WAIT one ends the rule
     // at `socket wildcard`, and tproxy, which knows how to treat it, gets the packet.
     rule(socketWildcard(0), socketTransparent, deliver(plan), accept),
-    ...(tcp && ownHost
-      ? intercept(
-          plan,
-          [fromLoopback, markIs(ownMark(plan), fwmark.mask), l4proto('tcp')],
-          toProxy(plan),
-          counter,
-          accept,
-        )
-      : []),
+    ...(tcp ? fromOwnHost(plan, l4proto('tcp')) : []),
     ...(tcp
       ? [
           rule(jump('skip')),
-          ...intercept(plan, arriving(plan, 'tcp'), toProxy(plan), deliver(plan), counter, goTo('remember')),
+          taken(arrived, toProxy(plan), deliver(plan), counter, goTo('remember')),
+          ...droppedIfClosed(plan, arrived),
         ]
       : []),
   ];

@@ -1,6 +1,12 @@
 /** Transparent servers of one test file, and the sysctls under which they have to work. */
 import { once } from 'node:events';
-import { createTransparentServer, type TransparentServer } from '../../src/index.js';
+import {
+  createTransparentServer,
+  type InstalledRules,
+  type InstallOptions,
+  installIntercept,
+  type TransparentServer,
+} from '../../src/index.js';
 import type { InterceptOptions } from '../../src/types.js';
 import type { Lab } from './lab.js';
 import { greeting } from './talk.js';
@@ -18,6 +24,7 @@ export const hostile = {
 };
 
 const open = new Set<TransparentServer>();
+const rules = new Set<InstalledRules>();
 
 export async function start(server: TransparentServer, port = 50080, address?: string): Promise<TransparentServer> {
   open.add(server);
@@ -33,6 +40,15 @@ export async function stop(server: TransparentServer): Promise<void> {
 /** For `test.after.each`: what a failed test left open. */
 export async function stopAll(): Promise<void> {
   for (const server of open) await stop(server);
+  for (const each of rules) await each.uninstall();
+  rules.clear();
+}
+
+/** Rules in the router, for a proxy on port 50080; they are gone after the test at the latest. */
+export async function install(lab: Lab, options: Partial<InstallOptions>): Promise<InstalledRules> {
+  const installed = await installIntercept({ port: 50080, netns: lab.netns('router'), ...options });
+  rules.add(installed);
+  return installed;
 }
 
 /** A proxy in the router that answers itself, and says so. */
@@ -40,4 +56,10 @@ export function startProxy(lab: Lab, intercept: InterceptOptions = { tcp: [80, 9
   return start(
     createTransparentServer({ intercept, netns: lab.netns('router') }, (socket) => greeting('proxy', socket)),
   );
+}
+
+/** What a server that listens has installed. */
+export function rulesOf(server: TransparentServer): InstalledRules {
+  if (!server.rules) throw new Error('nothing is installed');
+  return server.rules;
 }

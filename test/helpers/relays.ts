@@ -204,7 +204,7 @@ export function resources(pid: number | 'self' = 'self') {
 }
 
 /** Waits until `condition` holds. */
-export async function until(condition: () => boolean, what: string, timeoutMs = 5000): Promise<void> {
+export async function until(condition: () => boolean, what: string, timeoutMs = 15_000): Promise<void> {
   for (const end = Date.now() + timeoutMs; !condition(); await sleep(5))
     if (Date.now() > end) throw new Error(`not within ${timeoutMs} ms: ${what}`);
 }

@@ -14,8 +14,11 @@ async function program(lab: Lab, host: Host, ...args: (string | number)[]): Prom
 export const serveUdp = (lab: Lab, host: Host, name: string, port: number): Promise<Program> =>
   program(lab, host, 'serve', name, port);
 
-/** Answers from the original destination, and says which that was. Its answers carry `mark`. */
-export const proxyUdp = (lab: Lab, host: Host, port: number, mark: number): Promise<Program> =>
+/**
+ * Answers from the original destination, and says which that was. Its answers carry `mark`: by default that of an
+ * interception which has chosen the first free one.
+ */
+export const proxyUdp = (lab: Lab, host: Host, port: number, mark = 0x1): Promise<Program> =>
   program(lab, host, 'proxy', 'proxy', port, mark);
 
 export interface AskUdpOptions {

@@ -63,6 +63,17 @@ const variants: Record<string, InterceptOptions> = {
   },
   'IPv4 only': { tcp: [80], families: ['ipv4'] },
   'IPv6 only': { tcp: [80], families: ['ipv6'], exclude: { to: ['fd00::/8'] } },
+  'UDP and TCP': { tcp: [80], udp: [53, '9000-9999'] },
+  'UDP alone, all ports, closed': { udp: true, onDown: 'closed' },
+  'ports to come': { tcp: [], udp: [] },
+  'own host': { tcp: [80], udp: [53], ownHost: true },
+  'own host, all ports, of some users, closed': {
+    tcp: true,
+    udp: true,
+    ownHost: { users: ['root', 'nobody', 1234] },
+    onDown: 'closed',
+  },
+  'own host, one user, UDP and IPv6 alone': { udp: [53], ownHost: { users: [1234] }, families: ['ipv6'] },
   'everything excluded, to the last address': { tcp: ['1-65535'], exclude: { to: ['0.0.0.0/0', 'ffff::/16'] } },
 };
 
@@ -158,6 +169,20 @@ test('two interceptions side by side have marks, tables and priorities of their 
   assert.equal(await two.verify(), { intact: true, missing: [] });
   await two.uninstall();
   await two.uninstall(); // again is no error
+  assert.is(lab.snapshot('router'), before);
+});
+
+test('what a table claims is taken, where nothing else of it is there yet', async () => {
+  const before = lab.snapshot('router');
+  const one = await installIntercept({ tcp: [80], port: 50080, netns, lifetime: 'permanent', repair: false });
+  const flush = `nft flush table inet linux-tproxy-50080; for f in -4 -6; do ip $f rule flush protocol 84; ip $f route flush table 100; done`;
+  lab.exec('router', 'sh', '-euc', flush);
+  const two = await installIntercept({ tcp: [443], port: 50443, netns });
+  assert.is(one.plan.fwmark.mask & two.plan.fwmark.mask, 0);
+  assert.is.not(one.plan.table, two.plan.table);
+  assert.ok(Math.abs(one.plan.priority - two.plan.priority) >= 4);
+  await two.uninstall();
+  await one.uninstall();
   assert.is(lab.snapshot('router'), before);
 });
 

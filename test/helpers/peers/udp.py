@@ -56,15 +56,17 @@ def proxy(name, port, mark):
     one.setsockopt(socket.SOL_IP, IP_RECVORIGDSTADDR, 1)
     one.setsockopt(SOL_IPV6, IPV6_RECVORIGDSTADDR, 1)
     one.bind(("::", int(port)))
+    answering = {}
     print("ready", flush=True)
     while True:
         _, control, _, sender = one.recvmsg(2048, 512)
         destination = original(control)
         client = plain(sender[0]), sender[1]
-        back = open_socket(family_of(destination[0]), True, int(mark))
-        back.bind(destination)
-        back.sendto(f"{name} {client[0]} {client[1]} {destination[0]} {destination[1]}".encode(), client)
-        back.close()
+        # They stay open: what is sent to them next must come to us all the same.
+        if destination not in answering:
+            answering[destination] = open_socket(family_of(destination[0]), True, int(mark))
+            answering[destination].bind(destination)
+        answering[destination].sendto(" ".join(map(str, (name, *client, *destination))).encode(), client)
 
 
 def ask(address, port, *settings):
