@@ -162,7 +162,8 @@ function installed(
   const table = tableObject(plan);
   const ofTable = { family: table.family, table: table.name };
   const remove: NftOperation[] = [{ verb: 'delete', object: table }];
-  const watch = repair ? new Watch(kernel, () => plan) : undefined;
+  const { live, contents } = liveSets(plan, (operations) => nftables.commit(operations));
+  const watch = repair ? new Watch(kernel, () => plan, contents) : undefined;
   let uninstalling: Promise<void> | undefined;
 
   // Reverse of apply: the marks stop first, then the rules that read them, then the routes. So long as the table is there
@@ -206,9 +207,9 @@ function installed(
   };
 
   const methods = {
-    ...liveSets(plan, (operations) => nftables.commit(operations)),
+    ...live,
     setOnDown(onDown: Plan['onDown']) {
-      const turn = switching.then(() => switchOnDown(onDown));
+      const turn = switching.then(() => (watch ? watch.between(() => switchOnDown(onDown)) : switchOnDown(onDown)));
       switching = turn.catch(() => {});
       return turn;
     },

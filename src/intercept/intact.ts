@@ -15,15 +15,15 @@ export type Loss =
   | { readonly kind: 'table'; readonly what: string; readonly gone: boolean };
 
 export async function findLosses(kernel: Kernel, plan: Plan): Promise<Loss[]> {
-  const [rules, routes, table] = await Promise.all([
-    kernel.route.ruleList(),
-    kernel.route.routeList({ table: plan.table }),
-    tableLoss(kernel, plan),
-  ]);
+  return (await Promise.all([findRoutingLosses(kernel, plan), findTableLosses(kernel, plan)])).flat();
+}
+
+/** Of policy rules and routes. */
+export async function findRoutingLosses({ route }: Kernel, plan: Plan): Promise<Loss[]> {
+  const [rules, routes] = await Promise.all([route.ruleList(), route.routeList({ table: plan.table })]);
   return [
     ...plan.routes.flatMap((route) => routeLoss(route, routes)),
     ...plan.rules.filter((rule) => !rules.some((found) => contains(found, rule))).map(ruleLoss),
-    ...table,
   ];
 }
 
@@ -49,7 +49,7 @@ export const routeName = ({ type, destination, table, family }: Route) =>
  * Its chains, sets and rules. What is in the sets may change while it lives. Rules are compared by what they do: rules
  * that somebody has added to our chains are a change, too.
  */
-async function tableLoss({ nftables }: Kernel, plan: Plan): Promise<Loss[]> {
+async function findTableLosses({ nftables }: Kernel, plan: Plan): Promise<Loss[]> {
   const table = tableObject(plan);
   const name = `table inet ${table.name}`;
   const found = (await nftables.list('table')).find(({ family, name }) => family === 'inet' && name === table.name);

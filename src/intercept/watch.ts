@@ -9,9 +9,10 @@ import { InterceptError, NetlinkError } from '../errors.js';
 import type { NftChange, NftOperation, RouteChange } from '../netlink/types.js';
 import type { ChangedBy, RepairReport } from '../types.js';
 import type { Kernel } from './host.js';
-import { findLosses, type Loss, routeName, ruleName } from './intact.js';
+import { findLosses, findRoutingLosses, type Loss, routeName, ruleName } from './intact.js';
 import { tableObject } from './nftables.js';
 import type { Plan } from './plan.js';
+import type { Content } from './sets.js';
 
 /** One command makes several changes (`ip rule flush`): they are waited for, and are one repair. */
 const SETTLE_MS = 10;
@@ -34,6 +35,9 @@ export interface WatchEvents {
 export class Watch extends EventEmitter<WatchEvents> {
   readonly #kernel: Kernel;
   readonly #current: () => Plan;
+  readonly #contents: () => Content[];
+  /** The kernel lets nobody else change the table. */
+  readonly #owned: boolean;
   readonly #ends: (() => void)[] = [];
   #timer: NodeJS.Timeout | undefined;
   #working: Promise<void> = Promise.resolve();
@@ -44,15 +48,16 @@ export class Watch extends EventEmitter<WatchEvents> {
   readonly #heard = new Map<string, { readonly at: number; readonly by?: ChangedBy }>();
   #repairs: { readonly what: string; readonly at: number }[] = [];
 
-  /** `current`: the plan as it is at the moment. Begins at once, with a look. */
-  constructor(kernel: Kernel, current: () => Plan) {
+  /** `current`: the plan as it is at the moment; `contents`: of its sets. Begins at once, with a look. */
+  constructor(kernel: Kernel, current: () => Plan, contents: () => Content[]) {
     super();
     const plan = current();
     this.#kernel = kernel;
     this.#current = current;
+    this.#contents = contents;
+    this.#owned = tableObject(plan).flags?.includes('owner') ?? false;
     this.#ends.push(kernel.route.watch((changes) => this.#hearRoutes(changes), { table: plan.table }));
-    // A table that we own is nobody else's to change: the kernel sees to that.
-    if (!tableObject(plan).flags?.includes('owner'))
+    if (!this.#owned)
       this.#ends.push(kernel.nftables.watch((changes) => this.#hearTable(changes), { table: plan.nftTable }));
     // What was changed since it was installed and before now was told to nobody.
     this.#lookIn(SETTLE_MS);
@@ -68,6 +73,16 @@ export class Watch extends EventEmitter<WatchEvents> {
     clearTimeout(this.#timer);
     for (const end of this.#ends.splice(0)) end();
     return this.#working;
+  }
+
+  /** A change of our own to what the plan says and the kernel has, while nobody compares the two. */
+  between<T>(change: () => Promise<T>): Promise<T> {
+    const turn = this.#working.then(change);
+    this.#working = turn.then(
+      () => {},
+      () => {},
+    );
+    return turn;
   }
 
   // ---- hearing ----------------------------------------------------------------------------------------------------------
@@ -133,7 +148,8 @@ export class Watch extends EventEmitter<WatchEvents> {
     if (this.#stopped) return;
     const started = performance.now();
     try {
-      const losses = await findLosses(this.#kernel, this.#plan);
+      const find = this.#owned ? findRoutingLosses : findLosses;
+      const losses = await find(this.#kernel, this.#plan);
       if (losses.length > 0) {
         await this.#repair(losses);
         const ended = performance.now();
@@ -170,25 +186,43 @@ export class Watch extends EventEmitter<WatchEvents> {
           await unless(['EEXIST'], route.ruleAdd(loss.rule));
           break;
         case 'table':
-          await nftables.commit(loss.gone ? this.#plan.nftables : await this.#rebuilt());
+          await nftables.commit(loss.gone ? this.#table(this.#contents()) : await this.#rebuilt());
       }
     }
   }
 
-  /** The table anew in one batch, with what its sets hold now. */
+  /** What makes the table, with this in its sets. */
+  #table(contents: readonly Content[]): NftOperation[] {
+    const { nftables } = this.#plan;
+    const { family, name: table } = tableObject(this.#plan);
+    return [
+      ...nftables.filter(({ object }) => object.kind !== 'elements' || !contents.some(({ set }) => set === object.set)),
+      ...contents
+        .filter(({ elements }) => elements.length > 0)
+        .map((content): NftOperation => ({ verb: 'add', object: { kind: 'elements', family, table, ...content } })),
+    ];
+  }
+
+  /** The table anew in one batch, with what its sets hold now: whoever may change it may have changed them, too. */
   async #rebuilt(): Promise<NftOperation[]> {
     const { nftables } = this.#kernel;
     const table = tableObject(this.#plan);
-    const content = await Promise.all(
-      this.#plan.nftables.map(async (operation): Promise<NftOperation> => {
-        const { object } = operation;
-        if (object.kind !== 'elements' || object.set.startsWith('__')) return operation;
-        const filter = { family: object.family, table: object.table, set: object.set };
-        const [now = object] = await nftables.list('elements', filter).catch(() => [object]);
-        return { verb: 'add', object: { ...object, elements: now.elements } };
-      }),
+    const ofTable = { family: table.family, table: table.name };
+    const contents = await Promise.all(
+      (await nftables.list('set', ofTable))
+        .filter(({ flags }) => !flags?.includes('anonymous') && !flags?.includes('eval'))
+        .map(async ({ name: set }): Promise<Content> => {
+          const [found] = await nftables.list('elements', { ...ofTable, set });
+          // What is left of its time is only the kernel's to tell.
+          const elements = found?.elements.map(({ expiresMs: _, ...element }) => element) ?? [];
+          return { set, elements };
+        }),
     );
-    return [{ verb: 'delete', object: table }, ...content];
+    const planned = contents.filter(({ set }) =>
+      this.#plan.nftables.some(({ object }) => object.kind === 'set' && object.name === set),
+    );
+    const missing = this.#contents().filter(({ set }) => !planned.some((content) => content.set === set));
+    return [{ verb: 'delete', object: table }, ...this.#table([...planned, ...missing])];
   }
 
   #report(losses: readonly Loss[], started: number, ended: number): void {

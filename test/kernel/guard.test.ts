@@ -1,7 +1,6 @@
 /** Whatever way a process ends, and whoever runs it, nothing stays behind: no table, no policy rule, no route, no process. */
 import { execFileSync } from 'node:child_process';
 import { chmodSync, copyFileSync, cpSync, existsSync, mkdirSync, mkdtempSync, symlinkSync } from 'node:fs';
-import { createRequire } from 'node:module';
 import { join } from 'node:path';
 import { setTimeout } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
@@ -226,14 +225,12 @@ test('a worker thread that is terminated', async () => {
     import { Worker } from 'node:worker_threads';
     import { once } from 'node:events';
     const worker = new Worker(${JSON.stringify(`
-      import { createRequire } from 'node:module';
-      const require = createRequire('/');
-      // tsx does not reach into workers by itself.
-      require(${JSON.stringify(createRequire(import.meta.url).resolve('tsx/cjs'))});
-      const { installIntercept } = require(${JSON.stringify(join(root, 'src/index.ts'))});
-      installIntercept(${JSON.stringify(options)}).then(() => {
-        require('node:worker_threads').parentPort.postMessage('installed');
-      });`)}, { eval: true });
+      import { parentPort } from 'node:worker_threads';
+      import { register } from ${JSON.stringify(import.meta.resolve('tsx/esm/api'))};
+      register();
+      const { installIntercept } = await import(${JSON.stringify(join(root, 'src/index.ts'))});
+      await installIntercept(${JSON.stringify(options)});
+      parentPort.postMessage('installed');`)}, { eval: true });
     console.log(...await once(worker, 'message'));
     await worker.terminate();
     console.log(execFileSync('sh', ['-c', 'nft list tables; ip rule; ps -e -o stat=,comm=,args='], { encoding: 'utf8' }));

@@ -172,6 +172,20 @@ test('two interceptions side by side have marks, tables and priorities of their 
   assert.is(lab.snapshot('router'), before);
 });
 
+test('what a table claims is taken, where nothing else of it is there yet', async () => {
+  const before = lab.snapshot('router');
+  const one = await installIntercept({ tcp: [80], port: 50080, netns, lifetime: 'permanent', repair: false });
+  const flush = `nft flush table inet linux-tproxy-50080; for f in -4 -6; do ip $f rule flush protocol 84; ip $f route flush table 100; done`;
+  lab.exec('router', 'sh', '-euc', flush);
+  const two = await installIntercept({ tcp: [443], port: 50443, netns });
+  assert.is(one.plan.fwmark.mask & two.plan.fwmark.mask, 0);
+  assert.is.not(one.plan.table, two.plan.table);
+  assert.ok(Math.abs(one.plan.priority - two.plan.priority) >= 4);
+  await two.uninstall();
+  await one.uninstall();
+  assert.is(lab.snapshot('router'), before);
+});
+
 test('several processes at once all get what they need, and nothing of it is left', async () => {
   const before = lab.snapshot('router');
   const installs = await Promise.all(

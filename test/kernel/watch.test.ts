@@ -172,6 +172,37 @@ test('all that within 100 ms', () => {
   assert.ok(median < 100);
 });
 
+test('a table that is gone comes back with what was added to its sets since, and with the onDown of now', async () => {
+  const rules = await install({ lifetime: 'permanent' });
+  await rules.exclude.to.add(['198.51.100.0/24', '2001:db8::/32']);
+  await rules.exclude.to.delete('192.0.2.0/24');
+  await rules.ports.tcp.add(8443);
+  await rules.setOnDown('closed');
+  const whole = lab.snapshot('router');
+  await afterwards(rules, 'nft flush ruleset');
+  assert.is(lab.snapshot('router'), whole);
+  await rules.exclude.to.delete('198.51.100.0/24');
+  assert.equal(rules.exclude.to.values(), ['2001:db8::/32']);
+  await rules.uninstall();
+});
+
+test('switched while somebody else changes the table: both are as they should be', async () => {
+  const rules = await install({ lifetime: 'permanent' });
+  for (let i = 0; i < 5; i++) {
+    const damage = lab.run('router', 'nft', 'insert', 'rule', ...table.split(' '), 'syn', 'accept');
+    await setTimeout(i * 6);
+    await rules.setOnDown(i % 2 ? 'open' : 'closed').catch(() => {}); // refused where it was changed that moment
+    await damage;
+  }
+  await rules.setOnDown('closed');
+  for (let i = 0; i < 50 && !(await rules.verify()).intact; i++) await setTimeout(20);
+  const closed = lab.exec('router', 'nft', 'list', 'table', ...table.split(' '));
+  await rules.uninstall();
+  const fresh = await install({ lifetime: 'permanent', onDown: 'closed' });
+  assert.is(closed, lab.exec('router', 'nft', 'list', 'table', ...table.split(' ')));
+  await fresh.uninstall();
+});
+
 test('a table that is rebuilt keeps what its sets hold', async () => {
   const rules = await install({ lifetime: 'permanent' });
   lab.exec('router', 'nft', 'add', 'element', ...table.split(' '), 'exclude_to4', '{ 198.51.100.7 }');
