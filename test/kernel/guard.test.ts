@@ -9,7 +9,7 @@ import * as assert from 'uvu/assert';
 import { type InterceptError, installIntercept } from '../../src/index.js';
 import { RouteSocket } from '../../src/netlink/route.js';
 import { createLab, type Lab } from '../helpers/lab.js';
-import { rootless } from '../helpers/namespaces.js';
+import { oneUser } from '../helpers/namespaces.js';
 import { testUnless } from '../helpers/skip.js';
 import { snapshot } from '../helpers/snapshot.js';
 
@@ -134,7 +134,7 @@ test('without root, in a user namespace', () => {
     kill -9 $!; wait $! 2>/dev/null || true
     for i in 1 2 3 4 5 6 7 8 9 10; do show >/run/after; if cmp -s /run/before /run/after; then echo clean; exit; fi; sleep 0.1; done
     diff /run/before /run/after`;
-  const nobody = rootless ? [] : ['setpriv', '--reuid=65534', '--regid=65534', '--clear-groups', '--no-new-privs'];
+  const nobody = oneUser ? [] : ['setpriv', '--reuid=65534', '--regid=65534', '--clear-groups', '--no-new-privs'];
   const [file = '', ...args] = [
     ...[...nobody, 'unshare', '--user', '--map-root-user', '--net', '--mount'],
     ...[
@@ -149,7 +149,7 @@ test('without root, in a user namespace', () => {
 });
 
 testUnless(
-  rootless && 'file capabilities need root',
+  oneUser && 'file capabilities need root',
   test,
   'a Node that has CAP_NET_ADMIN as a file capability',
   async () => {

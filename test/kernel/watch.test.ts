@@ -139,10 +139,7 @@ const tableDamages: readonly (readonly [command: string, repaired: RegExp])[] = 
     `nft delete rule ${table} syn handle $(nft -a list chain ${table} syn | sed -n 's/.*jump skip # handle //p')`,
     /: rules of chain syn$/,
   ],
-  [
-    `nft 'flush chain ${table} prerouting; delete chain ${table} prerouting'`,
-    /: chain prerouting, rules of chain prero/,
-  ],
+  [`nft 'flush chain ${table} prerouting; delete chain ${table} prerouting'`, /: (chain|rules of chain) prerouting/],
   [`nft 'add chain ${table} prerouting { policy drop; }'`, /: chain prerouting$/],
   [`nft 'add table ${table} { flags dormant; }'`, /: its flags$/],
 ];
