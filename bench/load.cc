@@ -153,7 +153,8 @@ struct Call {
 void report(std::vector<double>& latencies, double seconds) {
   std::sort(latencies.begin(), latencies.end());
   const auto at = [&](double part) {
-    return latencies.empty() ? 0.0 : latencies[static_cast<std::size_t>(part * static_cast<double>(latencies.size() - 1))];
+    return latencies.empty() ? 0.0
+                             : latencies[static_cast<std::size_t>(part * static_cast<double>(latencies.size() - 1))];
   };
   std::printf("{\"count\":%zu,\"seconds\":%.4f,\"p50\":%.1f,\"p99\":%.1f}\n", latencies.size(), seconds, at(0.5),
               at(0.99));
@@ -275,7 +276,8 @@ int check(const sockaddr_in& to, std::size_t size) {
   }
   errno = EILSEQ;
   if (in != size || std::memcmp(sent.data(), got.data(), size) != 0) die("check");
-  std::printf("{\"count\":%zu,\"seconds\":%.4f}\n", size, std::chrono::duration<double>(Clock::now() - started).count());
+  std::printf("{\"count\":%zu,\"seconds\":%.4f}\n", size,
+              std::chrono::duration<double>(Clock::now() - started).count());
   return 0;
 }
 

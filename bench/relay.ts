@@ -44,7 +44,7 @@ interface Peer {
   start(lab: Lab): Promise<Running>;
 }
 
-const haproxy = (name: string, tuning: string): Peer => ({
+const haproxy = (name: string, tuning: string, splice: readonly string[]): Peer => ({
   name,
   async start(lab) {
     const file = '/run/haproxy.cfg';
@@ -59,7 +59,7 @@ defaults
   timeout connect 5s
   timeout client 60s
   timeout server 60s
-  option splice-auto
+  ${splice.map((option) => `option ${option}`).join('\n  ')}
 listen relay
   bind :${proxyPort} transparent backlog 4096
   source 0.0.0.0 usesrc clientip
@@ -91,8 +91,9 @@ const engine = (name: string): Peer => ({
 
 const peers: readonly Peer[] = [
   { name: 'forwarding', start: async () => ({ stop: async () => {} }) },
-  haproxy('haproxy', ''),
-  haproxy('haproxy 1M', 'tune.pipesize 1048576'),
+  haproxy('haproxy', '', ['splice-auto']),
+  haproxy('haproxy splice', '', ['splice-request', 'splice-response']),
+  haproxy('haproxy splice 1M', 'tune.pipesize 1048576', ['splice-request', 'splice-response']),
   engine('epoll'),
   engine('uring'),
 ].filter(({ name }) => !options.peers || options.peers.split(',').includes(name));
@@ -230,7 +231,9 @@ function ratio(of: readonly Measured[], to: readonly Measured[] | undefined): st
 }
 
 function table({ name, unit, per }: Load, rows: Map<string, Measured[]>): string {
-  const references = ['haproxy', 'haproxy 1M', 'forwarding', 'epoll'].filter((each) => rows.has(each));
+  const references = ['haproxy', 'haproxy splice', 'haproxy splice 1M', 'forwarding', 'epoll'].filter((each) =>
+    rows.has(each),
+  );
   const number = (value: number) => (value >= 1000 ? String(Math.round(value)) : value.toPrecision(3));
   const lines = [...rows].map(([peer, measured]) => {
     const rates = measured.map(({ rate }) => rate);

@@ -97,7 +97,8 @@ void Mover::stream(bool streaming) {
 }
 
 Moved Mover::give(int to, bool last, Workspace& workspace) {
-  if (inPipe_ == 0) return heldFrom_ == held_.size() && inBuffer_.empty() ? giveReceived(to, last, workspace) : giveCopied(to);
+  if (inPipe_ == 0)
+    return heldFrom_ == held_.size() && inBuffer_.empty() ? giveReceived(to, last, workspace) : giveCopied(to);
   // The exact length: asking for more would make the kernel wait for it before it sends the last part.
   const Moved result = moved(
       untilUninterrupted([&] { return splice(pipe_->out.get(), nullptr, to, nullptr, inPipe_, spliceFlags); }), true);
@@ -125,9 +126,11 @@ Moved Mover::giveReceived(int to, bool last, Workspace& workspace) {
   const bool all = receivedFrom_ + count == received_.size();
   const int flags = MSG_NOSIGNAL | (last && all ? MSG_MORE : 0);
   const msghdr message{.msg_iov = parts.data(), .msg_iovlen = count};
-  const Moved result = moved(untilUninterrupted([&] {
-    return count == 1 ? send(to, parts[0].iov_base, parts[0].iov_len, flags) : sendmsg(to, &message, flags);
-  }), false);
+  const Moved result =
+      moved(untilUninterrupted([&] {
+              return count == 1 ? send(to, parts[0].iov_base, parts[0].iov_len, flags) : sendmsg(to, &message, flags);
+            }),
+            false);
   // The receiver is slower than the sender: read only as it takes it.
   if (result.bytes < wanted) stream(true);
   std::size_t gone = result.bytes;
