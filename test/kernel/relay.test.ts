@@ -468,7 +468,7 @@ test('what the client sends while the upstream connects is kept, within bounds',
   assert.equal(await drain(accepted[1] as net.Socket), { bytes: 20 * MiB, hash: await hash });
   accepted[1]?.end();
   assert.is((await relays.event('ended')).reason, 'end');
-  full.filling.destroy();
+  for (const socket of [full.filling, ...accepted]) socket.destroy();
   server.close();
 });
 
