@@ -1,5 +1,5 @@
 /**
- * How fast is the relay? `npm run bench [-- --quick] [--rounds N] [--only LOAD,...] [--peers PEER,...]`
+ * How fast is the relay? `npm run bench [-- --quick] [--rounds N] [--seconds N] [--only LOAD,...] [--peers PEER,...]`
  *
  * Client, router and server are the namespaces of the tests (test/helpers/lab.ts), with the real rules and connections from
  * the client's address. Every peer runs alone, one after the other, and does so again in each round: what is compared is
@@ -25,12 +25,13 @@ const { values: options } = parseArgs({
   options: {
     quick: { type: 'boolean', default: false },
     rounds: { type: 'string' },
+    seconds: { type: 'string' },
     only: { type: 'string' },
     peers: { type: 'string' },
   },
 });
 const rounds = Number(options.rounds ?? (options.quick ? 2 : 5));
-const seconds = options.quick ? 1 : 2;
+const seconds = Number(options.seconds ?? (options.quick ? 1 : 2));
 
 // ---- who is measured ------------------------------------------------------------------------------------------------------
 

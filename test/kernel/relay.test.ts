@@ -549,6 +549,7 @@ testWith('uring', 'looking again before sleeping costs nothing where it does not
   const uring = await exchange('uring');
   // 400 exchanges are 800 waits: 60 us each would be 48 ms.
   assert.ok(uring < epoll + 24, `${uring} ms, epoll ${epoll} ms`);
+  server.close();
 });
 
 // ---- connecting -------------------------------------------------------------------------------------------------------
