@@ -1,5 +1,5 @@
 /**
- * How fast is the relay? `npm run bench [-- --quick] [--rounds N] [--only LOAD,...] [--peers PEER,...]`
+ * How fast is the relay? `npm run bench [-- --quick] [--rounds N] [--seconds N] [--only LOAD,...] [--peers PEER,...]`
  *
  * Client, router and server are the namespaces of the tests (test/helpers/lab.ts), with the real rules and connections from
  * the client's address. Every peer runs alone, one after the other, and does so again in each round: what is compared is
@@ -25,12 +25,13 @@ const { values: options } = parseArgs({
   options: {
     quick: { type: 'boolean', default: false },
     rounds: { type: 'string' },
+    seconds: { type: 'string' },
     only: { type: 'string' },
     peers: { type: 'string' },
   },
 });
 const rounds = Number(options.rounds ?? (options.quick ? 2 : 5));
-const seconds = options.quick ? 1 : 2;
+const seconds = Number(options.seconds ?? (options.quick ? 1 : 2));
 
 // ---- who is measured ------------------------------------------------------------------------------------------------------
 
@@ -44,7 +45,7 @@ interface Peer {
   start(lab: Lab): Promise<Running>;
 }
 
-const haproxy = (name: string, tuning: string): Peer => ({
+const haproxy = (name: string, tuning: string, splice: readonly string[]): Peer => ({
   name,
   async start(lab) {
     const file = '/run/haproxy.cfg';
@@ -59,7 +60,7 @@ defaults
   timeout connect 5s
   timeout client 60s
   timeout server 60s
-  option splice-auto
+  ${splice.map((option) => `option ${option}`).join('\n  ')}
 listen relay
   bind :${proxyPort} transparent backlog 4096
   source 0.0.0.0 usesrc clientip
@@ -91,8 +92,9 @@ const engine = (name: string): Peer => ({
 
 const peers: readonly Peer[] = [
   { name: 'forwarding', start: async () => ({ stop: async () => {} }) },
-  haproxy('haproxy', ''),
-  haproxy('haproxy 1M', 'tune.pipesize 1048576'),
+  haproxy('haproxy', '', ['splice-auto']),
+  haproxy('haproxy splice', '', ['splice-request', 'splice-response']),
+  haproxy('haproxy splice 1M', 'tune.pipesize 1048576', ['splice-request', 'splice-response']),
   engine('epoll'),
   engine('uring'),
 ].filter(({ name }) => !options.peers || options.peers.split(',').includes(name));
@@ -230,7 +232,9 @@ function ratio(of: readonly Measured[], to: readonly Measured[] | undefined): st
 }
 
 function table({ name, unit, per }: Load, rows: Map<string, Measured[]>): string {
-  const references = ['haproxy', 'haproxy 1M', 'forwarding', 'epoll'].filter((each) => rows.has(each));
+  const references = ['haproxy', 'haproxy splice', 'haproxy splice 1M', 'forwarding', 'epoll'].filter((each) =>
+    rows.has(each),
+  );
   const number = (value: number) => (value >= 1000 ? String(Math.round(value)) : value.toPrecision(3));
   const lines = [...rows].map(([peer, measured]) => {
     const rates = measured.map(({ rate }) => rate);

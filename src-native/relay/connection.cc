@@ -119,7 +119,7 @@ Connection::State Connection::move(Side& from, Side& to, Direction& way, Workspa
 Wanted Connection::wanted(const Side& side) const {
   const Direction& in = &side == &client ? fromClient_ : fromServer_;
   const Direction& out = &side == &client ? fromServer_ : fromClient_;
-  Wanted wanted{.output = !side.writable && !out.mover.empty(), .end = !side.over};
+  Wanted wanted{.output = !side.writable && !out.mover.empty(), .ended = side.over};
   if (in.end || side.atEnd || side.error) return wanted;
   if (!in.mover.streaming())
     wanted.input = Wanted::Input::receive;

@@ -23,7 +23,7 @@ struct Watch {
   bool hungUp = false;
 };
 
-// What a socket waits for. Its end by an error is told in any case.
+// What a socket waits for. Errors, and that the peer has ended, are told in any case.
 struct Wanted {
   enum class Input {
     nothing,
@@ -33,7 +33,7 @@ struct Wanted {
   };
   Input input = Input::nothing;
   bool output = false;
-  bool end = false;  // that the peer has ended, although nothing is read
+  bool ended = false;  // what the poller has told already
 };
 
 struct Ready {

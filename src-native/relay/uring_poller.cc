@@ -60,19 +60,18 @@ void UringPoller::want(int fd, Watch& watch, const Wanted& wanted) {
     case Input::nothing:
       break;
     case Input::edges:
-      if (!isArmed(watch, edges)) armPoll(fd, watch, edges, EPOLLIN | EPOLLRDHUP, true);
+      if (!isArmed(watch, edges)) armPoll(fd, watch, edges, EPOLLIN, true);
       break;
     case Input::poll:
-      if (!isArmed(watch, input) && !isArmed(watch, receive))
-        armPoll(fd, watch, input, EPOLLIN | EPOLLPRI | (wanted.end ? EPOLLRDHUP : 0u));
+      if (!isArmed(watch, input) && !isArmed(watch, receive)) armPoll(fd, watch, input, EPOLLIN | EPOLLPRI);
       break;
     case Input::receive:
       if (!isArmed(watch, receive)) armReceive(fd, watch);
       break;
   }
-  if (wanted.output && !isArmed(watch, output)) armPoll(fd, watch, output, EPOLLOUT);
-  // Every poll tells errors too.
-  if (watch.armed == 0 && !watch.hungUp) armPoll(fd, watch, hangUp, wanted.end ? unsigned{EPOLLRDHUP} : 0);
+  // Every poll tells of errors and of the peer's end too, as a state: once it has ended, only changes are of use.
+  if (wanted.output && !isArmed(watch, output)) armPoll(fd, watch, output, EPOLLOUT, wanted.ended);
+  if (watch.armed == 0 && !watch.hungUp) armPoll(fd, watch, hangUp, 0, wanted.ended);
 }
 
 void UringPoller::forget(Watch& watch) {

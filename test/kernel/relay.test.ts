@@ -1,7 +1,10 @@
 /** The native relay over loopback: bytes, ends, resets, limits, decisions, resources, exits. Needs a network namespace with `lo` up. */
 import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
+import { createHash, randomFillSync } from 'node:crypto';
 import { once } from 'node:events';
+import { readdirSync, readFileSync } from 'node:fs';
 import type * as net from 'node:net';
+import { createServer } from 'node:net';
 import { createInterface } from 'node:readline';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
@@ -74,12 +77,14 @@ async function connected(): Promise<[net.Socket, net.Socket]> {
 }
 
 /** A listening port that answers nothing any more: its backlog is full. */
-async function fullBacklog(): Promise<{ port: number; close(): void }> {
+async function fullBacklog(): Promise<{ port: number; fd: number; filling: net.Socket; close(): void }> {
   const fd = native.openListener({ address: '127.0.0.1', port: 0, backlog: 0, transparent: false });
   const { port } = native.socketAddress(fd);
   const filling = await dial(port);
   return {
     port,
+    fd,
+    filling,
     close() {
       filling.destroy();
       native.closeDescriptor(fd);
@@ -400,6 +405,152 @@ time.sleep(60)
     server.close();
   });
 }
+
+// ---- what only an engine that changes its ways can get wrong -----------------------------------------------------------
+
+test('messages and bursts in turn, both ways: each is carried in its way, and all arrive in order', async () => {
+  const server = await echo();
+  const { port, counters } = relays.relayTo(server.port, engine);
+  const client = await dial(port);
+  client.setNoDelay();
+  const reading = drain(client);
+  const hash = createHash('sha1');
+  let sent = 0;
+  let received = 0;
+  client.on('data', (chunk) => (received += chunk.length));
+  const send = async (size: number, seed: number) => {
+    const chunk = randomFillSync(Buffer.alloc(size));
+    chunk[0] = seed;
+    hash.update(chunk);
+    sent += size;
+    client.write(chunk);
+    while (received < sent) await once(client, 'data');
+  };
+  for (let round = 0; round < 6; round++) {
+    await send(3 * MiB, round);
+    for (let i = 0; i < 300; i++) await send(1000 + i, i % 256);
+  }
+  client.end();
+  assert.equal(await reading, { bytes: sent, hash: hash.digest('hex') });
+  const [spliced, copied] = [counters[Counter.spliced], counters[Counter.copied]] as [bigint, bigint];
+  assert.is(spliced + copied, BigInt(2 * sent));
+  assert.ok(spliced > BigInt(sent), `${spliced} spliced`);
+  // Without a way back, only the very first bytes would be: of 4 MB of messages, three in four are.
+  assert.ok(copied > 2_000_000n, `${copied} copied`);
+  server.close();
+});
+
+test('300 connections that begin with bulk at once share what there is to receive into', async () => {
+  const server = await echo();
+  const { port } = relays.relayTo(server.port, engine);
+  const clients = await Promise.all(Array.from({ length: 300 }, () => dial(port)));
+  await Promise.all(
+    clients.map(async (client, seed) => {
+      const reading = drain(client);
+      const hash = await pourAll(client, 300_000, seed % 256);
+      assert.equal(await reading, { bytes: 300_000, hash });
+    }),
+  );
+  server.close();
+});
+
+test('what the client sends while the upstream connects is kept, within bounds', async () => {
+  const full = await fullBacklog();
+  const { port } = relays.relayTo(full.port, engine);
+  const client = await dial(port);
+  const hash = pourAll(client, 20 * MiB, 11);
+  await sleep(300);
+  assert.ok(client.bytesWritten < 16 * MiB, `${client.bytesWritten} bytes were taken`);
+  const accepted: net.Socket[] = [];
+  const server = createServer({ allowHalfOpen: true }, (socket) => void accepted.push(socket));
+  server.listen({ fd: full.fd });
+  await until(() => accepted.length === 2, 'the kernel has tried again');
+  assert.equal(await drain(accepted[1] as net.Socket), { bytes: 20 * MiB, hash: await hash });
+  accepted[1]?.end();
+  assert.is((await relays.event('ended')).reason, 'end');
+  for (const socket of [full.filling, ...accepted]) socket.destroy();
+  server.close();
+});
+
+test('what is kept for connects that wait takes nothing from others', async () => {
+  const full = await fullBacklog();
+  const stuck = relays.relayTo(full.port, engine);
+  const waiting = await Promise.all(Array.from({ length: 40 }, () => dial(stuck.port)));
+  await until(() => relays.events.length === 40, 'all are decided about');
+  for (const client of waiting) client.write(Buffer.alloc(200_000));
+  await sleep(100);
+  const server = await echo();
+  const { port } = relays.relayTo(server.port, engine);
+  const client = await dial(port);
+  const reading = drain(client);
+  const hash = await pourAll(client, 100_000, 12);
+  assert.equal(await reading, { bytes: 100_000, hash });
+  for (const one of waiting) one.destroy();
+  full.close();
+  server.close();
+});
+
+/** CPU milliseconds of the relay thread in a while. */
+async function cpuOf(what: () => Promise<void>): Promise<number> {
+  const spent = () =>
+    readdirSync('/proc/self/task')
+      .filter((id) => readFileSync(`/proc/self/task/${id}/comm`, 'utf8') === 'tproxy-relay\n')
+      .reduce(
+        (sum, id) => sum + Number(readFileSync(`/proc/self/task/${id}/schedstat`, 'utf8').split(' ')[0]) / 1e6,
+        0,
+      );
+  const before = spent();
+  await what();
+  return spent() - before;
+}
+
+test('half-closed relays cost no CPU, whoever ended and whatever is stuck', async () => {
+  const sockets: net.Socket[] = [];
+  const server = await serve((socket) => void sockets.push(socket), { pauseOnConnect: true });
+  const { port } = relays.relayTo(server.port, engine);
+  const connectOne = async () => {
+    const client = await dial(port);
+    await until(() => sockets.length > 0, 'the server has the connection');
+    return { client, upstream: sockets.pop() as net.Socket };
+  };
+  const cases = [await connectOne(), await connectOne(), await connectOne(), await connectOne()] as const;
+  cases[0].client.end('x');
+  cases[1].upstream.end('x');
+  // Its last bytes cannot go on, and the other side is silent.
+  cases[2].client.end(Buffer.alloc(12 * MiB));
+  // The side that has ended does not read.
+  cases[3].client.pause().end('x');
+  cases[3].upstream.write(Buffer.alloc(12 * MiB));
+  await sleep(300);
+  const spent = await cpuOf(() => sleep(500));
+  assert.ok(spent < 25, `${spent} ms in half a second`);
+  for (const { client, upstream } of cases) for (const socket of [client, upstream]) socket.destroy();
+  server.close();
+});
+
+testWith('uring', 'looking again before sleeping costs nothing where it does not pay', async () => {
+  const server = await echo();
+  const exchange = async (waitsBy: Engine) => {
+    const one = waitsBy === engine ? relays : new Relays({ engine: waitsBy });
+    const client = await dial(one.relayTo(server.port, waitsBy).port);
+    client.setNoDelay();
+    const spent = await cpuOf(async () => {
+      for (let i = 0; i < 400; i++) {
+        client.write('ping');
+        await once(client, 'data');
+        await sleep(1);
+      }
+    });
+    client.destroy();
+    if (one !== relays) one.stop();
+    return spent;
+  };
+  const epoll = await exchange('epoll');
+  const uring = await exchange('uring');
+  // 400 exchanges are 800 waits: 60 us each would be 48 ms.
+  assert.ok(uring < epoll + 24, `${uring} ms, epoll ${epoll} ms`);
+  server.close();
+});
 
 // ---- connecting -------------------------------------------------------------------------------------------------------
 
