@@ -37,6 +37,7 @@ import {
   nfproto,
   nfprotoIsNot,
   notFromLoopback,
+  notToThisHost,
   type RuleOfStatements,
   rememberFlow,
   returnToCaller,
@@ -153,7 +154,8 @@ const droppedIfClosed = ({ onDown }: PlanFacts, match: Statement[]): RuleOfState
  */
 function fromOwnHost(plan: PlanFacts, protocol: Statement): RuleOfStatements[] {
   if (!plan.ownHost) return [];
-  const match = [fromLoopback, markIs(ownMark(plan), plan.fwmark.mask), protocol];
+  // What the proxy answers has the same mark with net.ipv4.tcp_fwmark_accept=1, but an address of this host to go to.
+  const match = [fromLoopback, markIs(ownMark(plan), plan.fwmark.mask), protocol, notToThisHost];
   return [taken(match, toProxy(plan), counter, accept), dropped(match)];
 }
 

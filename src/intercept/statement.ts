@@ -222,6 +222,11 @@ export const toThisHost: Statement = {
   },
 };
 
+export const notToThisHost: Statement = {
+  text: 'fib daddr type != local',
+  expressions: [{ kind: 'fib', result: 'type', flags: ['daddr'], dreg: REGISTER }, cmp('neq', hostOrder(RTN.local))],
+};
+
 /** `ip daddr @set`, `ip6 saddr != @set`. */
 export function address(family: Family, which: 'saddr' | 'daddr', relation: 'in' | 'not in', set: string): Statement {
   const { name, bytes, ...offset } = header[family];

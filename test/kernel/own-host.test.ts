@@ -1,5 +1,5 @@
 /** What this host itself sends, intercepted: with packets, default sysctls and hostile ones, IPv4 and IPv6. */
-import { mkdirSync, rmdirSync, statfsSync } from 'node:fs';
+import { mkdirSync, readFileSync, rmdirSync, statfsSync } from 'node:fs';
 import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
 import { connectTransparent, createTransparentServer, relay, type TransparentSocket } from '../../src/index.js';
@@ -11,6 +11,8 @@ import { ask, dial, greet } from '../helpers/talk.js';
 import { askUdp, proxyUdp, serveUdp } from '../helpers/udp.js';
 
 const NOBODY = 65534;
+/** As in a user namespace made without root. */
+const oneUser = !readFileSync('/proc/self/uid_map', 'utf8').includes('4294967295');
 const cgroupMount = ['/sys/fs/cgroup', '/sys/fs/cgroup/unified'].find((path) => {
   try {
     return statfsSync(path).type === 0x63677270; // CGROUP2_SUPER_MAGIC
@@ -198,7 +200,7 @@ for (const [name, sysctls] of Object.entries({ default: {}, hostile })) {
     const asNobody = ['setpriv', `--reuid=${NOBODY}`, '--clear-groups'];
 
     testUnless(
-      process.env['LINUX_TPROXY_ROOTLESS'] && 'there is one user only',
+      oneUser && 'there is one user only',
       test,
       `${family}: of some users only, by name or number; datagrams too`,
       async () => {
