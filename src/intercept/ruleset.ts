@@ -25,19 +25,16 @@ import {
   dport,
   drop,
   flowIn,
-  fromLoopback,
   goTo,
   iifnameIn,
   jump,
   l4proto,
   l4protoIn,
   l4protoIsNot,
-  markIs,
   markIsNot,
   nfproto,
   nfprotoIsNot,
   notFromLoopback,
-  notToThisHost,
   type RuleOfStatements,
   rememberFlow,
   returnToCaller,
@@ -45,10 +42,12 @@ import {
   setMark,
   skuidIn,
   socketMark,
+  socketMarkIsNot,
   socketTransparent,
   socketWildcard,
   syn,
   toThisHost,
+  toThisHostAlone,
   tproxy,
 } from './statement.js';
 
@@ -99,7 +98,12 @@ const OWN_SECONDS = 600;
 /** What the proxy accepts from this host itself must be kept alive more often than it is forgotten. */
 export const OWN_KEEPALIVE_MS = (OWN_SECONDS / 2) * 1000;
 
-const MANGLE = { name: 'mangle', number: -150 } as const;
+/**
+ * Others restore a packet's whole mark from conntrack at priority mangle (wg-quick, `CONNMARK --restore-mark`). So what reads
+ * a mark that we have set comes before them, and what sets one, and must have the last word, behind.
+ */
+const BEFORE_MANGLE = { name: 'mangle - 1', number: -151 } as const;
+const BEHIND_MANGLE = { name: 'mangle + 1', number: -149 } as const;
 
 /** The table as words. What is not intercepted at all (`intercept: {}`) needs the divert part alone. */
 export function ruleSet(plan: PlanFacts): RuleSet {
@@ -108,19 +112,28 @@ export function ruleSet(plan: PlanFacts): RuleSet {
   return {
     sets: intercepts ? sets(plan) : [],
     chains: [
-      { name: 'prerouting', base: { type: 'filter', hook: 'prerouting', priority: MANGLE }, rules: prerouting(plan) },
+      {
+        name: 'prerouting',
+        base: { type: 'filter', hook: 'prerouting', priority: BEHIND_MANGLE },
+        rules: prerouting(plan),
+      },
       { name: 'syn', rules: synChain(plan) },
       ...(tcp ? [{ name: 'remember', rules: remember(plan) }] : []),
       { name: 'divert', rules: divert(plan) },
       ...(intercepts ? [{ name: 'skip', rules: skip(plan) }] : []),
       ...(ownHost
-        ? [
+        ? ([
+            {
+              name: 'own_host',
+              base: { type: 'filter', hook: 'prerouting', priority: BEFORE_MANGLE },
+              rules: fromOwnHost(plan),
+            },
             {
               name: 'output',
-              base: { type: 'route', hook: 'output', priority: MANGLE },
+              base: { type: 'route', hook: 'output', priority: BEHIND_MANGLE },
               rules: output(plan, ownHost),
-            } as const,
-          ]
+            },
+          ] as const)
         : []),
       ...(ownHost && tcp ? [{ name: 'output_syn', rules: outputSyn(plan, ownHost) }] : []),
     ],
@@ -147,18 +160,6 @@ const dropped = (match: Statement[]): RuleOfStatements => ({
 const droppedIfClosed = ({ onDown }: PlanFacts, match: Statement[]): RuleOfStatements[] =>
   onDown === 'closed' ? [dropped(match)] : [];
 
-/**
- * Sent by this host itself, and round by the loopback interface. It keeps its mark, since it has been routed already. So
- * nobody can send it on any more: when the proxy does not listen, it is dropped. Left alone, it would reach whatever service
- * of this host listens on the port.
- */
-function fromOwnHost(plan: PlanFacts, protocol: Statement): RuleOfStatements[] {
-  if (!plan.ownHost) return [];
-  // What the proxy answers has the same mark with net.ipv4.tcp_fwmark_accept=1, but an address of this host to go to.
-  const match = [fromLoopback, markIs(ownMark(plan), plan.fwmark.mask), protocol, notToThisHost];
-  return [taken(match, toProxy(plan), counter, accept), dropped(match)];
-}
-
 const otherFamily = ({ families }: PlanFacts): RuleOfStatements[] =>
   families.length === 1 ? [rule(nfprotoIsNot(families[0] as Family), returnToCaller)] : [];
 
@@ -184,7 +185,6 @@ function prerouting(plan: PlanFacts): RuleOfStatements[] {
     ...(udp || !tcp
       ? [rule(l4protoIn('udp', 'icmp', 'ipv6-icmp'), socketMark(ours, fwmark.mask), deliver(plan), accept)]
       : []),
-    ...fromOwnHost(plan, tcp && udp ? l4protoIn('tcp', 'udp') : l4proto(tcp ? 'tcp' : 'udp')),
     // The answer to a SYN cookie has no socket, not even half of one, and is no SYN: we know it by the SYN we saw.
     ...(tcp
       ? both(plan, (family) => ({
@@ -211,7 +211,6 @@ function synChain(plan: PlanFacts): RuleOfStatements[] {
     // Listeners on foreign addresses come first. Only full sockets match here: a half-open or TIME_WAIT one ends the rule
     // at `socket wildcard`, and tproxy, which knows how to treat it, gets the packet.
     rule(socketWildcard(0), socketTransparent, deliver(plan), accept),
-    ...(tcp ? fromOwnHost(plan, l4proto('tcp')) : []),
     ...(tcp
       ? [
           rule(jump('skip')),
@@ -263,8 +262,10 @@ function output(plan: PlanFacts, ownHost: OwnHost): RuleOfStatements[] {
   const round = [setMark(ownMark(plan), fwmark.mask), counter, accept];
   return [
     ...otherFamily(plan),
-    // What the proxy itself sends, first of all: or it would talk to itself for ever.
+    // What the proxy itself sends, first of all: or it would talk to itself for ever. Its socket has the mark, whatever
+    // became of the packet's.
     rule(markIsNot(0, fwmark.mask), returnToCaller),
+    rule(socketMarkIsNot(0, fwmark.mask), returnToCaller),
     ...(tcp
       ? [
           rule(syn, goTo('output_syn')),
@@ -296,6 +297,23 @@ function output(plan: PlanFacts, ownHost: OwnHost): RuleOfStatements[] {
           })),
         ]
       : []),
+  ];
+}
+
+/** What `output` has sent round arrives. It has been routed to this host already, so it keeps its mark. */
+function fromOwnHost(plan: PlanFacts): RuleOfStatements[] {
+  const { tcp, udp, fwmark } = plan;
+  const protocol = tcp && udp ? l4protoIn('tcp', 'udp') : l4proto(tcp ? 'tcp' : 'udp');
+  return [
+    rule(notFromLoopback, returnToCaller),
+    rule(markIsNot(ownMark(plan), fwmark.mask), returnToCaller),
+    // The proxy's answers: they inherit the mark with net.ipv4.tcp_fwmark_accept=1.
+    rule(toThisHostAlone, returnToCaller),
+    // To a listener on a foreign address, or accepted already: the kernel finds the socket by itself.
+    ...(tcp ? [rule(l4proto('tcp'), socketWildcard(0), socketTransparent, accept)] : []),
+    taken([protocol], toProxy(plan), counter, accept),
+    // Nobody can send it on from here any more. Left alone, it would reach whatever service of this host has that port.
+    dropped([]),
   ];
 }
 
