@@ -4,8 +4,9 @@
  */
 import type { NftElement, NftObject, NftOperation, NftRule, NftSet, NftTable } from '../netlink/types.js';
 import { encodeComment, encodeSetUserdata } from '../netlink/userdata.js';
-import type { Plan } from './plan.js';
-import { type PlanFacts, ruleSet, type SetOfRules } from './ruleset.js';
+import type { SetOfRules } from './named-sets.js';
+import type { Plan, PlanFacts } from './plan.js';
+import { ruleSet } from './ruleset.js';
 import { ANONYMOUS_SET, datatype, expressionsOf, type RuleOfStatements } from './statement.js';
 
 // ---- the claim: what of the rest of the host belongs to the table -----------------------------------------------------

@@ -1,27 +1,17 @@
 /**
- * The rule set itself: Plan -> the one table of ours, as words: named sets, and chains of rules, each with its reason.
- * nftables.ts makes kernel objects of them, text.ts the text that `nft` reads. Pure.
+ * The rule set itself: Plan -> the one table of ours, as words: chains of rules, each with its reason. Its sets are in
+ * named-sets.ts; nftables.ts makes kernel objects of them, text.ts the text that `nft` reads. Pure.
  */
-import type { NftElement } from '../netlink/types.js';
 import type { Family } from '../types.js';
-import type { OwnHost, Plan, PrefixRanges } from './plan.js';
-import {
-  addressRange,
-  formatRange,
-  intervalElements,
-  isAllPorts,
-  portRange,
-  type Range,
-  type RangeType,
-} from './ranges.js';
+import { namedSets, type SetOfRules, setFor } from './named-sets.js';
+import type { OwnHost, Plan, PlanFacts } from './plan.js';
+import { isAllPorts } from './ranges.js';
 import {
   accept,
   address,
   cgroup,
   counter,
   ctDirectionOriginal,
-  type Datatype,
-  datatype,
   dport,
   drop,
   flowIn,
@@ -51,22 +41,10 @@ import {
   tproxy,
 } from './statement.js';
 
-export type PlanFacts = Omit<Plan, 'routes' | 'rules' | 'nftables' | 'toString'>;
-
 /** A set or chain in both of its forms is made of these. */
 export interface RuleSet {
   readonly sets: readonly SetOfRules[];
   readonly chains: readonly ChainOfRules[];
-}
-export interface SetOfRules {
-  readonly name: string;
-  readonly type: readonly Datatype[];
-  readonly flags: readonly ('interval' | 'dynamic' | 'timeout')[];
-  readonly size?: number;
-  readonly timeoutSeconds?: number;
-  /** As nft prints them. */
-  readonly elementTexts: readonly string[];
-  readonly elements: readonly NftElement[];
 }
 export interface ChainOfRules {
   readonly name: string;
@@ -88,16 +66,6 @@ export const counted = {
 /** Counts too, but the packet comes by again, and is counted as intercepted then. */
 const ROUND = 'sent by this host itself: round by the loopback interface';
 
-const familyDigit: Record<Family, '4' | '6'> = { ipv4: '4', ipv6: '6' };
-export const setFor = (name: string, family: Family) => `${name}${familyDigit[family]}`;
-const FLOW_SIZE = 65536;
-/** How long a connection's SYN is remembered: longer than any SYN cookie is valid. */
-const FLOW_SECONDS = 60;
-/** How long a connection of this host itself is remembered since its last packet. */
-const OWN_SECONDS = 600;
-/** What the proxy accepts from this host itself must be kept alive more often than it is forgotten. */
-export const OWN_KEEPALIVE_MS = (OWN_SECONDS / 2) * 1000;
-
 /**
  * Others restore a packet's whole mark from conntrack at priority mangle (wg-quick, `CONNMARK --restore-mark`). So what reads
  * a mark that we have set comes before them, and what sets one, and must have the last word, behind.
@@ -110,7 +78,7 @@ export function ruleSet(plan: PlanFacts): RuleSet {
   const { tcp, udp, ownHost } = plan;
   const intercepts = tcp !== undefined || udp !== undefined;
   return {
-    sets: intercepts ? sets(plan) : [],
+    sets: intercepts ? namedSets(plan) : [],
     chains: [
       {
         name: 'prerouting',
@@ -342,60 +310,4 @@ function outputSyn(plan: PlanFacts, ownHost: OwnHost): RuleOfStatements[] {
 function senders({ users, cgroups }: OwnHost): Statement[][] {
   if (users.length === 0 && cgroups.length === 0) return [[]];
   return [...(users.length > 0 ? [[skuidIn(users)]] : []), ...cgroups.map((each) => [cgroup(each)])];
-}
-
-// ---- sets ---------------------------------------------------------------------------------------------------------------
-
-function sets(plan: PlanFacts): SetOfRules[] {
-  const { tcp, udp, from, to, exclude, interfaces, ownHost } = plan;
-  return [
-    ...(tcp ? [portSet('tcp_ports', tcp)] : []),
-    ...(udp ? [portSet('udp_ports', udp)] : []),
-    ...both(plan, (family) => prefixSet('exclude_to', family, exclude.to)),
-    ...both(plan, (family) => prefixSet('exclude_from', family, exclude.from)),
-    ...(to ? both(plan, (family) => prefixSet('to', family, to)) : []),
-    ...(from ? both(plan, (family) => prefixSet('from', family, from)) : []),
-    ...(interfaces ? [interfaceSet('interfaces', interfaces)] : []),
-    ...(tcp ? both(plan, (family) => flowSet('flows', family, FLOW_SECONDS)) : []),
-    ...(tcp && ownHost ? both(plan, (family) => flowSet('own', family, OWN_SECONDS)) : []),
-  ];
-}
-
-const portSet = (name: string, ports: readonly Range[]) => intervalSet(name, 'inet_service', portRange, ports);
-const prefixSet = (name: string, family: Family, prefixes: PrefixRanges) =>
-  intervalSet(setFor(name, family), `${family}_addr`, addressRange(family), prefixes[family]);
-
-/** Live sets: elements come and go, some by themselves. */
-function intervalSet(name: string, type: Datatype, rangeType: RangeType, ranges: readonly Range[]): SetOfRules {
-  return {
-    name,
-    type: [type],
-    flags: ['interval', 'timeout'],
-    elementTexts: ranges.map((range) => formatRange(rangeType, range)),
-    elements: intervalElements(rangeType, ranges),
-  };
-}
-
-function interfaceSet(name: string, interfaces: readonly string[]): SetOfRules {
-  return {
-    name,
-    type: ['ifname'],
-    flags: [],
-    elementTexts: interfaces.map((each) => `"${each}"`),
-    elements: interfaces.map((each) => ({
-      key: Buffer.alloc(datatype.ifname.bytes, `${each}\0`, 'latin1').fill(0, each.length),
-    })),
-  };
-}
-
-function flowSet(name: string, family: Family, timeoutSeconds: number): SetOfRules {
-  return {
-    name: setFor(name, family),
-    type: [`${family}_addr`, 'inet_service', `${family}_addr`, 'inet_service'],
-    flags: ['dynamic', 'timeout'],
-    size: FLOW_SIZE,
-    timeoutSeconds,
-    elementTexts: [],
-    elements: [],
-  };
 }
