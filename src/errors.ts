@@ -49,12 +49,13 @@ export class NetlinkError extends Error {
   }
 }
 
-/** What stood in the way of an interception before or while it was installed; the host is as it was before. */
+/** What stood in the way of installing an interception, or of taking one down; the host is as it was before. */
 export class InterceptError extends Error {
   override readonly name = 'InterceptError';
   constructor(
     readonly code:
       | 'ERR_TPROXY_NAME_IN_USE'
+      | 'ERR_TPROXY_OWNED'
       | 'ERR_TPROXY_MARK_IN_USE'
       | 'ERR_TPROXY_TABLE_IN_USE'
       | 'ERR_TPROXY_PRIORITY_IN_USE'
@@ -109,6 +110,11 @@ export function invalidValue(name: string, expected: string, actual: unknown): T
 
 export function outOfRange(name: string, range: string, actual: unknown): RangeError {
   return coded(new RangeError(`${name} must be ${range}, not ${show(actual)}`), 'ERR_OUT_OF_RANGE');
+}
+
+/** The command was called as it cannot be. */
+export function usageError(message: string): TypeError {
+  return coded(new TypeError(message), 'ERR_TPROXY_USAGE');
 }
 
 /** Refuses options nobody knows: a misspelt `tpc` would otherwise intercept nothing, silently. */

@@ -1,9 +1,18 @@
 /** The public face of linux-tproxy: re-exports only. */
 export { type ConnectTransparentOptions, connectTransparent } from './connect.js';
 export { InterceptError, NetlinkError, type NetlinkMessageError, SocketError } from './errors.js';
-export { type Count, type InstalledRules, type InstallOptions, installIntercept } from './intercept/install.js';
+export { type InstalledRules, type InstallOptions, installIntercept } from './intercept/install.js';
+export {
+  type Installed,
+  type Leftovers,
+  listInstalled,
+  type Owner,
+  type UninstallOptions,
+  uninstallIntercept,
+} from './intercept/installed.js';
 export { type Plan, type PlanOptions, planIntercept } from './intercept/plan.js';
 export type { LiveSets } from './intercept/sets.js';
+export type { Count, Counters } from './intercept/verify.js';
 export { type Relay, type RelayOptions, relay } from './relay.js';
 export {
   createTransparentServer,

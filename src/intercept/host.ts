@@ -36,7 +36,7 @@ export async function lookAtHost({ route, nftables }: Kernel): Promise<HostState
   return { generation, rules, tables, claims: tables.flatMap(claimOf), markBits };
 }
 
-function claimOf(table: NftTable): Claim[] {
+export function claimOf(table: NftTable): Claim[] {
   if (nameOfTable(table.name) === undefined) return [];
   const claim = parseClaim(decodeComment(table.userdata) ?? '');
   return claim ? [claim] : [];
@@ -47,11 +47,12 @@ function claimOf(table: NftTable): Claim[] {
 /** Our policy rules (by protocol and form) that no table claims: the process that made them was killed. */
 export function staleRules({ rules, claims }: HostState): Rule[] {
   return rules.filter(
-    (rule) =>
-      rule.protocol === ROUTE_PROTOCOL &&
-      rule.fwmark !== undefined &&
-      !claims.some(({ priority }) => (rule.priority ?? 0) >= priority && (rule.priority ?? 0) < priority + PRIORITIES),
+    (rule) => rule.protocol === ROUTE_PROTOCOL && rule.fwmark !== undefined && !isClaimed(claims, rule),
   );
+}
+
+export function isClaimed(claims: readonly Claim[], { priority = 0 }: Rule): boolean {
+  return claims.some((claim) => priority >= claim.priority && priority < claim.priority + PRIORITIES);
 }
 
 /** Our routes in the tables which those rules, or an interrupted removal, have left behind. */
@@ -80,14 +81,19 @@ export async function completeOptions(kernel: Kernel, host: HostState, options: 
   const families = options.families ?? (await familiesOf(kernel));
   await checkInterfaces(kernel, options.interfaces ?? []);
   checkName(host, planIntercept(options).nftTable);
-  const priority = freePriority(host.rules, options.priority);
+  // Claimed is in use, also where its rule or route is missing at the moment.
+  const claimed = host.claims.flatMap(({ table, priority }) =>
+    Array.from({ length: PRIORITIES }, (_, index) => ({ table, priority: priority + index })),
+  );
+  const rules = [...host.rules, ...claimed];
+  const priority = freePriority(rules, options.priority);
   return {
     ...options,
     ids: lookUpIds(options.ownHost),
     families,
     priority,
     fwmark: freeFwmark(host, options.fwmark),
-    table: await freeTable(kernel, host.rules, options.table),
+    table: await freeTable(kernel, rules, options.table),
   };
 }
 
@@ -124,7 +130,7 @@ function checkName({ tables }: HostState, nftTable: string): void {
   const remedy = taken.owner
     ? // The kernel gives the first netlink socket of a process that process's id.
       `it is in use by another process (netlink port ${taken.owner}, most likely its process id). Choose another \`name\`, or stop that process`
-    : `it belongs to no running process. Remove it with \`nft delete table inet ${nftTable}\`, or choose another \`name\``;
+    : `it belongs to no running process. Remove it with \`${claimOf(taken).length > 0 ? `linux-tproxy down --name ${nameOfTable(nftTable)}` : `nft delete table inet ${nftTable}`}\`, or choose another \`name\``;
   throw new InterceptError('ERR_TPROXY_NAME_IN_USE', `The table 'inet ${nftTable}' exists already: ${remedy}`, 'check');
 }
 
@@ -158,7 +164,7 @@ function bitsOf(fwmark: Fwmark | undefined): number {
 }
 
 /** Four consecutive priorities with no rule at them, by preference the classical place or one in front of it. */
-export function freePriority(rules: readonly Rule[], wanted?: number): number {
+export function freePriority(rules: readonly Pick<Rule, 'priority'>[], wanted?: number): number {
   const used = new Set(rules.map(({ priority }) => priority ?? 0));
   const isFree = (start: number) =>
     Array.from({ length: PRIORITIES }, (_, index) => start + index).every((each) => !used.has(each));
@@ -179,7 +185,7 @@ export function freePriority(rules: readonly Rule[], wanted?: number): number {
   );
 }
 
-async function freeTable({ route }: Kernel, rules: readonly Rule[], wanted?: number): Promise<number> {
+async function freeTable({ route }: Kernel, rules: readonly Pick<Rule, 'table'>[], wanted?: number): Promise<number> {
   const isFree = async (table: number) =>
     !rules.some((rule) => rule.table === table) && (await route.routeList({ table })).length === 0;
   if (wanted !== undefined) {

@@ -1,28 +1,32 @@
 /**
- * The only file (with watch.ts) that changes the host: applies a plan, takes it down, and undoes what it did when a step
- * fails. Order: look, then the empty table as a claim, routes, policy rules, and at last everything in the table in one
+ * The only file (with installed.ts and watch.ts) that changes the host: applies a plan, takes it down, and undoes what it
+ * did when a step fails. Order: look, then the empty table as a claim, routes, policy rules, and at last everything in the table in one
  * batch; removal in reverse. So at no moment is a packet marked that the routing does not know what to do with.
  */
+import { setTimeout as sleep } from 'node:timers/promises';
 import { type InstallStep, InterceptError, NetlinkError } from '../errors.js';
 import { NftablesSocket } from '../netlink/nftables.js';
 import { RouteSocket } from '../netlink/route.js';
-import type { NftOperation } from '../netlink/types.js';
-import { decodeComment } from '../netlink/userdata.js';
-import { completeOptions, type HostState, type Kernel, lookAtHost, staleRoutes, staleRules } from './host.js';
+import type { NftOperation, NftTable, Route, Rule } from '../netlink/types.js';
+import {
+  claimOf,
+  completeOptions,
+  type HostState,
+  isClaimed,
+  type Kernel,
+  lookAtHost,
+  staleRoutes,
+  staleRules,
+} from './host.js';
 import { announceMark } from './marks.js';
 import { ruleChanges, tableObject } from './nftables.js';
 import { type Plan, type PlanOptions, planIntercept, withOnDown } from './plan.js';
-import { counted } from './ruleset.js';
 import { type LiveSets, liveSets } from './sets.js';
+import { type Counters, missingOf, sumCounters } from './verify.js';
 
 export interface InstallOptions extends PlanOptions {
   /** Path of the network namespace to install in, e.g. /run/netns/router. */
   readonly netns?: string;
-}
-
-export interface Count {
-  readonly packets: bigint;
-  readonly bytes: bigint;
 }
 
 export interface InstalledRules extends LiveSets {
@@ -31,16 +35,18 @@ export interface InstalledRules extends LiveSets {
   /** Another `onDown`, at once, in one atomic batch: no packet meets a rule set in between, and no counter begins anew. */
   setOnDown(onDown: Plan['onDown']): Promise<void>;
   /** What the rules have counted since they were installed. */
-  counters(): Promise<Readonly<Record<keyof typeof counted, Count>>>;
+  counters(): Promise<Counters>;
   /** Whether all of it is still there; what is not, in words. */
   verify(): Promise<{ readonly intact: boolean; readonly missing: readonly string[] }>;
-  /** Takes everything down again. What somebody else has removed already is no error. */
+  /** Takes everything down again. What somebody else has removed already is no error. After a failure it may be tried again. */
   uninstall(): Promise<void>;
   [Symbol.asyncDispose](): Promise<void>;
 }
 
 /** How often to begin anew when somebody else changed the host between our look at it and our change. */
-const ATTEMPTS = 20;
+export const ATTEMPTS = 100;
+/** Several who get into each other's way part by waiting unequally long. */
+export const breathe = (attempt: number) => sleep(Math.random() * Math.min(attempt, 20));
 
 /**
  * Makes the host deliver matching traffic to a proxy that listens on `port`, whoever that proxy is.
@@ -57,12 +63,13 @@ export async function installIntercept(options: InstallOptions): Promise<Install
   const kernel = openKernel(netns);
   try {
     for (let attempt = 1; ; attempt++) {
-      const { plan, host } = await choose(kernel, planOptions);
       try {
+        const { plan, host } = await choose(kernel, planOptions);
         await apply(kernel, plan, host);
         return installed(kernel, plan, announceMark(netns, plan.socketMark));
       } catch (error) {
         if (attempt === ATTEMPTS || !isRace(error)) throw error;
+        await breathe(attempt);
       }
     }
   } catch (error) {
@@ -71,7 +78,7 @@ export async function installIntercept(options: InstallOptions): Promise<Install
   }
 }
 
-function openKernel(netns: string | undefined): Kernel {
+export function openKernel(netns: string | undefined): Kernel {
   const route = new RouteSocket({ ...(netns !== undefined && { netns }) });
   try {
     return { route, nftables: new NftablesSocket({ ...(netns !== undefined && { netns }) }) };
@@ -81,7 +88,7 @@ function openKernel(netns: string | undefined): Kernel {
   }
 }
 
-function closeKernel({ route, nftables }: Kernel): void {
+export function closeKernel({ route, nftables }: Kernel): void {
   route.close();
   nftables.close();
 }
@@ -92,23 +99,44 @@ async function choose(kernel: Kernel, options: PlanOptions): Promise<{ plan: Pla
   const stale = staleRules(host);
   const routes = await staleRoutes(kernel, host, stale, planIntercept(options).table);
   if (stale.length > 0 || routes.length > 0) {
-    for (const rule of stale) await ignoring(['ENOENT'], kernel.route.ruleDelete(rule));
-    for (const route of routes) await ignoring(['ESRCH', 'ENOENT'], kernel.route.routeDelete(route));
+    await reap(kernel, stale, routes);
     host = await lookAtHost(kernel);
   }
   return { plan: planIntercept(await completeOptions(kernel, host, options)), host };
 }
 
+/**
+ * Removes what killed processes have left, each only if nobody has claimed it by now: another process may have reaped it
+ * before, and have put the very same rule into its place.
+ */
+export async function reap(
+  { route, nftables }: Kernel,
+  rules: readonly Rule[],
+  routes: readonly Route[],
+): Promise<void> {
+  const claims = async () => (await nftables.list('table')).flatMap(claimOf);
+  for (const rule of rules) if (!isClaimed(await claims(), rule)) await ignoring(['ENOENT'], route.ruleDelete(rule));
+  for (const each of routes)
+    if (!(await claims()).some(({ table }) => table === each.table))
+      await ignoring(['ESRCH', 'ENOENT'], route.routeDelete(each));
+}
+
+/** The table with nothing in it: the marks stop, and what belongs to it stays claimed. */
+export const emptied = (table: NftTable): NftOperation[] => [
+  { verb: 'delete', object: table },
+  { verb: 'create', object: table },
+];
+
 async function apply({ route, nftables }: Kernel, plan: Plan, { generation }: HostState): Promise<void> {
   const table = tableObject(plan);
   const undo: (() => Promise<unknown>)[] = [];
-  /** What failed may have happened all the same (its answer was lost), so it is undone too, unless it was there before. */
+  /** What failed may have happened all the same (its answer was lost), so it is undone too, unless it surely has not. */
   const step = async (name: InstallStep, doIt: Promise<void>, undoIt: () => Promise<unknown>) => {
     undo.push(undoIt);
     try {
       await doIt;
     } catch (error) {
-      if (error instanceof NetlinkError && error.code === 'EEXIST') undo.pop();
+      if (error instanceof NetlinkError && ['EEXIST', 'ERESTART'].includes(error.code)) undo.pop();
       throw atStep(name, error);
     }
   };
@@ -122,7 +150,7 @@ async function apply({ route, nftables }: Kernel, plan: Plan, { generation }: Ho
     );
     for (const each of plan.routes) await step('routes', route.routeAdd(each), () => route.routeDelete(each));
     for (const each of plan.rules) await step('rules', route.ruleAdd(each), () => route.ruleDelete(each));
-    await nftables.commit(plan.nftables.slice(1)).catch((error) => Promise.reject(atStep('batch', error)));
+    await step('batch', nftables.commit(plan.nftables.slice(1)), () => nftables.commit(emptied(table)));
   } catch (error) {
     for (const undoIt of undo.reverse()) await undoIt().catch(() => {});
     throw error;
@@ -138,17 +166,20 @@ function installed(kernel: Kernel, initial: Plan, forgetMark: () => void): Insta
   const remove: NftOperation[] = [{ verb: 'delete', object: table }];
   let uninstalling: Promise<void> | undefined;
 
-  // Reverse of apply: the marks stop first, then the rules that read them, then the routes.
+  // Reverse of apply: the marks stop first, then the rules that read them, then the routes, and the claim last: until then
+  // nobody takes what we have not removed yet for left over, or for free. One failure does not keep the others.
   const uninstall = async () => {
+    await ignoring(['ENOENT'], nftables.commit(emptied(table)));
+    const failures: unknown[] = [];
+    const attempt = (removed: Promise<void>) =>
+      ignoring(['ENOENT', 'ESRCH'], removed).catch((error) => failures.push(error));
+    for (const rule of [...plan.rules].reverse()) await attempt(route.ruleDelete(rule));
+    for (const each of [...plan.routes].reverse()) await attempt(route.routeDelete(each));
+    if (failures.length > 0) throw failures[0];
+    await ignoring(['ENOENT'], nftables.commit(remove));
     atExit.delete(uninstallNow);
     forgetMark();
-    try {
-      await ignoring(['ENOENT'], nftables.commit(remove));
-      for (const rule of [...plan.rules].reverse()) await ignoring(['ENOENT'], route.ruleDelete(rule));
-      for (const each of [...plan.routes].reverse()) await ignoring(['ESRCH', 'ENOENT'], route.routeDelete(each));
-    } finally {
-      closeKernel(kernel);
-    }
+    closeKernel(kernel);
   };
   const uninstallNow = () => {
     const attempt = (what: () => void) => {
@@ -158,9 +189,10 @@ function installed(kernel: Kernel, initial: Plan, forgetMark: () => void): Insta
         // The process ends: nobody is left to tell, and what could not be removed is reaped at the next start.
       }
     };
-    attempt(() => nftables.commitSync(remove));
+    attempt(() => nftables.commitSync(emptied(table)));
     for (const rule of [...plan.rules].reverse()) attempt(() => route.ruleDeleteSync(rule));
     for (const each of [...plan.routes].reverse()) attempt(() => route.routeDeleteSync(each));
+    attempt(() => nftables.commitSync(remove));
   };
   if (plan.lifetime === 'process') onExit(uninstallNow);
 
@@ -181,23 +213,7 @@ function installed(kernel: Kernel, initial: Plan, forgetMark: () => void): Insta
       switching = turn.catch(() => {});
       return turn;
     },
-    async counters() {
-      const sums = Object.fromEntries(Object.keys(counted).map((key) => [key, { packets: 0n, bytes: 0n }])) as Record<
-        keyof typeof counted,
-        { packets: bigint; bytes: bigint }
-      >;
-      for (const rule of await nftables.list('rule', ofTable)) {
-        const comment = decodeComment(rule.userdata);
-        const key = (Object.keys(counted) as (keyof typeof counted)[]).find((each) => counted[each] === comment);
-        if (key)
-          for (const expression of rule.expressions)
-            if (expression.kind === 'counter') {
-              sums[key].packets += expression.packets;
-              sums[key].bytes += expression.bytes;
-            }
-      }
-      return sums;
-    },
+    counters: async () => sumCounters(await nftables.list('rule', ofTable)),
     async verify() {
       const [rules, routes, tables, nftRules] = await Promise.all([
         route.ruleList(),
@@ -206,27 +222,14 @@ function installed(kernel: Kernel, initial: Plan, forgetMark: () => void): Insta
         nftables.list('rule', ofTable).catch(() => []),
       ]);
       const planned = plan.nftables.filter(({ object }) => object.kind === 'rule').length;
-      const missing = [
-        ...plan.rules
-          .filter(
-            (rule) =>
-              !rules.some(
-                (each) => each.family === rule.family && each.priority === rule.priority && each.action === rule.action,
-              ),
-          )
-          .map((rule) => `policy rule ${rule.priority} (${rule.family})`),
-        ...plan.routes
-          .filter((each) => !routes.some((found) => found.family === each.family && found.type === each.type))
-          .map((each) => `route in table ${each.table} (${each.family})`),
-        ...(tables.some(({ family, name }) => family === table.family && name === table.name)
-          ? []
-          : [`table inet ${table.name}`]),
-        ...(nftRules.length === planned ? [] : [`rules in table inet ${table.name}: ${nftRules.length} of ${planned}`]),
-      ];
+      const missing = missingOf({ ...plan, nftRules: planned }, { rules, routes, tables, nftRules });
       return { intact: missing.length === 0, missing };
     },
     uninstall() {
-      uninstalling ??= uninstall();
+      uninstalling ??= uninstall().catch((error) => {
+        uninstalling = undefined;
+        throw error;
+      });
       return uninstalling;
     },
     [Symbol.asyncDispose]: () => result.uninstall(),
@@ -247,7 +250,7 @@ function onExit(task: () => void): void {
 }
 
 /** Somebody took what we had found free, or changed the rule set meanwhile: look again. */
-function isRace(error: unknown): boolean {
+export function isRace(error: unknown): boolean {
   const cause = error instanceof InterceptError ? error.cause : error;
   return cause instanceof NetlinkError && ['EEXIST', 'ERESTART', 'EINTR', 'ENOBUFS'].includes(cause.code);
 }
@@ -262,7 +265,7 @@ function atStep(step: InstallStep, error: unknown): unknown {
   );
 }
 
-async function ignoring(codes: readonly string[], attempt: Promise<void>): Promise<void> {
+export async function ignoring(codes: readonly string[], attempt: Promise<void>): Promise<void> {
   await attempt.catch((error) => {
     if (!(error instanceof NetlinkError && codes.includes(error.code))) throw error;
   });

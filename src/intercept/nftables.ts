@@ -4,35 +4,49 @@
  */
 import type { NftElement, NftObject, NftOperation, NftRule, NftSet, NftTable } from '../netlink/types.js';
 import { encodeComment, encodeSetUserdata } from '../netlink/userdata.js';
+import type { Family } from '../types.js';
 import type { SetOfRules } from './named-sets.js';
 import type { Plan, PlanFacts } from './plan.js';
-import { ruleSet } from './ruleset.js';
+import { counted, ruleSet } from './ruleset.js';
 import { ANONYMOUS_SET, datatype, expressionsOf, type RuleOfStatements } from './statement.js';
 
 // ---- the claim: what of the rest of the host belongs to the table -----------------------------------------------------
 
 /**
- * The table's comment names the mark, routing table and priorities that belong to it. So long as the table is there they
- * are in use; policy rules and routes of ours that no table claims are left over from a process that died.
+ * The table's comment names the mark, routing table and priorities that belong to it, and how much there is of it, so that
+ * any process can tell whose is what. So long as the table is there they are in use; policy rules and routes of ours that
+ * no table claims are left over from a process that died.
  */
 export interface Claim {
   readonly fwmark: Plan['fwmark'];
   readonly table: number;
   readonly priority: number;
+  readonly families: readonly Family[];
+  /** How many rules the table has. Those that `onDown` adds are not among them. */
+  readonly rules: number;
 }
 
-export function claimText({ fwmark, table, priority }: Claim): string {
-  return `fwmark 0x${fwmark.value.toString(16)}/0x${fwmark.mask.toString(16)} table ${table} priority ${priority}`;
+export function claimText({ fwmark, table, priority, families, rules }: Claim): string {
+  const mark = `0x${fwmark.value.toString(16)}/0x${fwmark.mask.toString(16)}`;
+  return `fwmark ${mark} table ${table} priority ${priority} ${families.join(' ')} rules ${rules}`;
+}
+
+export function claimOfPlan(plan: PlanFacts): string {
+  const rules = ruleSet(plan).chains.flatMap((chain) => chain.rules);
+  return claimText({ ...plan, rules: rules.filter(({ comment }) => comment !== counted.dropped).length });
 }
 
 export function parseClaim(comment: string): Claim | undefined {
-  const match = /^fwmark 0x([0-9a-f]+)\/0x([0-9a-f]+) table (\d+) priority (\d+)$/.exec(comment);
+  const match =
+    /^fwmark 0x([0-9a-f]+)\/0x([0-9a-f]+) table (\d+) priority (\d+) (ipv4|ipv4 ipv6|ipv6) rules (\d+)$/.exec(comment);
   if (!match) return undefined;
-  const [, value = '', mask = '', table, priority] = match;
+  const [, value = '', mask = '', table, priority, families = '', rules] = match;
   return {
     fwmark: { value: Number.parseInt(value, 16), mask: Number.parseInt(mask, 16) },
     table: Number(table),
     priority: Number(priority),
+    families: families.split(' ') as Family[],
+    rules: Number(rules),
   };
 }
 
@@ -47,7 +61,7 @@ export function tableObject(plan: PlanFacts): NftTable {
     family: FAMILY,
     name: plan.nftTable,
     ...(plan.lifetime === 'process' && { flags: ['owner' as const] }),
-    userdata: encodeComment(claimText(plan)),
+    userdata: encodeComment(claimOfPlan(plan)),
   };
 }
 

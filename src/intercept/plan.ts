@@ -171,7 +171,7 @@ export function nameOfTable(nftTable: string): string | undefined {
 }
 
 /** Everything routed by our table is delivered here. */
-function localRoute(family: Family, table: number): Route {
+export function localRoute(family: Family, table: number): Route {
   return { family, type: 'local', destination: 'default', dev: 'lo', table, scope: 'host', protocol: ROUTE_PROTOCOL };
 }
 
@@ -183,9 +183,14 @@ function localRoute(family: Family, table: number): Route {
  * of the administrator are still evaluated. What this host itself sends is asked for with `iif` lo too, so it has a mark
  * of its own.
  */
-function policyRules(
+export function policyRules(
   family: Family,
-  { fwmark, table, priority, ownHost }: Pick<Plan, 'fwmark' | 'table' | 'priority' | 'ownHost'>,
+  {
+    fwmark,
+    table,
+    priority,
+    ownHost,
+  }: Pick<Plan, 'fwmark' | 'table' | 'priority'> & { readonly ownHost?: object | boolean },
 ): Rule[] {
   const rule = { family, fwmark, protocol: ROUTE_PROTOCOL };
   const own = { value: ownMark({ fwmark }), mask: fwmark.mask };

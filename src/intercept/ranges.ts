@@ -130,6 +130,25 @@ export function toPrefixes(family: Family, { start, end }: Range): string[] {
   return prefixes;
 }
 
+/** The other way round: the elements in ascending order, as the kernel lists them. */
+export function rangesOfElements(type: RangeType, elements: readonly NftElement[]): Range[] {
+  const ranges: Range[] = [];
+  let start: bigint | undefined;
+  const close = (beyond: bigint) => {
+    // Where one range begins at the end of another, the kernel may list the two in either order.
+    if (start === undefined || start === beyond) return;
+    ranges.push({ start, end: beyond - 1n });
+    start = undefined;
+  };
+  for (const { key, flags } of elements) {
+    const value = fromBytes(key);
+    close(value);
+    if (!flags?.includes('intervalEnd')) start = value;
+  }
+  close(1n << BigInt(type.bytes * 8));
+  return merge(ranges);
+}
+
 /** An IPv4 or IPv6 address as the number its bytes make. The text must have passed `isIP`. */
 export function addressToNumber(address: string): bigint {
   if (!address.includes(':')) return address.split('.').reduce((sum, part) => (sum << 8n) | BigInt(part), 0n);
@@ -155,6 +174,8 @@ export function toBytes(value: bigint, length: number): Uint8Array {
   for (let index = length - 1, rest = value; index >= 0; index--, rest >>= 8n) bytes[index] = Number(rest & 0xffn);
   return bytes;
 }
+
+export const fromBytes = (bytes: Uint8Array): bigint => bytes.reduce((sum, byte) => (sum << 8n) | BigInt(byte), 0n);
 
 function formatNumber({ kind, bytes }: RangeType, value: bigint): string {
   if (kind === 'port') return String(value);

@@ -56,13 +56,16 @@ export interface ChainOfRules {
   readonly rules: readonly RuleOfStatements[];
 }
 
-/** Which rules count, by the comment they carry: `counters()` gives their sums. */
+/** Which rules count, by how the comment begins that they carry: `counters()` gives their sums. */
 export const counted = {
-  intercepted: 'intercepted: new connection or datagram, to the proxy',
+  intercepted: 'intercepted: new connection, to the proxy',
   remembered: 'remembered: answer to a SYN cookie, to the proxy',
   diverted: 'diverted: to the transparent socket it belongs to',
-  dropped: 'dropped: nobody listens',
+  dropped: 'dropped: nobody listens (onDown closed)',
 } as const;
+const DATAGRAM = 'intercepted: datagram, to the proxy';
+const OWN = 'intercepted: of this host itself, to the proxy';
+const DROPPED_OWN = 'dropped: nobody listens, and it cannot be sent on';
 /** Counts too, but the packet comes by again, and is counted as intercepted then. */
 const ROUND = 'sent by this host itself: round by the loopback interface';
 
@@ -116,17 +119,9 @@ const deliver = ({ fwmark }: PlanFacts) => setMark(fwmark.value, fwmark.mask);
 const toProxy = ({ port, address, families }: PlanFacts, family?: Family) =>
   tproxy(port, address === undefined ? family : families[0], address);
 
-/** The rule that hands to the proxy. It ends at `tproxy` when nobody listens, so that the packet meets the rule behind it. */
-const taken = (match: Statement[], ...take: Statement[]): RuleOfStatements => ({
-  statements: [...match, ...take],
-  comment: counted.intercepted,
-});
-const dropped = (match: Statement[]): RuleOfStatements => ({
-  statements: [...match, counter, drop],
-  comment: counted.dropped,
-});
+// tproxy ends its rule when nobody listens, so that the packet goes its own way (`open`) or to this rule behind it.
 const droppedIfClosed = ({ onDown }: PlanFacts, match: Statement[]): RuleOfStatements[] =>
-  onDown === 'closed' ? [dropped(match)] : [];
+  onDown === 'closed' ? [{ statements: [...match, counter, drop], comment: counted.dropped }] : [];
 
 const otherFamily = ({ families }: PlanFacts): RuleOfStatements[] =>
   families.length === 1 ? [rule(nfprotoIsNot(families[0] as Family), returnToCaller)] : [];
@@ -165,7 +160,7 @@ function prerouting(plan: PlanFacts): RuleOfStatements[] {
       ? [
           rule(l4protoIsNot('udp'), returnToCaller),
           rule(jump('skip')),
-          taken(arrived, toProxy(plan), deliver(plan), counter, accept),
+          { statements: [...arrived, toProxy(plan), deliver(plan), counter, accept], comment: DATAGRAM },
           ...droppedIfClosed(plan, arrived),
         ]
       : []),
@@ -182,7 +177,10 @@ function synChain(plan: PlanFacts): RuleOfStatements[] {
     ...(tcp
       ? [
           rule(jump('skip')),
-          taken(arrived, toProxy(plan), deliver(plan), counter, goTo('remember')),
+          {
+            statements: [...arrived, toProxy(plan), deliver(plan), counter, goTo('remember')],
+            comment: counted.intercepted,
+          },
           ...droppedIfClosed(plan, arrived),
         ]
       : []),
@@ -279,9 +277,9 @@ function fromOwnHost(plan: PlanFacts): RuleOfStatements[] {
     rule(toThisHostAlone, returnToCaller),
     // To a listener on a foreign address, or accepted already: the kernel finds the socket by itself.
     ...(tcp ? [rule(l4proto('tcp'), socketWildcard(0), socketTransparent, accept)] : []),
-    taken([protocol], toProxy(plan), counter, accept),
+    { statements: [protocol, toProxy(plan), counter, accept], comment: OWN },
     // Nobody can send it on from here any more. Left alone, it would reach whatever service of this host has that port.
-    dropped([]),
+    { statements: [counter, drop], comment: DROPPED_OWN },
   ];
 }
 

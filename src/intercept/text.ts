@@ -1,7 +1,7 @@
 /** Plan -> the equal `ip` and `nft` commands, as a shell script that does what `installIntercept` does. Pure. */
 import type { Route, Rule } from '../netlink/types.js';
 import type { SetOfRules } from './named-sets.js';
-import { claimText } from './nftables.js';
+import { claimOfPlan } from './nftables.js';
 import type { Plan } from './plan.js';
 import { type ChainOfRules, ruleSet } from './ruleset.js';
 
@@ -45,7 +45,7 @@ export function nftText(plan: Plan): string {
   const owner = plan.lifetime === 'process' ? ['\t# flags owner: it dies with the process that made it'] : [];
   return [
     `table inet ${plan.nftTable} {`,
-    `\tcomment "${claimText(plan)}"`,
+    `\tcomment "${claimOfPlan(plan)}"`,
     ...owner,
     ...sets.flatMap(setText),
     ...chains.flatMap(chainText),

@@ -1,6 +1,6 @@
 /**
  * Installs an interception in this process's own namespace and prints what became of it as one line of JSON.
- *   intercept-once.ts OPTIONS [hold]     hold: stays until killed; otherwise uninstalls and ends
+ *   intercept-once.ts OPTIONS [hold]     hold: stays until killed; otherwise uninstalls (twice, if it must) and ends
  */
 import { installIntercept } from '../../src/index.js';
 
@@ -13,7 +13,10 @@ try {
     console.log('ready');
     setInterval(() => {}, 1000);
   } else {
-    await rules.uninstall();
+    await rules.uninstall().catch((error: Error) => {
+      console.log(JSON.stringify({ again: error.message }));
+      return rules.uninstall();
+    });
     console.log(JSON.stringify({ uninstalled: true }));
   }
 } catch (error) {

@@ -11,6 +11,9 @@ const holder = 'LINUX_TPROXY_NAMESPACES';
 export const inNamespaces = process.env[holder] !== undefined;
 export const rootless = process.getuid?.() !== 0;
 
+/** Whether there is but one user here, as in a user namespace made without root. */
+export const oneUser = !/^\s*0\s+0\s+4294967295\s*$/.test(readFileSync('/proc/self/uid_map', 'utf8'));
+
 /** The command line that runs `command` in namespaces of its own; it dies with the process that starts it. */
 export function namespaced(command: readonly string[]): [string, ...string[]] {
   return [
@@ -37,7 +40,6 @@ export function enterNamespaces(): void {
 /** The command that opens a shell in a network namespace from outside, for debugging. */
 export function enterCommand(path: string): string {
   const pid = process.env[holder];
-  const everybody = /^\s*0\s+0\s+4294967295\s*$/;
-  const user = everybody.test(readFileSync('/proc/self/uid_map', 'utf8')) ? '' : ' --user --preserve-credentials';
+  const user = oneUser ? ' --user --preserve-credentials' : '';
   return `nsenter --target ${pid} --mount${user} --net=/proc/${pid}/root${path}`;
 }

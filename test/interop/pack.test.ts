@@ -72,6 +72,32 @@ test('works without scripts and without a compiler', () => {
   assert.is(stdout, 'function [ 0, 32766, 32767 ]\n', stderr);
 });
 
+test('npx finds the command, and it works', () => {
+  // What npm install does with "bin", and all of it that needs no network.
+  execFileSync('npm', ['rebuild', '--ignore-scripts', '--silent'], { cwd: directory, stdio: 'inherit' });
+  const npx = (...args: string[]) => {
+    const { status, stdout, stderr } = spawnSync('npx', ['--no-install', 'linux-tproxy', ...args], {
+      cwd: directory,
+      encoding: 'utf8',
+      env: { ...process.env, PREBUILDS_ONLY: '1', npm_config_update_notifier: 'false' },
+    });
+    return { status, stdout, stderr: stderr.replace(/^npm .*\n/gm, '') };
+  };
+  const help = npx('--help');
+  assert.equal([help.status, help.stderr], [0, '']);
+  for (const verb of ['up', 'down', 'status', 'plan', 'run', 'completion'])
+    assert.match(help.stdout, new RegExp(`^ {7}${verb} +\\S`, 'm'));
+  assert.match(npx('plan', '--to-port', '50080').stdout, /^ip -4 route add local default/);
+  assert.equal(npx('up', '--to-port', '50080', '--tcp', '80'), {
+    status: 0,
+    stdout: `50080: up\n  delivers to     :50080 (ipv4, ipv6)\n  nf_tables       table inet linux-tproxy-50080
+  fwmark          0x1/0x3\n  routing table   100\n  priorities      97 to 100\n`,
+    stderr: '',
+  });
+  assert.match(npx('status').stdout, '50080: permanent, intact');
+  assert.equal(npx('down'), { status: 0, stdout: '50080: down\n', stderr: '' });
+});
+
 test('a type check of a user finds the types', () => {
   writeFileSync(
     join(directory, 'user.mts'),

@@ -42,13 +42,13 @@ const rules: readonly Rule[] = [
   },
   {
     rule: 'the plan and what is made of it is pure',
-    files: /^src\/intercept\/(plan|nftables|iptables|text|statement|ranges|ruleset|named-sets|segments)\.ts$/,
-    only: /^(node:net|src\/(types|errors|netlink\/(types|userdata)|intercept\/(plan|nftables|iptables|text|statement|ranges|ruleset|named-sets|segments))\.ts)$/,
+    files: /^src\/intercept\/(plan|nftables|iptables|text|statement|ranges|ruleset|named-sets|segments|verify)\.ts$/,
+    only: /^(node:net|src\/(types|errors|netlink\/(types|userdata)|intercept\/(plan|nftables|iptables|text|statement|ranges|ruleset|named-sets|segments|verify))\.ts)$/,
     violation: ['src/intercept/plan.ts', "import { readFileSync } from 'node:fs';"],
   },
   {
     rule: 'of node:net, pure files take the reading of addresses',
-    files: /^src\/intercept\/(plan|nftables|iptables|text|statement|ranges|ruleset|named-sets|segments)\.ts$/,
+    files: /^src\/intercept\/(plan|nftables|iptables|text|statement|ranges|ruleset|named-sets|segments|verify)\.ts$/,
     text: /import (?!\{ isIP \}).* from 'node:net'/,
     violation: ['src/intercept/text.ts', "import { connect, isIP } from 'node:net';"],
   },
@@ -71,8 +71,8 @@ const rules: readonly Rule[] = [
     violation: ['src/netlink/index.ts', "export { planIntercept } from '../intercept/plan.js';"],
   },
   {
-    rule: 'only install.ts and watch.ts change the host',
-    files: /^src\/(?!(native|intercept\/(install|watch))\.ts|netlink\/)/,
+    rule: 'only install.ts, installed.ts and watch.ts change the host',
+    files: /^src\/(?!(native|intercept\/(install|installed|watch))\.ts|netlink\/)/,
     text: /\.(rule|route)(Add|Delete)(Sync)?\(|\.commit(Sync)?\(/,
     violation: ['src/server.ts', '  await socket.ruleAdd(rule);'],
   },

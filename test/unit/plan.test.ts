@@ -140,9 +140,28 @@ test('bad input is refused before anything else', () => {
 });
 
 test('the claim in the table comment reads back', () => {
-  const claim = { fwmark: { value: 0x10000, mask: 0x30000 }, table: 101, priority: 93 };
-  assert.equal(parseClaim(claimText(claim)), claim);
+  for (const families of [['ipv4'], ['ipv6'], ['ipv4', 'ipv6']] as const) {
+    const claim = { fwmark: { value: 0x10000, mask: 0x30000 }, table: 101, priority: 93, families, rules: 17 };
+    assert.equal(parseClaim(claimText(claim)), claim);
+  }
   assert.is(parseClaim('something else'), undefined);
+});
+
+test('the claim counts the rules, but for those of onDown', () => {
+  const claimOf = (options: Partial<PlanOptions>) => {
+    const text = /comment "(fwmark .*)"/.exec(String(plan(options)))?.[1];
+    return parseClaim(text ?? '');
+  };
+  const open = plan({ tcp: [80] }).nftables.filter(({ object }) => object.kind === 'rule').length;
+  assert.is(claimOf({ tcp: [80] })?.rules, open);
+  assert.is(claimOf({ tcp: [80], onDown: 'closed' })?.rules, open);
+  assert.equal(claimOf({ tcp: [80], families: ['ipv6'] })?.families, ['ipv6']);
+});
+
+test('the longest claim fits into a comment, of which nft takes 127 bytes', () => {
+  const fwmark = { value: 0x40000000, mask: 0xc0000000 };
+  const claim = { fwmark, table: 0xffffffff, priority: 32766, families: ['ipv4', 'ipv6'], rules: 99999 } as const;
+  assert.ok(claimText(claim).length <= 127);
 });
 
 test.run();

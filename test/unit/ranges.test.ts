@@ -10,6 +10,7 @@ import {
   parsePrefix,
   parsePrefixes,
   portRange,
+  rangesOfElements,
 } from '../../src/intercept/ranges.js';
 
 const test = suite('ranges');
@@ -117,6 +118,27 @@ test('interval elements: a first end at zero, half-open pairs, no end behind the
   assert.equal(keys(80, '8000-8999'), ['0000 end', '0050', '0051 end', '1f40', '2328 end']);
   assert.equal(keys('1-65535'), ['0000 end', '0001']);
   assert.equal(keys(), []);
+});
+
+test('interval elements read back, in whichever order the kernel lists an end and a beginning at the same place', () => {
+  for (const ports of [[], [80], [80, '8000-8999'], ['1-65535'], ['65535'], [1, 3, '5-9', '11-65534']]) {
+    const ranges = parsePorts('tcp', ports);
+    assert.equal(rangesOfElements(portRange, intervalElements(portRange, ranges)), ranges);
+  }
+  for (const prefixes of [['0.0.0.0/0'], ['10.0.0.0/8', '192.0.2.1'], ['255.255.255.255']]) {
+    const { ipv4 } = parsePrefixes('to', prefixes);
+    const type = addressRange('ipv4');
+    assert.equal(rangesOfElements(type, intervalElements(type, ipv4)), ipv4);
+  }
+  const at = (value: number, end?: 'end') => ({
+    key: Uint8Array.of(0, value),
+    ...(end && { flags: ['intervalEnd'] as const }),
+  });
+  for (const middle of [
+    [at(20), at(20, 'end')],
+    [at(20, 'end'), at(20)],
+  ])
+    assert.equal(rangesOfElements(portRange, [at(10), ...middle, at(30, 'end')]), [{ start: 10n, end: 29n }]);
 });
 
 test.run();

@@ -1,0 +1,41 @@
+/** What verbs print: text or one JSON document, and the words for what is told by more than one of them. */
+import type { Family, Fwmark } from '../types.js';
+import type { Values } from './verb.js';
+
+/** `data` with --json, else the text. */
+export function print(values: Values, data: unknown, text: string): void {
+  process.stdout.write(values['json'] === true ? `${JSON.stringify(data, plain, 2)}\n` : text);
+}
+
+/** Counters are bigints, which JSON has not; bytes are for machines. */
+function plain(_key: string, value: unknown): unknown {
+  return typeof value === 'bigint' ? Number(value) : value;
+}
+
+export interface Routing {
+  readonly families: readonly Family[];
+  readonly port?: number;
+  readonly address?: string;
+  readonly nftTable: string;
+  readonly fwmark: Fwmark;
+  readonly table: number;
+  readonly priority: number;
+}
+
+/** Rows of `what  how`, the first column aligned. */
+export function rows(pairs: readonly (readonly [string, string])[]): string {
+  return pairs.map(([what, how]) => `  ${what.padEnd(15)} ${how}\n`).join('');
+}
+
+export function routingRows({ families, port, address, nftTable, fwmark, table, priority }: Routing) {
+  const host = address?.includes(':') ? `[${address}]` : (address ?? '');
+  return [
+    ['delivers to', port === undefined ? 'transparent sockets' : `${host}:${port} (${families.join(', ')})`],
+    ['nf_tables', `table inet ${nftTable}`],
+    ['fwmark', fwmarkText(fwmark)],
+    ['routing table', String(table)],
+    ['priorities', `${priority} to ${priority + 3}`],
+  ] as const;
+}
+
+const fwmarkText = ({ value, mask }: Fwmark) => `0x${value.toString(16)}/0x${mask.toString(16)}`;

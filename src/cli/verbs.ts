@@ -1,0 +1,11 @@
+/** The verbs, in the order in which they are told. */
+import { completionOf } from './completion.js';
+import { down } from './down.js';
+import { plan } from './plan.js';
+import { run } from './run.js';
+import { status } from './status.js';
+import { up } from './up.js';
+import type { Verb } from './verb.js';
+
+export const verbs: Verb[] = [up, down, status, plan, run];
+verbs.push(completionOf(verbs));

@@ -1,0 +1,268 @@
+/**
+ * What is installed on a host, by whatever process: finds it by the claims in our tables' comments, tells it, takes it
+ * down. Also what processes that were killed have left.
+ */
+import { readFileSync } from 'node:fs';
+import { checkOptions, InterceptError, NetlinkError } from '../errors.js';
+import type { NftExpression, NftRule, NftSet, NftTable, Route, Rule } from '../netlink/types.js';
+import type { Family, Fwmark } from '../types.js';
+import { claimOf, type HostState, type Kernel, lookAtHost, staleRules } from './host.js';
+import { ATTEMPTS, breathe, closeKernel, emptied, ignoring, isRace, openKernel, reap } from './install.js';
+import type { Claim } from './nftables.js';
+import { localRoute, nameOfTable, policyRules, ROUTE_PROTOCOL } from './plan.js';
+import { addressRange, formatRange, fromBytes, portRange, type RangeType, rangesOfElements } from './ranges.js';
+import { counted } from './ruleset.js';
+import { datatype } from './statement.js';
+import { type Counters, commentOf, missingOf, sumCounters } from './verify.js';
+
+/** One interception as the kernel has it. */
+export interface Installed {
+  readonly name: string;
+  readonly nftTable: string;
+  readonly lifetime: 'process' | 'permanent';
+  /** Who owns the table, and takes it along when it ends. */
+  readonly owner?: Owner;
+  readonly families: readonly Family[];
+  /** Where the proxy listens; missing where nothing is intercepted, only diverted. */
+  readonly port?: number;
+  readonly address?: string;
+  /** Whether it intercepts what this host itself sends. */
+  readonly ownHost: boolean;
+  readonly onDown: 'open' | 'closed';
+  readonly fwmark: Fwmark;
+  readonly table: number;
+  /** First of the four. */
+  readonly priority: number;
+  /** The elements of its sets as `nft` prints them, by the set's name: `tcp_ports`, `exclude_to4`, ... */
+  readonly sets: Readonly<Record<string, readonly string[]>>;
+  readonly counters: Counters;
+  readonly intact: boolean;
+  /** What is not there any more, in words. */
+  readonly missing: readonly string[];
+}
+
+export interface Owner {
+  /** Of the socket that made the table. The kernel gives the first one of a process that process's id. */
+  readonly netlinkPort: number;
+  /** Name of the process of that id, if there is one (in this pid namespace). */
+  readonly command?: string;
+}
+
+/** Policy rules and routes of ours that belong to no table: their process was killed. Without its marks they do nothing. */
+export interface Leftovers {
+  readonly rules: readonly Rule[];
+  readonly routes: readonly Route[];
+}
+
+export interface UninstallOptions {
+  /** Which interception. Left out: none, only what killed processes have left. */
+  readonly name?: string;
+  /** Path of the network namespace to work in. */
+  readonly netns?: string;
+}
+
+/**
+ * Every interception on this host, of this process or any other, and what is left over. Changes nothing.
+ * Equivalent to: `nft list ruleset; ip rule; ip route show table all`, and reading them. Needs CAP_NET_ADMIN.
+ */
+export async function listInstalled(
+  options: Pick<UninstallOptions, 'netns'> = {},
+): Promise<{ readonly installed: readonly Installed[]; readonly leftovers: Leftovers }> {
+  checkOptions('listInstalled', options, ['netns']);
+  const kernel = openKernel(options.netns);
+  try {
+    const { host, routes } = await look(kernel);
+    const installed = await Promise.all(
+      host.tables.flatMap((table) =>
+        claimOf(table).map((claim) => describe(kernel, host, routes, table, claim).catch(ifGone)),
+      ),
+    );
+    return { installed: installed.filter((each) => each !== undefined), leftovers: leftoversOf(host, routes) };
+  } finally {
+    closeKernel(kernel);
+  }
+}
+
+/**
+ * Takes down what was installed with `lifetime: 'permanent'`, by whichever process, and removes what killed processes have
+ * left. Gives whether there was an interception of that name; that there is none is no error.
+ * Equivalent to: `nft flush`ing its table, `ip rule del` and `ip route del` of what belongs to it, `nft delete table`.
+ *
+ * @throws {InterceptError} `ERR_TPROXY_OWNED`: it belongs to a process that runs
+ */
+export async function uninstallIntercept(options: UninstallOptions = {}): Promise<boolean> {
+  checkOptions('uninstallIntercept', options, ['name', 'netns']);
+  const kernel = openKernel(options.netns);
+  try {
+    const found = options.name !== undefined && (await takeDown(kernel, options.name));
+    const { host, routes } = await look(kernel);
+    const leftovers = leftoversOf(host, routes);
+    await reap(kernel, leftovers.rules, leftovers.routes);
+    return found;
+  } finally {
+    closeKernel(kernel);
+  }
+}
+
+/** The claim goes last, so that until then nobody takes the rest for left over, or for free. */
+async function takeDown(kernel: Kernel, name: string): Promise<boolean> {
+  const { nftables, route } = kernel;
+  const table = await emptyTable(kernel, name);
+  if (!table) return false;
+  const [claim] = claimOf(table);
+  for (const family of claim?.families ?? []) {
+    for (const rule of policyRules(family, { ...(claim as Claim), ownHost: true }).reverse())
+      await ignoring(['ENOENT'], route.ruleDelete(rule));
+    await ignoring(['ESRCH', 'ENOENT'], route.routeDelete(localRoute(family, (claim as Claim).table)));
+  }
+  await ignoring(['ENOENT'], nftables.commit([{ verb: 'delete', object: table }]));
+  return true;
+}
+
+async function emptyTable(kernel: Kernel, name: string): Promise<NftTable | undefined> {
+  for (let attempt = 1; ; attempt++) {
+    const { tables, generation } = await lookAtHost(kernel);
+    const table = tables.find((each) => nameOfTable(each.name) === name && claimOf(each).length > 0);
+    if (!table) return undefined;
+    if (table.owner !== undefined)
+      throw new InterceptError(
+        'ERR_TPROXY_OWNED',
+        `The table 'inet ${table.name}' belongs to ${ownerText(ownerOf(table.owner))}, which is running: it goes when that ends`,
+      );
+    const { kind, family, userdata } = table;
+    const empty: NftTable = { kind, family, name: table.name, ...(userdata && { userdata }) };
+    try {
+      await kernel.nftables.commit(emptied(empty), { generation });
+      return empty;
+    } catch (error) {
+      if (error instanceof NetlinkError && error.code === 'ENOENT') return undefined;
+      if (attempt === ATTEMPTS || !isRace(error)) throw error;
+      await breathe(attempt);
+    }
+  }
+}
+
+/** Routes and policy rules first, tables last: whoever made one of ours had claimed it by a table before. */
+async function look(kernel: Kernel): Promise<{ host: HostState; routes: readonly Route[] }> {
+  const routes = (await kernel.route.routeList()).filter(
+    ({ protocol, type }) => protocol === ROUTE_PROTOCOL && type === 'local',
+  );
+  return { routes, host: await lookAtHost(kernel) };
+}
+
+function leftoversOf(host: HostState, routes: readonly Route[]): Leftovers {
+  return {
+    rules: staleRules(host),
+    routes: routes.filter(({ table }) => !host.claims.some((claim) => claim.table === table)),
+  };
+}
+
+/** A table may go while it is being read. */
+function ifGone(error: unknown): undefined {
+  if (!(error instanceof NetlinkError && error.code === 'ENOENT')) throw error;
+}
+
+// ---- telling ------------------------------------------------------------------------------------------------------------
+
+async function describe(
+  { nftables }: Kernel,
+  { rules, tables }: HostState,
+  routes: readonly Route[],
+  table: NftTable,
+  claim: Claim,
+): Promise<Installed> {
+  const ofTable = { family: table.family, table: table.name };
+  const nftRules = await nftables.list('rule', ofTable);
+  const sets = (await nftables.list('set', ofTable)).filter(({ flags }) => !flags?.includes('anonymous'));
+  // What `onDown: 'closed'` adds may have come or gone since.
+  const dropping = nftRules.filter((rule) => commentOf(rule) === counted.dropped).length;
+  const ownHost = nftRules.some(({ chain }) => chain === 'output');
+  const missing = missingOf(
+    {
+      nftTable: table.name,
+      nftRules: claim.rules + dropping,
+      rules: claim.families.flatMap((family) => policyRules(family, { ...claim, ...(ownHost && { ownHost }) })),
+      routes: claim.families.map((family) => localRoute(family, claim.table)),
+    },
+    { rules, routes, tables, nftRules },
+  );
+  return {
+    name: nameOfTable(table.name) as string,
+    nftTable: table.name,
+    lifetime: table.owner === undefined ? 'permanent' : 'process',
+    ...(table.owner !== undefined && { owner: ownerOf(table.owner) }),
+    families: claim.families,
+    ...listenerOf(nftRules),
+    ownHost,
+    onDown: dropping > 0 ? 'closed' : 'open',
+    fwmark: claim.fwmark,
+    table: claim.table,
+    priority: claim.priority,
+    sets: Object.fromEntries(
+      await Promise.all(
+        // What the kernel itself puts into a set is connections, which come and go.
+        sets
+          .filter(({ flags }) => !flags?.includes('eval'))
+          .map(async (set) => {
+            const [contents] = await nftables.list('elements', { ...ofTable, set: set.name });
+            return [set.name, elementTexts(set, contents?.elements ?? [])] as const;
+          }),
+      ),
+    ),
+    counters: sumCounters(nftRules),
+    intact: missing.length === 0,
+    missing,
+  };
+}
+
+/** Where the table's tproxy expressions deliver to: port and address are loaded into registers before. */
+function listenerOf(rules: readonly NftRule[]): { port?: number; address?: string } {
+  for (const { expressions } of rules) {
+    const tproxy = expressions.find((each) => each.kind === 'tproxy');
+    if (!tproxy) continue;
+    const loaded = (register: number | undefined) =>
+      expressions.find((each): each is Extract<NftExpression, { kind: 'immediate' }> => {
+        return each.kind === 'immediate' && each.dreg === register;
+      })?.data;
+    const port = loaded(tproxy.regPort);
+    const address = tproxy.regAddr === undefined ? undefined : loaded(tproxy.regAddr);
+    return {
+      ...(port && { port: Number(fromBytes(port)) }),
+      ...(address && { address: addressText(address) }),
+    };
+  }
+  return {};
+}
+
+function addressText(bytes: Uint8Array): string {
+  const value = fromBytes(bytes);
+  return formatRange(addressRange(bytes.length === 4 ? 'ipv4' : 'ipv6'), { start: value, end: value });
+}
+
+const rangeTypes: ReadonlyMap<number, RangeType> = new Map([
+  [datatype.inet_service.number, portRange],
+  [datatype.ipv4_addr.number, addressRange('ipv4')],
+  [datatype.ipv6_addr.number, addressRange('ipv6')],
+]);
+
+function elementTexts(set: NftSet, elements: Parameters<typeof rangesOfElements>[1]): string[] {
+  const type = rangeTypes.get(set.keyType);
+  if (type && set.flags?.includes('interval'))
+    return rangesOfElements(type, elements).map((range) => formatRange(type, range));
+  if (set.keyType === datatype.ifname.number)
+    return elements.map(({ key }) => Buffer.from(key).toString('latin1').replace(/\0.*$/, ''));
+  return elements.map(({ key }) => `0x${Buffer.from(key).toString('hex')}`);
+}
+
+function ownerOf(netlinkPort: number): Owner {
+  try {
+    return { netlinkPort, command: readFileSync(`/proc/${netlinkPort}/comm`, 'utf8').trim() };
+  } catch {
+    return { netlinkPort };
+  }
+}
+
+/** `process 4711 (node)`, where the netlink port is a process's id. */
+export function ownerText({ netlinkPort, command }: Owner): string {
+  return command === undefined ? `a process (netlink port ${netlinkPort})` : `process ${netlinkPort} (${command})`;
+}
