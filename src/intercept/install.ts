@@ -44,9 +44,9 @@ export interface InstalledRules extends LiveSets {
 }
 
 /** How often to begin anew when somebody else changed the host between our look at it and our change. */
-export const ATTEMPTS = 100;
+const ATTEMPTS = 50;
 /** Several who get into each other's way part by waiting unequally long. */
-export const breathe = (attempt: number) => sleep(Math.random() * Math.min(attempt, 20));
+const breathe = (attempt: number) => sleep(Math.random() * Math.min(attempt, 20));
 
 /**
  * Makes the host deliver matching traffic to a proxy that listens on `port`, whoever that proxy is.
@@ -127,7 +127,35 @@ export const emptied = (table: NftTable): NftOperation[] => [
   { verb: 'create', object: table },
 ];
 
-async function apply({ route, nftables }: Kernel, plan: Plan, { generation }: HostState): Promise<void> {
+/**
+ * The empty table, if what the plan takes is still free. Normally the rule set's generation tells: nothing at all has
+ * changed since we looked. Where somebody changes it all the time, we claim first and look then; of two who claimed the same,
+ * the older claim holds.
+ */
+async function claim(kernel: Kernel, plan: Plan, { generation }: HostState): Promise<void> {
+  const table = tableObject(plan);
+  const create: NftOperation[] = [{ verb: 'create', object: table }];
+  try {
+    await kernel.nftables.commit(create, { generation });
+  } catch (changed) {
+    if (!(changed instanceof NetlinkError && changed.code === 'ERESTART')) throw changed;
+    await kernel.nftables.commit(create);
+    const host = await lookAtHost(kernel);
+    const ours = host.tables.find(({ family, name }) => family === table.family && name === table.name);
+    const tables = host.tables.filter(({ handle = 0n }) => handle < (ours?.handle ?? 0n));
+    try {
+      const { fwmark, table: number, priority } = plan;
+      const taken = { port: plan.port, name: plan.name, families: plan.families, fwmark, table: number, priority };
+      await completeOptions(kernel, { ...host, tables, claims: tables.flatMap(claimOf) }, taken);
+    } catch {
+      await kernel.nftables.commit([{ verb: 'delete', object: table }]);
+      throw changed;
+    }
+  }
+}
+
+async function apply(kernel: Kernel, plan: Plan, host: HostState): Promise<void> {
+  const { route, nftables } = kernel;
   const table = tableObject(plan);
   const undo: (() => Promise<unknown>)[] = [];
   /** What failed may have happened all the same (its answer was lost), so it is undone too, unless it surely has not. */
@@ -143,11 +171,9 @@ async function apply({ route, nftables }: Kernel, plan: Plan, { generation }: Ho
   try {
     // Everything at once and without an end: the kernel checks it all and keeps nothing. What it cannot do is known now.
     await nftables
-      .commit([{ verb: 'create', object: table }, ...plan.nftables.slice(1)], { generation, dryRun: true })
+      .commit([{ verb: 'create', object: table }, ...plan.nftables.slice(1)], { dryRun: true })
       .catch((error) => Promise.reject(atStep('check', error)));
-    await step('table', nftables.commit([{ verb: 'create', object: table }], { generation }), () =>
-      nftables.commit([{ verb: 'delete', object: table }]),
-    );
+    await step('table', claim(kernel, plan, host), () => nftables.commit([{ verb: 'delete', object: table }]));
     for (const each of plan.routes) await step('routes', route.routeAdd(each), () => route.routeDelete(each));
     for (const each of plan.rules) await step('rules', route.ruleAdd(each), () => route.ruleDelete(each));
     await step('batch', nftables.commit(plan.nftables.slice(1)), () => nftables.commit(emptied(table)));

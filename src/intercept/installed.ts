@@ -7,7 +7,7 @@ import { checkOptions, InterceptError, NetlinkError } from '../errors.js';
 import type { NftExpression, NftRule, NftSet, NftTable, Route, Rule } from '../netlink/types.js';
 import type { Family, Fwmark } from '../types.js';
 import { claimOf, type HostState, type Kernel, lookAtHost, staleRules } from './host.js';
-import { ATTEMPTS, breathe, closeKernel, emptied, ignoring, isRace, openKernel, reap } from './install.js';
+import { closeKernel, emptied, ignoring, openKernel, reap } from './install.js';
 import type { Claim } from './nftables.js';
 import { localRoute, nameOfTable, policyRules, ROUTE_PROTOCOL } from './plan.js';
 import { addressRange, formatRange, fromBytes, portRange, type RangeType, rangesOfElements } from './ranges.js';
@@ -119,26 +119,22 @@ async function takeDown(kernel: Kernel, name: string): Promise<boolean> {
   return true;
 }
 
-async function emptyTable(kernel: Kernel, name: string): Promise<NftTable | undefined> {
-  for (let attempt = 1; ; attempt++) {
-    const { tables, generation } = await lookAtHost(kernel);
-    const table = tables.find((each) => nameOfTable(each.name) === name && claimOf(each).length > 0);
-    if (!table) return undefined;
-    if (table.owner !== undefined)
-      throw new InterceptError(
-        'ERR_TPROXY_OWNED',
-        `The table 'inet ${table.name}' belongs to ${ownerText(ownerOf(table.owner))}, which is running: it goes when that ends`,
-      );
-    const { kind, family, userdata } = table;
-    const empty: NftTable = { kind, family, name: table.name, ...(userdata && { userdata }) };
-    try {
-      await kernel.nftables.commit(emptied(empty), { generation });
-      return empty;
-    } catch (error) {
-      if (error instanceof NetlinkError && error.code === 'ENOENT') return undefined;
-      if (attempt === ATTEMPTS || !isRace(error)) throw error;
-      await breathe(attempt);
-    }
+async function emptyTable({ nftables }: Kernel, name: string): Promise<NftTable | undefined> {
+  const tables = await nftables.list('table');
+  const table = tables.find((each) => nameOfTable(each.name) === name && claimOf(each).length > 0);
+  if (!table) return undefined;
+  if (table.owner !== undefined)
+    throw new InterceptError(
+      'ERR_TPROXY_OWNED',
+      `The table 'inet ${table.name}' belongs to ${ownerText(ownerOf(table.owner))}, which is running: it goes when that ends`,
+    );
+  const { kind, family, userdata } = table;
+  const empty: NftTable = { kind, family, name: table.name, ...(userdata && { userdata }) };
+  try {
+    await nftables.commit(emptied(empty));
+    return empty;
+  } catch (error) {
+    return ifGone(error);
   }
 }
 

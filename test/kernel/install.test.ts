@@ -63,6 +63,17 @@ const variants: Record<string, InterceptOptions> = {
   },
   'IPv4 only': { tcp: [80], families: ['ipv4'] },
   'IPv6 only': { tcp: [80], families: ['ipv6'], exclude: { to: ['fd00::/8'] } },
+  'UDP and TCP': { tcp: [80], udp: [53, '9000-9999'] },
+  'UDP alone, all ports, closed': { udp: true, onDown: 'closed' },
+  'ports to come': { tcp: [], udp: [] },
+  'own host': { tcp: [80], udp: [53], ownHost: true },
+  'own host, all ports, of some users, closed': {
+    tcp: true,
+    udp: true,
+    ownHost: { users: ['root', 'nobody', 1234] },
+    onDown: 'closed',
+  },
+  'own host, one user, UDP and IPv6 alone': { udp: [53], ownHost: { users: [1234] }, families: ['ipv6'] },
   'everything excluded, to the last address': { tcp: ['1-65535'], exclude: { to: ['0.0.0.0/0', 'ffff::/16'] } },
 };
 
@@ -161,7 +172,7 @@ test('two interceptions side by side have marks, tables and priorities of their 
   assert.is(lab.snapshot('router'), before);
 });
 
-test('several processes at once all get what they need, and nothing of it is left', async () => {
+test('several at once all get what they need, and nothing of it is left', async () => {
   const before = lab.snapshot('router');
   const installs = await Promise.all(
     Array.from({ length: 6 }, (_, index) => installIntercept({ tcp: [80 + index], port: 51000 + index, netns })),
