@@ -9,7 +9,13 @@ rm -rf $copy/src-native prebuilds/linux-*
 cp -a src-native CMakeLists.txt package.json $copy
 ln -sfn ../../node_modules $copy/node_modules
 node_modules/.bin/prebuildify --napi --strip --tag-libc --node-gyp "$PWD/scripts/node-gyp.sh" --cwd $copy --out .
-for file in prebuilds/*/*.node; do
-  floor=$(objdump -T "$file" | grep -o 'GLIBC_[0-9.]*' | sort -uV | tail -n 1)
-  echo "$file: $(stat -c %s "$file") bytes, needs ${floor:-no glibc}"
+for addon in prebuilds/*/*.node; do
+  # The guard has the addon's name, whatever tags that has.
+  guard=${addon%.node}.guard
+  cp $copy/build/Release/linux_tproxy.guard "$guard"
+  "${PREBUILD_STRIP_BIN:-strip}" "$guard"
+  for file in "$addon" "$guard"; do
+    floor=$(objdump -T "$file" | grep -o 'GLIBC_[0-9.]*' | sort -uV | tail -n 1)
+    echo "$file: $(stat -c %s "$file") bytes, needs ${floor:-no glibc}"
+  done
 done

@@ -55,7 +55,7 @@ export function connectTransparent(options: ConnectTransparentOptions): Promise<
   const { netns, signal, allowHalfOpen = false, mark = ownMark(options.netns), ...rest } = options;
   const connect = nativeConnectOptions({ ...rest, ...(mark !== undefined && { mark }) });
   signal?.throwIfAborted();
-  const thread = relayThread(netns);
+  const thread = relayThread({ netns });
   return new Promise((resolve, reject) => {
     const id = thread.native.connect(connect);
     const release = thread.hold();

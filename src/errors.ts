@@ -49,7 +49,10 @@ export class NetlinkError extends Error {
   }
 }
 
-/** What stood in the way of installing an interception, or of taking one down; the host is as it was before. */
+/**
+ * What stood in the way of installing an interception, or of taking one down (the host is as it was before), or, of codes
+ * `REPAIR` and `CONTESTED`, stands in the way of keeping it.
+ */
 export class InterceptError extends Error {
   override readonly name = 'InterceptError';
   constructor(
@@ -64,7 +67,9 @@ export class InterceptError extends Error {
       | 'ERR_TPROXY_NO_CGROUP'
       | 'ERR_TPROXY_NO_SET'
       | 'ERR_TPROXY_UNSUPPORTED'
-      | 'ERR_TPROXY_INSTALL',
+      | 'ERR_TPROXY_INSTALL'
+      | 'ERR_TPROXY_REPAIR'
+      | 'ERR_TPROXY_CONTESTED',
     message: string,
     /** Which step of the installation failed, when one did. */
     readonly step?: InstallStep,

@@ -13,6 +13,7 @@ export {
 export { type Plan, type PlanOptions, planIntercept } from './intercept/plan.js';
 export type { LiveSets } from './intercept/sets.js';
 export type { Count, Counters } from './intercept/verify.js';
+export type { WatchEvents } from './intercept/watch.js';
 export { type Relay, type RelayOptions, relay } from './relay.js';
 export {
   createTransparentServer,

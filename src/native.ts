@@ -10,7 +10,18 @@ import { createRequire } from 'node:module';
 import { dirname } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { errorFromFailure } from './errors.js';
-import type { Address, Link, NftFamily, NftGeneration, NftObject, NftOperation, Route, Rule } from './netlink/types.js';
+import type {
+  Address,
+  Link,
+  NftChange,
+  NftFamily,
+  NftGeneration,
+  NftObject,
+  NftOperation,
+  Route,
+  RouteChange,
+  Rule,
+} from './netlink/types.js';
 import type { Endpoint, Engine, Family, RelayReason } from './types.js';
 
 /** What native code tells about a failure; src/errors.ts makes the Error. */
@@ -49,7 +60,14 @@ export type NativeFailure =
 
 // ---- netlink ------------------------------------------------------------------------------------------------------------
 
+/**
+ * A watch hands what has changed to its function, on this thread, in the order in which it happened; it does not keep the
+ * process alive. What this gives ends the watch: the function is not called any more.
+ */
+type NativeWatch<Filter, Change> = (filter: Filter, onChanges: (changes: Change[]) => void) => () => void;
+
 export interface NativeRouteSocket {
+  readonly portId: number;
   ruleAdd(rule: Rule): Promise<void>;
   ruleDelete(rule: Rule): Promise<void>;
   ruleDeleteSync(rule: Rule): void;
@@ -60,6 +78,13 @@ export interface NativeRouteSocket {
   routeList(filter?: { family?: Family; table?: number }): Promise<Route[]>;
   linkList(): Promise<Link[]>;
   addressList(family?: Family): Promise<Address[]>;
+  /**
+   * Starts a child process that deletes these, in this order, when this process has ended, however. What this gives ends
+   * the child before it does so. When nothing refers to that any more it is as if the process had ended.
+   */
+  guard(rules: readonly Rule[], routes: readonly Route[]): () => void;
+  /** `ip monitor rule route link`. `table`: of routes only those in it. */
+  watch: NativeWatch<{ readonly table?: number }, RouteChange>;
   close(): void;
 }
 
@@ -77,6 +102,8 @@ export interface NativeNftablesSocket {
     kind: K,
     filter?: { readonly family?: NftFamily; readonly table?: string; readonly chain?: string; readonly set?: string },
   ): Promise<Extract<NftObject, { kind: K }>[]>;
+  /** `nft monitor`. `table`: only what concerns tables of this name. */
+  watch: NativeWatch<{ readonly table?: string }, NftChange>;
   /** Closing the socket makes the kernel delete the tables it owns. */
   close(): void;
 }
@@ -264,9 +291,11 @@ export interface Native {
   /** getsockopt SO_ORIGINAL_DST / IP6T_SO_ORIGINAL_DST: what conntrack says, for REDIRECT and DNAT only. */
   conntrackOriginalDestination(fd: number): Endpoint;
 
-  /** `netns`: path of the network namespace it works in. */
+  /** Whether this process may have an io_uring as the engine `uring` needs it. Equivalent to: io_uring_setup, close. */
+  hasUring(): boolean;
+  /** `netns`: path of the network namespace it works in. `engine`: what it waits with, and reads short messages by; default epoll. */
   RelayThread: new (
-    options: { readonly netns?: string },
+    options: { readonly netns?: string; readonly engine?: 'uring' | 'epoll' },
     onEvents: (events: NativeRelayEvent[]) => void,
   ) => NativeRelayThread;
 }

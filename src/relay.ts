@@ -29,11 +29,13 @@ export interface Relay {
 
 /** `auto` is the engine that measured fastest on this kernel. */
 export const DEFAULT_ENGINE: Engine = 'epoll';
-const ENGINES: readonly (Engine | 'auto')[] = ['auto', 'epoll', 'copy'];
+const ENGINES: readonly (Engine | 'auto')[] = ['auto', 'uring', 'epoll', 'copy'];
 
+/** What the relay will run on: where io_uring is forbidden or too old, `uring` is `epoll`. */
 export function chooseEngine(wanted: Engine | 'auto' = 'auto'): Engine {
   if (!ENGINES.includes(wanted)) throw invalidValue('engine', ENGINES.map((each) => `'${each}'`).join(' or '), wanted);
-  return wanted === 'auto' ? DEFAULT_ENGINE : wanted;
+  const engine = wanted === 'auto' ? DEFAULT_ENGINE : wanted;
+  return engine === 'uring' && !native.hasUring() ? 'epoll' : engine;
 }
 
 /** Memory outside V8's heap, which does not move: the relay thread writes into it. */
@@ -53,7 +55,7 @@ export function relay(client: Socket, server: Socket, options: RelayOptions = {}
   checkSocket('client', client);
   checkSocket('server', server);
   const engine = chooseEngine(options.engine);
-  const thread = relayThread();
+  const thread = relayThread({ engine });
   const counters = newCounters();
   const retained = retainOwners(client, server);
   let destroyed = false;

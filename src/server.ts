@@ -13,7 +13,7 @@ import { planIntercept } from './intercept/plan.js';
 import { Counter, native } from './native.js';
 import { bytes, chooseEngine, limits, newCounters, type Relay, type RelayLimits, setOwner } from './relay.js';
 import { relayThread } from './thread.js';
-import type { Endpoint, Engine, Flow, InterceptOptions, RelayDecision, RelayStats } from './types.js';
+import type { Endpoint, Engine, Flow, InterceptOptions, RelayDecision, RelayStats, RepairReport } from './types.js';
 
 export interface TransparentServerOptions extends ServerOpts, RelayLimits {
   /**
@@ -50,6 +50,8 @@ export interface TransparentServerEvents {
   connection: [socket: TransparentSocket];
   /** A `relay` function decided to relay this flow. */
   relay: [relay: Relay, flow: Flow];
+  /** Somebody else had changed the rules, and they are again as they were. */
+  repaired: [report: RepairReport];
   error: [error: Error];
   drop: [data: object | undefined];
   close: [];
@@ -233,6 +235,8 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
           ...(!wildcard && { address: address.address }),
           ...(netns !== undefined && { netns }),
         });
+      this.rules?.on('repaired', (report) => this.emit('repaired', report));
+      this.rules?.on('error', (error) => this.emit('error', error));
       handedOver = relay === undefined;
       this.#acceptor = relay === undefined ? await this.#acceptInNode(fd) : this.#acceptInThread(fd, relay);
       this.#address = address;
@@ -348,7 +352,7 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
     const mark = this.rules?.plan.socketMark;
     return acceptFlows({
       fd,
-      thread: relayThread(netns),
+      thread: relayThread({ netns, engine: this.#engine }),
       decide,
       engine: this.#engine,
       counters: this.#counters,

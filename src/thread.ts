@@ -1,9 +1,10 @@
 /**
- * The relay threads of this environment, one per network namespace, started when first needed. Hands each event to whoever
+ * The relay threads of this environment, one per network namespace (two where both pollers are used), started when first needed. Hands each event to whoever
  * waits for its id, and keeps the process alive while something is under way.
  */
 import { statSync } from 'node:fs';
 import { type NativeRelayEvent, type NativeRelayThread, native } from './native.js';
+import type { Engine } from './types.js';
 
 type Handler = (event: NativeRelayEvent) => void;
 
@@ -14,9 +15,9 @@ export class RelayThread {
   #holds = 0;
 
   /** `whenIdle` is called each time that nothing is under way any more. */
-  constructor(netns: string | undefined, whenIdle: () => void) {
+  constructor(options: ConstructorParameters<typeof native.RelayThread>[0], whenIdle: () => void) {
     this.#whenIdle = whenIdle;
-    this.native = new native.RelayThread(netns === undefined ? {} : { netns }, (events) => {
+    this.native = new native.RelayThread(options, (events) => {
       for (const event of events) this.#dispatch(event);
     });
     this.native.unref();
@@ -58,12 +59,13 @@ const threads = new Map<string, RelayThread>();
 /** A thread keeps its namespace from being freed: one without work goes soon. */
 const IDLE_MS = 1000;
 
-/** The thread for a namespace (a path), or for the process's own. */
-export function relayThread(netns?: string): RelayThread {
-  const key = namespaceOf(netns);
+/** The thread for a namespace (a path), or for the process's own; `uring` has threads of its own. */
+export function relayThread({ netns, engine }: { netns?: string | undefined; engine?: Engine }): RelayThread {
+  const waitsBy = engine === 'uring' ? 'uring' : 'epoll';
+  const key = `${waitsBy} ${namespaceOf(netns)}`;
   const known = threads.get(key);
   if (known) return known;
-  const thread = new RelayThread(netns, () => {
+  const thread = new RelayThread({ ...(netns !== undefined && { netns }), engine: waitsBy }, () => {
     if (netns !== undefined) setTimeout(stopIfIdle, IDLE_MS).unref();
   });
   const stopIfIdle = () => {

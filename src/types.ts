@@ -26,8 +26,11 @@ export interface Fwmark {
 /** A port or a range: `80`, `'80'`, `'8000-8999'`. */
 export type PortSpec = number | string;
 
-/** How relayed bytes are moved. `epoll`: readiness by epoll, bytes by splice(2). `copy`: recv/send in native memory. */
-export type Engine = 'epoll' | 'copy';
+/**
+ * How relayed bytes are moved. `uring`: readiness and short messages by an io_uring, bulk by splice(2). `epoll`: the same
+ * with epoll and recv. `copy`: recv/send in native memory only.
+ */
+export type Engine = 'uring' | 'epoll' | 'copy';
 
 /** How the source port of a connection from a foreign address is chosen. */
 export type SourcePort = 'ephemeral' | 'prefer' | 'preserve';
@@ -72,6 +75,27 @@ export interface InterceptOptions {
   readonly name?: string;
   /** `process` (default): the nf_tables table dies with this process. `permanent`: all of it stays until uninstalled. */
   readonly lifetime?: 'process' | 'permanent';
+  /**
+   * While this process lives, what somebody else removes or changes is put back at once, and a `repaired` event tells of it.
+   * Default true.
+   */
+  readonly repair?: boolean;
+}
+
+/** Something that somebody else had changed in what is installed, and that is again as it was. */
+export interface RepairReport {
+  /** In the words of `ip` and `nft`: `policy rule 98 (ipv4)`, `table inet linux-tproxy-50080`. */
+  readonly repaired: readonly string[];
+  /** Who changed it, where the kernel tells. Empty: the kernel itself, for an interface went down, or it cannot be known. */
+  readonly by: readonly ChangedBy[];
+  /** From the kernel's first word of it to the end of the repair. */
+  readonly milliseconds: number;
+}
+
+/** The id as seen by that process itself, should it be in a container. The name is missing where it ended too fast. */
+export interface ChangedBy {
+  readonly processId: number;
+  readonly processName?: string;
 }
 
 export interface OwnHostOptions {

@@ -2,11 +2,17 @@
 #pragma once
 #include <napi.h>
 
+#include <memory>
+
 namespace tproxy::bindings {
+
+class Watches;
 
 struct Instance {
   // Makes an Error of what native code tells about a failure: src/errors.ts, set once by setErrorFactory().
   Napi::FunctionReference errorFactory;
+  // Empty until something is watched.
+  std::shared_ptr<Watches> watches;
 };
 
 // The Error that `failure` (a NativeFailure of src/native.ts) becomes; throw it or reject with its Value().

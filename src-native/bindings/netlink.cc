@@ -8,9 +8,13 @@
 #include "bindings/instance.h"
 #include "bindings/socket_values.h"
 #include "bindings/transaction.h"
+#include "bindings/watches.h"
 #include "errno_name.h"
+#include "guard/process.h"
 #include "nftables/batch.h"
 #include "nftables/query.h"
+#include "nftables/watch.h"
+#include "rtnetlink/watch.h"
 
 namespace tproxy::bindings {
 
@@ -116,6 +120,15 @@ std::vector<nftables::Operation> operationsArgument(Napi::Value js) {
   return operations;
 }
 
+Napi::Object operationValue(Napi::Env env, const nftables::Operation& operation) {
+  const auto* verb =
+      std::find_if(std::begin(verbs), std::end(verbs), [&](const auto& one) { return one.second == operation.verb; });
+  auto js = Napi::Object::New(env);
+  js["verb"] = Napi::String::New(env, verb->first);
+  js["object"] = JsWriter::write(env, operation.object, netlink::described);
+  return js;
+}
+
 nftables::BatchOptions batchOptions(Napi::Value js) {
   nftables::BatchOptions options;
   options.generation = optionalMember<uint32_t>(js, "generation", netlink::be32);
@@ -128,14 +141,93 @@ ByteView bytesArgument(Napi::Value js) {
   return {bytes.Data(), bytes.ByteLength()};
 }
 
+std::string netnsArgument(const Napi::CallbackInfo& info) {
+  return info[0].IsUndefined() ? "" : std::string(info[0].As<Napi::String>());
+}
+
 std::shared_ptr<Session> openSession(const Napi::CallbackInfo& info, int protocol) {
   return guarded(info.Env(), [&] {
-    const std::string netns = info[0].IsUndefined() ? "" : std::string(info[0].As<Napi::String>());
-    return std::make_shared<Session>(std::make_shared<Connection>(protocol, netns));
+    return std::make_shared<Session>(std::make_shared<Connection>(protocol, netnsArgument(info)));
   });
 }
 
-// ---- rtnetlink ------------------------------------------------------------------------------------------------------
+// ---- notifications ------------------------------------------------------------------------------
+
+Napi::Object toLost(Napi::Env env) {
+  auto js = Napi::Object::New(env);
+  js["kind"] = Napi::String::New(env, "lost");
+  return js;
+}
+
+// A RouteChange of src/netlink/types.ts. What cannot be read is lost.
+Napi::Value routeChange(Napi::Env env, const Watches::Notification& notification) {
+  if (notification.message.empty()) return toLost(env);
+  ByteView bytes = notification.message;
+  const netlink::Received message = netlink::readMessage(bytes);
+  auto js = Napi::Object::New(env);
+  const auto describe = [&](const char* verb, const char* kind, const auto& object) {
+    js["kind"] = Napi::String::New(env, kind);
+    js["verb"] = Napi::String::New(env, verb);
+    js[kind] = JsWriter::object(env, object);
+  };
+  try {
+    switch (message.header.nlmsg_type) {
+      case RTM_NEWRULE:
+      case RTM_DELRULE:
+        describe(message.header.nlmsg_type == RTM_NEWRULE ? "add" : "delete", "rule",
+                 rtnetlink::decodeRule(message.whole));
+        break;
+      case RTM_NEWROUTE:
+      case RTM_DELROUTE:
+        describe(message.header.nlmsg_type == RTM_NEWROUTE ? "add" : "delete", "route",
+                 rtnetlink::decodeRoute(message.whole));
+        break;
+      default:
+        describe(message.header.nlmsg_type == RTM_NEWLINK ? "add" : "delete", "link",
+                 rtnetlink::decodeLink(message.whole));
+    }
+  } catch (const netlink::Malformed&) {
+    return toLost(env);
+  }
+  js["portId"] = Napi::Number::New(env, message.header.nlmsg_pid);
+  if (!notification.processName.empty()) js["processName"] = Napi::String::New(env, notification.processName);
+  return js;
+}
+
+// Gathers the operations of a batch until its end, which makes an NftChange of src/netlink/types.ts of them.
+class NftChanges {
+ public:
+  Napi::Value operator()(Napi::Env env, const Watches::Notification& notification) {
+    if (notification.message.empty()) {
+      operations_.clear();
+      return toLost(env);
+    }
+    ByteView bytes = notification.message;
+    const netlink::Received message = netlink::readMessage(bytes);
+    try {
+      if (!nftables::isGeneration(message)) {
+        operations_.push_back(nftables::decodeOperation(message.whole));
+        return {};
+      }
+      auto js = Napi::Object::New(env);
+      js["kind"] = Napi::String::New(env, "batch");
+      auto list = Napi::Array::New(env);
+      for (const nftables::Operation& operation : std::exchange(operations_, {}))
+        list[list.Length()] = operationValue(env, operation);
+      js["operations"] = list;
+      js["generation"] = JsWriter::object(env, nftables::decodeGeneration(message.whole));
+      js["portId"] = Napi::Number::New(env, message.header.nlmsg_pid);
+      return js;
+    } catch (const netlink::Malformed&) {
+      return {};  // an object of a kind that this package has no word for
+    }
+  }
+
+ private:
+  std::vector<nftables::Operation> operations_;
+};
+
+// ---- rtnetlink ----------------------------------------------------------------------------------
 
 class RouteSocket : public Napi::ObjectWrap<RouteSocket> {
  public:
@@ -152,11 +244,17 @@ class RouteSocket : public Napi::ObjectWrap<RouteSocket> {
                            InstanceMethod<&RouteSocket::routeList>("routeList"),
                            InstanceMethod<&RouteSocket::linkList>("linkList"),
                            InstanceMethod<&RouteSocket::addressList>("addressList"),
+                           InstanceAccessor<&RouteSocket::portId>("portId"),
+                           InstanceMethod<&RouteSocket::guard>("guard"),
+                           InstanceMethod<&RouteSocket::watch>("watch"),
                            InstanceMethod<&RouteSocket::close>("close"),
                        });
   }
 
-  explicit RouteSocket(const Napi::CallbackInfo& info) : ObjectWrap(info), session_(openSession(info, NETLINK_ROUTE)) {}
+  explicit RouteSocket(const Napi::CallbackInfo& info)
+      : ObjectWrap(info), session_(openSession(info, NETLINK_ROUTE)), netns_(netnsArgument(info)) {
+    portId_ = session_->open()->portId();
+  }
 
  private:
   template <When when = When::later>
@@ -199,9 +297,38 @@ class RouteSocket : public Napi::ObjectWrap<RouteSocket> {
     return transact(info,
                     [family = familyArgument(info[0])](Connection& c) { return rtnetlink::listAddresses(c, family); });
   }
+  Napi::Value portId(const Napi::CallbackInfo& info) { return Napi::Number::New(info.Env(), portId_); }
+  Napi::Value guard(const Napi::CallbackInfo& info) {
+    return guarded(info.Env(), [&] {
+      const auto& connection = session_->open();
+      netlink::Bytes requests;
+      const auto append = [&](netlink::Message message) {
+        message.header().nlmsg_flags &= static_cast<uint16_t>(~NLM_F_ACK);
+        requests.insert(requests.end(), message.bytes().begin(), message.bytes().end());
+      };
+      std::vector<rtnetlink::Rule> rules;
+      std::vector<rtnetlink::Route> routes;
+      JsReader::read(info[0], rules, netlink::list({}, netlink::described));
+      JsReader::read(info[1], routes, netlink::list({}, netlink::described));
+      for (const auto& rule : rules) append(encodeRule(rtnetlink::Verb::erase, rule));
+      for (auto& route : routes) append(encodeRoute(rtnetlink::Verb::erase, resolved(*connection, std::move(route))));
+      // Deleted with the function that ends it.
+      auto process = std::make_shared<guard::Process>(connection->descriptor(), requests);
+      return Napi::Function::New(info.Env(), [process](const Napi::CallbackInfo&) { process->disarm(); });
+    });
+  }
+  Napi::Value watch(const Napi::CallbackInfo& info) {
+    const auto table = optionalMember<uint32_t>(info[0], "table", netlink::host32);
+    return Watches::of(info.Env())
+        .watch(
+            info.Env(), [&](netlink::Watcher& watcher) { return rtnetlink::watch(watcher, netns_, table); },
+            routeChange, info[1].As<Napi::Function>());
+  }
   void close(const Napi::CallbackInfo&) { session_->close(); }
 
   std::shared_ptr<Session> session_;
+  std::string netns_;
+  uint32_t portId_;
 };
 
 // ---- nf_tables ------------------------------------------------------------------------------------------------------
@@ -216,12 +343,13 @@ class NftablesSocket : public Napi::ObjectWrap<NftablesSocket> {
                            InstanceMethod<&NftablesSocket::commit<When::now>>("commitSync"),
                            InstanceMethod<&NftablesSocket::generation>("generation"),
                            InstanceMethod<&NftablesSocket::list>("list"),
+                           InstanceMethod<&NftablesSocket::watch>("watch"),
                            InstanceMethod<&NftablesSocket::close>("close"),
                        });
   }
 
   explicit NftablesSocket(const Napi::CallbackInfo& info)
-      : ObjectWrap(info), session_(openSession(info, NETLINK_NETFILTER)) {
+      : ObjectWrap(info), session_(openSession(info, NETLINK_NETFILTER)), netns_(netnsArgument(info)) {
     portId_ = session_->open()->portId();
   }
 
@@ -261,9 +389,18 @@ class NftablesSocket : public Napi::ObjectWrap<NftablesSocket> {
     }
   }
 
+  Napi::Value watch(const Napi::CallbackInfo& info) {
+    const auto table = optionalMember<std::string>(info[0], "table", netlink::text);
+    return Watches::of(info.Env())
+        .watch(
+            info.Env(), [&](netlink::Watcher& watcher) { return nftables::watch(watcher, netns_, table); },
+            NftChanges(), info[1].As<Napi::Function>());
+  }
+
   void close(const Napi::CallbackInfo&) { session_->close(); }
 
   std::shared_ptr<Session> session_;
+  std::string netns_;
   uint32_t portId_;
 };
 
@@ -312,15 +449,8 @@ Napi::Value decodeRoute(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value decodeNftables(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), [&] {
-    const nftables::Operation operation = nftables::decodeOperation(bytesArgument(info[0]));
-    const auto* verb =
-        std::find_if(std::begin(verbs), std::end(verbs), [&](const auto& one) { return one.second == operation.verb; });
-    auto js = Napi::Object::New(info.Env());
-    js["verb"] = Napi::String::New(info.Env(), verb->first);
-    js["object"] = JsWriter::write(info.Env(), operation.object, netlink::described);
-    return js;
-  });
+  return guarded(info.Env(),
+                 [&] { return operationValue(info.Env(), nftables::decodeOperation(bytesArgument(info[0]))); });
 }
 
 }  // namespace

@@ -87,7 +87,9 @@ class RelayThread : public Napi::ObjectWrap<RelayThread> {
 
   explicit RelayThread(const Napi::CallbackInfo& info)
       : ObjectWrap(info),
-        thread_(optionalString(info[0].As<Napi::Object>(), "netns"), [this] { events_.NonBlockingCall(); }) {
+        thread_(optionalString(info[0].As<Napi::Object>(), "netns"),
+                optionalString(info[0].As<Napi::Object>(), "engine") == "uring",
+                [this] { events_.NonBlockingCall(); }) {
     const Napi::Env env = info.Env();
     // The object lives until the function that carries its events is gone, so that no event can meet a dead object.
     Ref();
@@ -296,6 +298,15 @@ class RelayThread : public Napi::ObjectWrap<RelayThread> {
 
 }  // namespace
 
-void defineRelay(Napi::Env env, Napi::Object exports) { exports["RelayThread"] = RelayThread::define(env); }
+void defineRelay(Napi::Env env, Napi::Object exports) {
+  exports["RelayThread"] = RelayThread::define(env);
+  exports["hasUring"] = Napi::Function::New(env, [](const Napi::CallbackInfo& info) {
+    try {
+      return Napi::Boolean::New(info.Env(), relay::Thread::hasUring());
+    } catch (const socket::Error& error) {
+      throw toError(info.Env(), error);
+    }
+  });
+}
 
 }  // namespace tproxy::bindings

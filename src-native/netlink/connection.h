@@ -25,6 +25,8 @@ class Connection {
   Connection(int protocol, const std::string& netns);
 
   uint32_t portId() const { return portId_; }
+  // Stays the connection's.
+  int descriptor() const { return fd_.get(); }
 
   // Sends a request and waits until the kernel says that it is done.
   void execute(const std::string& operation, Message request);

@@ -91,8 +91,11 @@ template std::vector<Set> list(netlink::Connection&, const Filter&);
 template std::vector<Elements> list(netlink::Connection&, const Filter&);
 
 Generation generation(netlink::Connection& connection) {
-  const Bytes answer = connection.get("get generation", newMessage(NETLINK_NAMED(NFT_MSG_GETGEN), 0, NFPROTO_UNSPEC));
-  ByteView bytes = answer;
+  return decodeGeneration(
+      connection.get("get generation", newMessage(NETLINK_NAMED(NFT_MSG_GETGEN), 0, NFPROTO_UNSPEC)));
+}
+
+Generation decodeGeneration(ByteView bytes) {
   ByteView payload = netlink::readMessage(bytes).payload;
   netlink::readHeader<nfgenmsg>(payload);
   Generation generation;

@@ -20,5 +20,6 @@ template <class T>
 std::vector<T> list(netlink::Connection& connection, const Filter& filter);
 
 Generation generation(netlink::Connection& connection);
+Generation decodeGeneration(ByteView message);
 
 }  // namespace tproxy::nftables

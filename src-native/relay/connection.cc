@@ -10,13 +10,6 @@
 
 namespace tproxy::relay {
 
-namespace {
-
-// A connection may move so much per direction before others have their turn.
-constexpr std::size_t bytesPerTurn = std::size_t{1024} * 1024;
-
-}  // namespace
-
 void Side::latch(const Ready& ready) {
   // After an error every call returns at once and tells it.
   readable |= ready.readable || ready.ended || ready.failed;
@@ -24,7 +17,12 @@ void Side::latch(const Ready& ready) {
   urgent |= ready.urgent;
   suspect |= ready.failed;
   over |= ready.ended || ready.failed;
-  ended |= ready.ended && !ready.failed;
+  ended |= (ready.ended && !ready.failed) || (ready.atEnd && error == 0);
+  atEnd |= ready.atEnd;
+  over |= atEnd;
+  if (ready.error && error == 0) error = ready.error;
+  watch.armed &= static_cast<std::uint8_t>(~ready.disarmed);
+  watch.hungUp |= ready.failed || ready.error != 0;
 }
 
 void Side::inspect() {
@@ -40,6 +38,7 @@ void Connection::start(Engine engine, std::vector<std::byte> clientPreface, std:
 Connection::State Connection::run(Workspace& workspace) {
   const State up = move(client, server, fromClient_, workspace);
   const State down = move(server, client, fromServer_, workspace);
+  keep();
   if (fromClient_.done && fromServer_.done) {
     client.fd.reset();
     server.fd.reset();
@@ -61,11 +60,11 @@ Connection::State Connection::run(Workspace& workspace) {
 }
 
 Connection::State Connection::move(Side& from, Side& to, Direction& way, Workspace& workspace) {
-  std::size_t budget = bytesPerTurn;
+  std::size_t budget = workspace.bytesPerTurn();
   while (!way.done && to.error == 0) {
     if (!way.mover.empty()) {
       if (!to.writable) return State::blocked;
-      const Moved given = way.mover.give(to.fd.get(), workspace);
+      const Moved given = way.mover.give(to.fd.get(), from.atEnd, workspace);
       if (given.error == EAGAIN) {
         to.writable = false;
       } else if (given.error) {
@@ -82,8 +81,13 @@ Connection::State Connection::move(Side& from, Side& to, Direction& way, Workspa
       way.done = true;
       return State::blocked;
     }
+    if (from.atEnd) {
+      if (!from.complete()) return State::blocked;
+      way.end = true;
+      continue;
+    }
     // Nothing is taken that could not be passed on: the sender's window closes instead.
-    if (!from.readable || !to.writable) return State::blocked;
+    if (from.watch.receiving() || !from.readable || !to.writable) return State::blocked;
     if (budget == 0) return State::runnable;
 
     Moved taken = way.mover.take(from.fd.get(), workspace);
@@ -110,6 +114,18 @@ Connection::State Connection::move(Side& from, Side& to, Direction& way, Workspa
     }
   }
   return State::blocked;
+}
+
+Wanted Connection::wanted(const Side& side) const {
+  const Direction& in = &side == &client ? fromClient_ : fromServer_;
+  const Direction& out = &side == &client ? fromServer_ : fromClient_;
+  Wanted wanted{.output = !side.writable && !out.mover.empty(), .end = !side.over};
+  if (in.end || side.atEnd || side.error) return wanted;
+  if (!in.mover.streaming())
+    wanted.input = Wanted::Input::receive;
+  else if (!side.readable && in.mover.empty())
+    wanted.input = Wanted::Input::poll;
+  return wanted;
 }
 
 bool Connection::settle(Side& side, Side& other, const Direction& fromSide, Workspace& workspace) {

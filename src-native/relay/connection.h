@@ -15,6 +15,7 @@ namespace tproxy::relay {
 // One of the two sockets.
 struct Side {
   UniqueFd fd;
+  Watch watch;
   // Latches: up by readiness, down by EAGAIN.
   bool readable = false;
   bool writable = false;
@@ -22,6 +23,7 @@ struct Side {
   bool suspect = false;  // there may be an error to take
   bool over = false;     // an end or an error is waiting behind the bytes: nothing more will be told, read on to it
   bool ended = false;    // FIN came, seen before any error: what was sent is complete
+  bool atEnd = false;    // the poller has read to the end of stream: nothing is left but what the mover has
   int error = 0;         // the connection to this side is gone
 
   void latch(const Ready& ready);
@@ -42,8 +44,17 @@ class Connection {
 
   // To be called once both sides are connected.
   void start(Engine engine, std::vector<std::byte> clientPreface, std::vector<std::byte> serverPreface);
+  // What the poller has read from a side.
+  void receive(const Side& from, Received received) { directionFrom(from).mover.receive(std::move(received)); }
   // Moves bytes until it blocks, or until its turn is over (`runnable`).
   State run(Workspace& workspace);
+  // What it waits for then, of a side; the client's may be read before the server is there.
+  Wanted wanted(const Side& side) const;
+  // Lets go of the poller's buffers when what is in them cannot go on.
+  void keep() {
+    fromClient_.mover.keep();
+    fromServer_.mover.keep();
+  }
 
   // Both sides hear RST, or what is left of them.
   void abort(Workspace& workspace);
@@ -64,6 +75,7 @@ class Connection {
     bool done = false;  // and told the other side so
   };
 
+  Direction& directionFrom(const Side& side) { return &side == &client ? fromClient_ : fromServer_; }
   State move(Side& from, Side& to, Direction& way, Workspace& workspace);
   // After an error of `side`: whether nothing is left to do.
   bool settle(Side& side, Side& other, const Direction& fromSide, Workspace& workspace);

@@ -10,8 +10,13 @@ EpollPoller::EpollPoller() : epoll_(epoll_create1(EPOLL_CLOEXEC)) {
   if (!epoll_) throw socket::Error(errno, "epoll_create1");
 }
 
-void EpollPoller::add(int fd, std::uint64_t token) {
-  epoll_event event{.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLPRI | EPOLLET, .data = {.u64 = token}};
+void EpollPoller::addWake(int fd) {
+  Watch wake;  // edge-triggered: every write wakes, nobody needs to read
+  add(fd, wake);
+}
+
+void EpollPoller::add(int fd, Watch& watch) {
+  epoll_event event{.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLPRI | EPOLLET, .data = {.u64 = watch.token}};
   int result = epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event);
   // A registration lives as long as the socket: one of a former descriptor of this number may be left, if somebody else
   // still holds the socket.
@@ -19,24 +24,22 @@ void EpollPoller::add(int fd, std::uint64_t token) {
   if (result < 0) throw socket::Error(errno, "epoll_ctl");
 }
 
-void EpollPoller::remove(int fd) { epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr); }
+void EpollPoller::remove(int fd, Watch&) { epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr); }
 
-std::size_t EpollPoller::wait(std::span<Ready> ready, int timeoutMs) {
-  const auto room = static_cast<int>(std::min(ready.size(), events_.size()));
-  const int count = epoll_wait(epoll_.get(), events_.data(), room, timeoutMs);
+std::span<Ready> EpollPoller::wait(int timeoutMs) {
+  ready_.clear();
+  const int count = epoll_wait(epoll_.get(), events_.data(), static_cast<int>(events_.size()), timeoutMs);
   if (count < 0 && errno != EINTR) throw socket::Error(errno, "epoll_wait");
-  for (int i = 0; i < count; ++i) {
-    const std::uint32_t events = events_[static_cast<std::size_t>(i)].events;
-    ready[static_cast<std::size_t>(i)] = {
-        .token = events_[static_cast<std::size_t>(i)].data.u64,
-        .readable = (events & EPOLLIN) != 0,
-        .writable = (events & EPOLLOUT) != 0,
-        .ended = (events & EPOLLRDHUP) != 0,
-        .failed = (events & (EPOLLERR | EPOLLHUP)) != 0,
-        .urgent = (events & EPOLLPRI) != 0,
-    };
+  for (const epoll_event& event : std::span(events_).first(static_cast<std::size_t>(std::max(count, 0)))) {
+    Ready& ready = ready_.emplace_back();
+    ready.token = event.data.u64;
+    ready.readable = (event.events & EPOLLIN) != 0;
+    ready.writable = (event.events & EPOLLOUT) != 0;
+    ready.ended = (event.events & EPOLLRDHUP) != 0;
+    ready.failed = (event.events & (EPOLLERR | EPOLLHUP)) != 0;
+    ready.urgent = (event.events & EPOLLPRI) != 0;
   }
-  return static_cast<std::size_t>(std::max(count, 0));
+  return ready_;
 }
 
 }  // namespace tproxy::relay

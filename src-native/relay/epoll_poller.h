@@ -3,6 +3,7 @@
 #include <sys/epoll.h>
 
 #include <array>
+#include <vector>
 
 #include "relay/poller.h"
 #include "unique_fd.h"
@@ -12,13 +13,17 @@ namespace tproxy::relay {
 class EpollPoller : public Poller {
  public:
   EpollPoller();
-  void add(int fd, std::uint64_t token) override;
-  void remove(int fd) override;
-  std::size_t wait(std::span<Ready> ready, int timeoutMs) override;
+  void addWake(int fd) override;
+  void add(int fd, Watch& watch) override;
+  void want(int, Watch&, const Wanted&) override {}
+  void remove(int fd, Watch& watch) override;
+  void forget(Watch&) override {}  // closing takes it out
+  std::span<Ready> wait(int timeoutMs) override;
 
  private:
   UniqueFd epoll_;
   std::array<epoll_event, 256> events_;
+  std::vector<Ready> ready_;
 };
 
 }  // namespace tproxy::relay

@@ -5,7 +5,6 @@
 #include <sys/socket.h>
 
 #include <algorithm>
-#include <array>
 #include <chrono>
 
 #include "socket/transparent.h"
@@ -64,31 +63,84 @@ bool isReset(int error) { return error == ECONNRESET || error == EPIPE; }
 Loop::Loop(Poller& poller, std::atomic<Id>& ids) : poller_(poller), ids_(ids), reserve_(openReserve()) {}
 
 Loop::~Loop() {
-  for (auto& [id, task] : tasks_) task->connection.abort(workspace_);
+  for (auto& [id, task] : tasks_) {
+    task->connection.abort(workspace_);
+    poller_.forget(task->connection.client.watch);
+    poller_.forget(task->connection.server.watch);
+  }
 }
 
 // ---- turns ----------------------------------------------------------------------------------------------------------
 
 void Loop::wait() {
+  tellPoller();
   std::int64_t timeout = -1;
   if (!queue_.empty())
     timeout = 0;
   else if (const auto next = timers_.next())
     timeout = std::clamp<std::int64_t>(*next - monotonicMs(), 0, 1'000'000);
 
-  std::array<Ready, 256> ready;
-  const std::size_t count = poller_.wait(ready, static_cast<int>(timeout));
+  const auto events = poller_.wait(static_cast<int>(timeout));
   now_ = monotonicMs();
-  for (const Ready& one : std::span(ready).first(count)) {
-    const Id id = one.token >> 2;
-    if (static_cast<Part>(one.token & 3) == Part::listener) {
-      queue_.push_back(id);
-    } else if (const auto found = tasks_.find(id); found != tasks_.end()) {
-      Connection& connection = found->second->connection;
-      (static_cast<Part>(one.token & 3) == Part::client ? connection.client : connection.server).latch(one);
-      queue(*found->second);
+  ++workspace_.turn;
+  for (Ready& ready : events) hear(ready);
+}
+
+void Loop::hear(Ready& ready) {
+  const Id id = ready.token >> 2;
+  const auto part = static_cast<Part>(ready.token & 3);
+  if (part == Part::listener) {
+    const auto found = listeners_.find(id);
+    if (found == listeners_.end()) return;
+    found->second.watch.armed &= static_cast<std::uint8_t>(~ready.disarmed);
+    found->second.acceptable = true;
+    return queue(found->second);
+  }
+  const auto found = tasks_.find(id);
+  if (found == tasks_.end()) return;
+  Connection& connection = found->second->connection;
+  Side& side = part == Part::client ? connection.client : connection.server;
+  if (ready.received && !ready.received->bytes().empty()) connection.receive(side, std::move(*ready.received));
+  side.latch(ready);
+  queue(*found->second);
+}
+
+// What everything that had its turn waits for now.
+void Loop::tellPoller() {
+  for (const Id id : touched_) {
+    if (const auto listener = listeners_.find(id); listener != listeners_.end()) {
+      Listener& one = listener->second;
+      if (one.options.fd && !one.retry && !one.acceptable)
+        poller_.want(one.options.fd.get(), one.watch, {.input = Wanted::Input::poll});
+      continue;
+    }
+    const auto found = tasks_.find(id);
+    if (found == tasks_.end()) continue;
+    Task& task = *found->second;
+    task.touched = false;
+    const Connection& connection = task.connection;
+    for (Side* side : {&task.connection.client, &task.connection.server}) {
+      if (side->watch.token == 0) continue;
+      switch (task.phase) {
+        case Task::Phase::undecided:
+          poller_.want(side->fd.get(), side->watch, {.input = Wanted::Input::edges});
+          break;
+        case Task::Phase::connecting:
+          if (side == &connection.server) {
+            poller_.want(side->fd.get(), side->watch, {.output = true});
+            break;
+          }
+          [[fallthrough]];
+        case Task::Phase::relaying:
+          poller_.want(side->fd.get(), side->watch, connection.wanted(*side));
+      }
     }
   }
+  touched_.clear();
+}
+
+void Loop::touch(Task& task) {
+  if (!std::exchange(task.touched, true)) touched_.push_back(task.id);
 }
 
 void Loop::handle(Command& command) {
@@ -112,6 +164,8 @@ void Loop::queue(Task& task) {
   queue_.push_back(task.id);
 }
 
+void Loop::queue(Listener& listener) { queue_.push_back(listener.options.id); }
+
 // Runs one step in the life of a task; a system call that fails there ends that task and nothing else.
 template <typename Step>
 void Loop::guarded(Id id, Step step) {
@@ -124,9 +178,11 @@ void Loop::guarded(Id id, Step step) {
 
 void Loop::run(Task& task) {
   task.queued = false;
+  touch(task);
   guarded(task.id, [&] {
     if (task.phase != Task::Phase::relaying) {
       Side& client = task.connection.client;
+      task.connection.keep();
       client.inspect();
       if (client.error) return end(task, Reason::reset);
       if (task.phase == Task::Phase::connecting) return finishConnect(task);
@@ -165,9 +221,10 @@ void Loop::expire(Id id) {
 
 void Loop::run(Listener& listener) {
   if (!listener.options.fd || listener.retry) return;
+  touched_.push_back(listener.options.id);
   for (int i = 0; i < acceptsPerTurn; ++i)
     if (!acceptOne(listener)) return;
-  queue_.push_back(listener.options.id);
+  queue(listener);
 }
 
 bool Loop::acceptOne(Listener& listener) {
@@ -190,6 +247,7 @@ bool Loop::acceptOne(Listener& listener) {
   }
   switch (errno) {
     case EAGAIN:
+      listener.acceptable = false;
       return false;
     // accept(2) hands on errors that the network has for the new connection: the next one may be fine.
     case EINTR:
@@ -213,9 +271,11 @@ void Loop::adopt(Listener& listener, UniqueFd fd, const socket::Address& source)
   const AcceptCommand& options = listener.options;
   const socket::Address destination = socket::localAddress(fd.get());
   const Id id = ids_.fetch_add(1, std::memory_order_relaxed);
-  poller_.add(fd.get(), tokenOf(id, Part::client));
+  Watch watch{.token = tokenOf(id, Part::client)};
+  poller_.add(fd.get(), watch);
 
   Task& task = add(id, Task::Phase::undecided);
+  task.connection.client.watch = watch;
   task.server = options.id;
   task.silent = !options.decide;
   task.source = source;
@@ -273,7 +333,9 @@ void Loop::answerPeek(Task& task, bool now) {
 
 void Loop::connect(Task& task, const socket::ConnectOptions& options, std::int64_t timeout) {
   task.phase = Task::Phase::connecting;
+  touch(task);
   task.upstream = options.to;
+  task.connection.start(task.engine, {}, {});
   if (isOwnListener(task, options.to)) throw socket::Error(ELOOP, "connect", options.to.text(), options.to.port());
 
   task.connection.server.fd.reset();
@@ -288,7 +350,8 @@ void Loop::connect(Task& task, const socket::ConnectOptions& options, std::int64
   if (options.from && options.from->port() != 0) task.localPortKept = connecting.portKept;
   Side& server = task.connection.server;
   server.fd = std::move(connecting.fd);
-  poller_.add(server.fd.get(), tokenOf(task.id, Part::server));
+  server.watch.token = tokenOf(task.id, Part::server);
+  poller_.add(server.fd.get(), server.watch);
   if (timeout > 0) timers_.arm(task.timer, now_ + timeout, task.id);
   if (connecting.established) {
     server.writable = true;
@@ -313,7 +376,6 @@ void Loop::finishConnect(Task& task) {
   if (!task.connection.client.fd) return handOut(task, server.fd);
   prepare(server.fd.get(), task.limits);
   if (!task.silent) events_.emplace_back(OpenedEvent{task.id});
-  task.connection.start(task.engine, {}, {});
   startRelay(task);
 }
 
@@ -322,6 +384,9 @@ void Loop::finishConnect(Task& task) {
 void Loop::startRelay(Task& task) {
   task.phase = Task::Phase::relaying;
   task.lastActive = now_;
+  // So far as anybody knows.
+  task.connection.client.writable = true;
+  task.connection.server.writable = true;
   armIdle(task);
   queue(task);
 }
@@ -354,7 +419,8 @@ void Loop::fail(Task& task, const socket::Error& failure) {
 }
 
 void Loop::handOut(Task& task, UniqueFd& fd) {
-  poller_.remove(fd.get());
+  Side& client = task.connection.client;
+  poller_.remove(fd.get(), &fd == &client.fd ? client.watch : task.connection.server.watch);
   if (task.phase == Task::Phase::undecided)
     events_.emplace_back(SocketEvent{task.id, std::move(fd)});
   else
@@ -364,6 +430,8 @@ void Loop::handOut(Task& task, UniqueFd& fd) {
 
 void Loop::forget(Task& task) {
   timers_.disarm(task.timer);
+  poller_.forget(task.connection.client.watch);
+  poller_.forget(task.connection.server.watch);
   task.connection.counters.add(Counter::open, ~std::uint64_t{0});  // minus one
   const auto listener = listeners_.find(task.server);
   tasks_.erase(task.id);
@@ -382,7 +450,9 @@ void Loop::closeIfDone(Listener& listener) {
 // ---- commands -------------------------------------------------------------------------------------------------------
 
 Loop::Task& Loop::add(Id id, Task::Phase phase) {
-  return *tasks_.emplace(id, std::make_unique<Task>(Task{.id = id, .phase = phase})).first->second;
+  Task& task = *tasks_.emplace(id, std::make_unique<Task>(Task{.id = id, .phase = phase})).first->second;
+  touch(task);
+  return task;
 }
 
 void Loop::on(ConnectCommand& command) {
@@ -403,7 +473,8 @@ void Loop::on(RelayCommand& command) {
     for (const auto& [side, part] : {std::pair(&connection.client, Part::client), {&connection.server, Part::server}}) {
       socket::setNonBlocking(side->fd.get());
       prepare(side->fd.get(), command.limits);
-      poller_.add(side->fd.get(), tokenOf(command.id, part));
+      side->watch.token = tokenOf(command.id, part);
+      poller_.add(side->fd.get(), side->watch);
     }
     connection.start(command.engine, std::move(command.clientPreface), std::move(command.serverPreface));
     startRelay(task);
@@ -419,7 +490,9 @@ void Loop::on(AcceptCommand& command) {
     socket::setNonBlocking(fd);
     // Accepted sockets inherit it. Those that are handed out stay as the kernel makes them.
     if (!listener.options.decide) prepare(fd, listener.options.limits);
-    poller_.add(fd, tokenOf(id, Part::listener));
+    listener.watch.token = tokenOf(id, Part::listener);
+    poller_.add(fd, listener.watch);
+    touched_.push_back(id);
   } catch (const socket::Error& failure) {
     events_.emplace_back(AcceptFailedEvent{id, failure});
     listener.options.fd.reset();
@@ -476,6 +549,7 @@ void Loop::on(StopAcceptingCommand& command) {
   Listener& listener = found->second;
   timers_.disarm(listener.retry);
   listener.options.fd.reset();
+  poller_.forget(listener.watch);
   closeIfDone(listener);
 }
 

@@ -27,12 +27,11 @@ class Loop {
   void run();
   std::vector<Event> takeEvents() { return std::exchange(events_, {}); }
 
-  // The token for the poller that means nothing but "wake up".
-  static constexpr std::uint64_t wakeToken = 0;
-
  private:
   struct Listener {
     AcceptCommand options;
+    Watch watch;
+    bool acceptable = false;
     socket::Address address;
     std::uint64_t open = 0;  // connections of it that have not ended
     bool failing = false;    // told already that accept fails
@@ -46,6 +45,7 @@ class Loop {
     Id server = 0;
     bool silent = false;  // JavaScript does not know of it
     bool queued = false;
+    bool touched = false;
     Connection connection;
     socket::Address source;
     socket::Address originalDestination;
@@ -67,6 +67,9 @@ class Loop {
   void on(StopAcceptingCommand& command);
 
   void queue(Task& task);
+  void queue(Listener& listener);
+  void hear(Ready& ready);
+  void tellPoller();
   void run(Task& task);
   void run(Listener& listener);
   bool acceptOne(Listener& listener);
@@ -80,6 +83,7 @@ class Loop {
   void finishConnect(Task& task);
   void startRelay(Task& task);
   void armIdle(Task& task);
+  void touch(Task& task);
 
   // Each of these ends the task: it is gone when they return.
   void end(Task& task, Reason reason, const std::optional<socket::Error>& failure = {});
@@ -101,6 +105,7 @@ class Loop {
   std::unordered_map<Id, Listener> listeners_;
   std::vector<Id> queue_;
   std::vector<Id> running_;
+  std::vector<Id> touched_;  // had their turn, or their first step, since the poller was told
   std::vector<Event> events_;
   // Nothing is accepted without a descriptor in reserve for the upstream socket.
   UniqueFd reserve_;

@@ -1,5 +1,6 @@
-// The bytes that are on their way from one socket to the other, and the system calls that move them: splice(2) through
-// a borrowed pipe, or recv and send. Knows nothing of readiness, of timers, or of what an end of stream means.
+// The bytes that are on their way from one socket to the other, and the system calls that move them: recv and send while
+// messages are short, for which a pipe costs more than the copy, and splice(2) through a borrowed pipe once they fill what
+// they are read into. Knows nothing of readiness, of timers, or of what an end of stream means.
 #pragma once
 #include <cstddef>
 #include <optional>
@@ -7,6 +8,7 @@
 #include <vector>
 
 #include "relay/pipe_pool.h"
+#include "relay/ring.h"
 
 namespace tproxy::relay {
 
@@ -16,6 +18,16 @@ enum class Engine { splice, copy };
 struct Workspace {
   PipePool pipes;
   std::vector<std::byte> buffer = std::vector<std::byte>(128 * 1024);
+  // Turns of the loop, and the last one in which short messages went.
+  std::uint64_t turn = 0;
+  std::uint64_t shortAt = 0;
+
+  // A direction may move so much before others have their turn, and one splice too: less while short messages go as well.
+  std::size_t bytesPerTurn() const {
+    constexpr std::size_t alone = std::size_t{1024} * 1024;
+    constexpr std::uint64_t soon = 64;
+    return shortAt + soon > turn ? alone / 4 : alone;
+  }
 };
 
 struct Moved {
@@ -30,27 +42,46 @@ class Mover {
  public:
   Mover(Engine engine, std::vector<std::byte> preface) : engine_(engine), held_(std::move(preface)) {}
 
-  bool empty() const { return inPipe_ == 0 && inBuffer_.empty() && heldFrom_ == held_.size(); }
+  bool empty() const {
+    return inPipe_ == 0 && inBuffer_.empty() && heldFrom_ == held_.size() && receivedFrom_ == received_.size();
+  }
+  // Reads come in such numbers and sizes that it wants to do them itself.
+  bool streaming() const { return streaming_; }
+  // Bytes that the poller has read; only while nothing was taken that is not given yet.
+  void receive(Received received);
   // One read from `from`; only when empty(), and give() must follow at once when it brought bytes: copied ones are in
   // the shared buffer until then.
   Moved take(int from, Workspace& workspace);
   // The same without splice, which stops for good before an urgent byte.
   Moved takeCopying(int from, Workspace& workspace);
-  // One write to `to`; only when not empty().
-  Moved give(int to, Workspace& workspace);
+  // One write to `to`; only when not empty(). With `last`, an end of stream follows at once, so that both can leave in
+  // one packet.
+  Moved give(int to, bool last, Workspace& workspace);
+  // Frees the poller's buffers that could not be given.
+  void keep();
   // Forgets the bytes.
   void drop(Workspace& workspace);
 
  private:
+  Moved takeSplicing(int from, Workspace& workspace);
+  void noteRead(std::size_t bytes, std::size_t room);
+  void stream(bool streaming);
+  Moved giveReceived(int to, bool last, Workspace& workspace);
+  void forgetReceived();
   Moved giveCopied(int to);
   bool emptyPipeIntoHeld(Workspace& workspace);
 
   Engine engine_;
+  bool streaming_ = false;
+  std::uint8_t inARow_ = 0;  // full reads, or, while streaming, short ones
   std::optional<Pipe> pipe_;
   std::size_t inPipe_ = 0;
   std::span<const std::byte> inBuffer_;  // part of the shared buffer
   std::vector<std::byte> held_;          // a preface, or what a short write left over
   std::size_t heldFrom_ = 0;
+  std::vector<Received> received_;
+  std::size_t receivedFrom_ = 0;
+  std::size_t receivedOffset_ = 0;  // in the first of them
 };
 
 }  // namespace tproxy::relay

@@ -1,31 +1,70 @@
-// Where readiness comes from. The relay works on latches that readiness sets and EAGAIN clears, so a source must tell
-// every change at least once (edges), may tell too much, and need not be asked again. epoll does so with EPOLLET,
-// io_uring with multishot polls. A source of one-shot polls can read what to arm from the latches that are down.
+// Where readiness comes from. The relay works on latches that readiness sets and EAGAIN clears. Before each wait the
+// poller hears what every socket that had its turn waits for now. epoll, edge-triggered, tells every change anyway; a ring
+// arms for exactly that, and can receive by itself: then bytes come in the place of "readable".
 #pragma once
 #include <cstdint>
+#include <optional>
 #include <span>
+
+#include "relay/ring.h"
 
 namespace tproxy::relay {
 
+// How one socket is watched; belongs to the socket's owner.
+struct Watch {
+  std::uint64_t token = 0;  // never used twice, so what is told late about a socket that is gone harms nobody
+  // The poller reads: whoever else did would take later bytes before earlier ones.
+  bool receiving() const { return (armed & receive) != 0; }
+
+  // The rest is between the poller and what it tells.
+  static constexpr std::uint8_t receive = 1;
+  std::uint8_t armed = 0;
+  bool stopping = false;
+  bool hungUp = false;
+};
+
+// What a socket waits for. Its end by an error is told in any case.
+struct Wanted {
+  enum class Input {
+    nothing,
+    edges,    // each arrival, taking none of it
+    poll,     // something to read, from a state in which there is nothing
+    receive,  // the poller may read
+  };
+  Input input = Input::nothing;
+  bool output = false;
+  bool end = false;  // that the peer has ended, although nothing is read
+};
+
 struct Ready {
-  std::uint64_t token;
-  bool readable;
-  bool writable;
-  bool ended;   // the peer will send no more (FIN), or the connection is gone altogether
-  bool failed;  // an error, or both ways closed
-  bool urgent;  // an urgent byte is waiting
+  std::uint64_t token = 0;
+  bool readable = false;
+  bool writable = false;
+  bool ended = false;   // the peer will send no more (FIN), or the connection is gone altogether
+  bool failed = false;  // an error, or both ways closed
+  bool urgent = false;  // an urgent byte is waiting
+  // From a poller that receives: the next bytes; that none follow (end of stream); or the error in their place.
+  std::optional<Received> received;
+  bool atEnd = false;
+  int error = 0;
+  std::uint8_t disarmed = 0;  // of Watch::armed
 };
 
 class Poller {
  public:
   virtual ~Poller() = default;
-  // Tells the present state first. Tokens are never used twice, so what is told late about a token that is gone harms
-  // nobody.
-  virtual void add(int fd, std::uint64_t token) = 0;
-  // Before a descriptor goes to somebody else. Closing needs no word to the poller.
-  virtual void remove(int fd) = 0;
-  // Blocks for at most so many milliseconds, -1 = without end, and gives how many of `ready` it filled.
-  virtual std::size_t wait(std::span<Ready> ready, int timeoutMs) = 0;
+  // A descriptor that wakes wait() with each write to it; it has the token 0.
+  virtual void addWake(int fd) = 0;
+  // Tells the present state first, unless it only tells what is wanted.
+  virtual void add(int fd, Watch& watch) = 0;
+  // Called for the last time before a wait, so that nothing is closed between this and the kernel's hearing of it.
+  virtual void want(int fd, Watch& watch, const Wanted& wanted) = 0;
+  // Before a descriptor goes to somebody else.
+  virtual void remove(int fd, Watch& watch) = 0;
+  // For a descriptor that was closed.
+  virtual void forget(Watch& watch) = 0;
+  // Blocks for at most so many milliseconds, -1 = without end. What it gives is the caller's until the next call.
+  virtual std::span<Ready> wait(int timeoutMs) = 0;
 };
 
 }  // namespace tproxy::relay

@@ -8,10 +8,12 @@
 #include <exception>
 #include <future>
 #include <iterator>
+#include <memory>
 #include <optional>
 
 #include "relay/epoll_poller.h"
 #include "relay/loop.h"
+#include "relay/uring_poller.h"
 #include "socket/error.h"
 #include "socket/netns.h"
 
@@ -23,8 +25,20 @@ void wakeUp(const UniqueFd& wake) { eventfd_write(wake.get(), 1); }
 
 }  // namespace
 
-Thread::Thread(std::string netns, std::function<void()> notify)
-    : netns_(std::move(netns)), notify_(std::move(notify)) {}
+Thread::Thread(std::string netns, bool uring, std::function<void()> notify)
+    : netns_(std::move(netns)), uring_(uring), notify_(std::move(notify)) {}
+
+bool Thread::hasUring() {
+  try {
+    const UringPoller poller;
+    return true;
+  } catch (const socket::Error& refusal) {
+    // Seccomp, sysctl kernel.io_uring_disabled, a kernel without it, or one before 6.1.
+    const int error = refusal.errnum();
+    if (error == EPERM || error == EACCES || error == ENOSYS || error == EINVAL) return false;
+    throw;
+  }
+}
 
 void Thread::post(Command command) {
   const std::lock_guard lock(mutex_);
@@ -79,12 +93,15 @@ void Thread::start() {
 
 void Thread::main(std::promise<void> started) {
   pthread_setname_np(pthread_self(), "tproxy-relay");
-  std::optional<EpollPoller> poller;
+  std::unique_ptr<Poller> poller;
   std::optional<Loop> loop;
   try {
     if (!netns_.empty()) enterNetns(netns_);
-    poller.emplace();
-    poller->add(wake_.get(), Loop::wakeToken);  // edge-triggered: every write wakes, nobody needs to read
+    if (uring_)
+      poller = std::make_unique<UringPoller>();
+    else
+      poller = std::make_unique<EpollPoller>();
+    poller->addWake(wake_.get());
     loop.emplace(*poller, ids_);
   } catch (...) {
     return started.set_exception(std::current_exception());

@@ -16,8 +16,12 @@ namespace tproxy::relay {
 class Thread {
  public:
   // `notify` is called on the relay thread when events have come and nobody has taken them yet.
-  Thread(std::string netns, std::function<void()> notify);
+  // `uring`: the poller is an io_uring.
+  Thread(std::string netns, bool uring, std::function<void()> notify);
   ~Thread() { stop(); }
+
+  // Whether this process may have an io_uring of the kind we need. Throws when it may, but cannot now.
+  static bool hasUring();
 
   Id nextId() { return ids_.fetch_add(1, std::memory_order_relaxed); }
   // Unless it runs already. Throws socket::Error when it cannot be started.
@@ -31,6 +35,7 @@ class Thread {
   void main(std::promise<void> started);
 
   const std::string netns_;
+  const bool uring_;
   const std::function<void()> notify_;
   std::atomic<Id> ids_{1};
   std::thread thread_;

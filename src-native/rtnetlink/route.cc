@@ -27,12 +27,12 @@ uint8_t defaultScope(Verb verb, const Route& route) {
   }
 }
 
+}  // namespace
+
 Route resolved(netlink::Connection& connection, Route route) {
   if (route.device && route.device->index == 0) route.device->index = linkIndex(connection, route.device->name);
   return route;
 }
-
-}  // namespace
 
 netlink::Message encodeRoute(Verb verb, Route route) {
   const bool add = verb == Verb::add;

@@ -57,6 +57,8 @@ void describe(auto& visit, Is<Route> auto& route) {
   visit("dev", NETLINK_NAMED(RTA_OIF), route.device, DeviceIndex());
 }
 
+// With the index of the interface that the route names.
+Route resolved(netlink::Connection& connection, Route route);
 // The interface index must be known already.
 netlink::Message encodeRoute(Verb verb, Route route);
 Route decodeRoute(ByteView message);

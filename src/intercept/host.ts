@@ -82,8 +82,8 @@ export async function completeOptions(kernel: Kernel, host: HostState, options: 
   await checkInterfaces(kernel, options.interfaces ?? []);
   checkName(host, planIntercept(options).nftTable);
   // Claimed is in use, also where its rule or route is missing at the moment.
-  const claimed = host.claims.flatMap(({ table, priority }) =>
-    Array.from({ length: PRIORITIES }, (_, index) => ({ table, priority: priority + index })),
+  const claimed = host.claims.flatMap(({ fwmark, table, priority }) =>
+    Array.from({ length: PRIORITIES }, (_, index) => ({ fwmark, table, priority: priority + index })),
   );
   const rules = [...host.rules, ...claimed];
   const priority = freePriority(rules, options.priority);
@@ -92,7 +92,7 @@ export async function completeOptions(kernel: Kernel, host: HostState, options: 
     ids: lookUpIds(options.ownHost),
     families,
     priority,
-    fwmark: freeFwmark(host, options.fwmark),
+    fwmark: freeFwmark({ ...host, rules }, options.fwmark),
     table: await freeTable(kernel, rules, options.table),
   };
 }
@@ -135,7 +135,10 @@ function checkName({ tables }: HostState, nftTable: string): void {
 }
 
 /** Two adjacent bits of the mark that no policy rule and no nf_tables rule looks at. */
-export function freeFwmark(host: Pick<HostState, 'rules' | 'markBits'>, wanted?: Fwmark): Fwmark {
+export function freeFwmark(
+  host: Pick<HostState, 'markBits'> & { readonly rules: readonly Pick<Rule, 'fwmark'>[] },
+  wanted?: Fwmark,
+): Fwmark {
   const used = (host.rules.reduce((bits, { fwmark }) => bits | bitsOf(fwmark), 0) | host.markBits) >>> 0;
   if (wanted) {
     if (wanted.mask & used)

@@ -3,6 +3,7 @@
  * did when a step fails. Order: look, then the empty table as a claim, routes, policy rules, and at last everything in the table in one
  * batch; removal in reverse. So at no moment is a packet marked that the routing does not know what to do with.
  */
+import { EventEmitter } from 'node:events';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { type InstallStep, InterceptError, NetlinkError } from '../errors.js';
 import { NftablesSocket } from '../netlink/nftables.js';
@@ -18,18 +19,25 @@ import {
   staleRoutes,
   staleRules,
 } from './host.js';
+
+import { findLosses } from './intact.js';
 import { announceMark } from './marks.js';
 import { ruleChanges, tableObject } from './nftables.js';
 import { type Plan, type PlanOptions, planIntercept, withOnDown } from './plan.js';
 import { type LiveSets, liveSets } from './sets.js';
-import { type Counters, missingOf, sumCounters } from './verify.js';
+import { type Counters, sumCounters } from './verify.js';
+import { Watch, type WatchEvents } from './watch.js';
 
 export interface InstallOptions extends PlanOptions {
   /** Path of the network namespace to install in, e.g. /run/netns/router. */
   readonly netns?: string;
 }
 
-export interface InstalledRules extends LiveSets {
+/**
+ * What is installed. Emits `repaired` (RepairReport) when somebody else had changed it, and `error` (InterceptError) when
+ * that cannot be repaired, or is changed again and again; without a listener for it that is a process warning.
+ */
+export interface InstalledRules extends EventEmitter<WatchEvents>, LiveSets {
   /** As installed; `setOnDown` changes it, the live sets do not. */
   readonly plan: Plan;
   /** Another `onDown`, at once, in one atomic batch: no packet meets a rule set in between, and no counter begins anew. */
@@ -65,8 +73,8 @@ export async function installIntercept(options: InstallOptions): Promise<Install
     for (let attempt = 1; ; attempt++) {
       try {
         const { plan, host } = await choose(kernel, planOptions);
-        await apply(kernel, plan, host);
-        return installed(kernel, plan, announceMark(netns, plan.socketMark));
+        const endGuard = await apply(kernel, plan, host);
+        return installed(kernel, plan, endGuard, announceMark(netns, plan.socketMark), options.repair ?? true);
       } catch (error) {
         if (attempt === ATTEMPTS || !isRace(error)) throw error;
         await breathe(attempt);
@@ -154,7 +162,8 @@ async function claim(kernel: Kernel, plan: Plan, { generation }: HostState): Pro
   }
 }
 
-async function apply(kernel: Kernel, plan: Plan, host: HostState): Promise<void> {
+/** Gives what ends the guard. */
+async function apply(kernel: Kernel, plan: Plan, host: HostState): Promise<() => void> {
   const { route, nftables } = kernel;
   const table = tableObject(plan);
   const undo: (() => Promise<unknown>)[] = [];
@@ -174,27 +183,54 @@ async function apply(kernel: Kernel, plan: Plan, host: HostState): Promise<void>
       .commit([{ verb: 'create', object: table }, ...plan.nftables.slice(1)], { dryRun: true })
       .catch((error) => Promise.reject(atStep('check', error)));
     await step('table', claim(kernel, plan, host), () => nftables.commit([{ verb: 'delete', object: table }]));
+    const endGuard = startGuard(route, plan);
+    undo.push(async () => endGuard());
     for (const each of plan.routes) await step('routes', route.routeAdd(each), () => route.routeDelete(each));
     for (const each of plan.rules) await step('rules', route.ruleAdd(each), () => route.ruleDelete(each));
     await step('batch', nftables.commit(plan.nftables.slice(1)), () => nftables.commit(emptied(table)));
+    return endGuard;
   } catch (error) {
     for (const undoIt of undo.reverse()) await undoIt().catch(() => {});
     throw error;
   }
 }
 
-function installed(kernel: Kernel, initial: Plan, forgetMark: () => void): InstalledRules {
+/** The table dies with this process by itself. A guard sees to it that the rules and routes do, too. */
+function startGuard(route: RouteSocket, plan: Plan): () => void {
+  if (plan.lifetime !== 'process') return () => {};
+  try {
+    return route.guard([...plan.rules].reverse(), [...plan.routes].reverse());
+  } catch (error) {
+    // It is a net for the case of a crash, and what is left then does nothing: no reason to refuse.
+    process.emitWarning(
+      `Policy rules and routes will stay behind if this process is killed, until the next start: ${(error as Error).message}`,
+      { code: 'LINUX_TPROXY_NO_GUARD' },
+    );
+    return () => {};
+  }
+}
+
+function installed(
+  kernel: Kernel,
+  initial: Plan,
+  endGuard: () => void,
+  forgetMark: () => void,
+  repair: boolean,
+): InstalledRules {
   const { route, nftables } = kernel;
   let plan = initial;
   let switching: Promise<void> = Promise.resolve();
   const table = tableObject(plan);
   const ofTable = { family: table.family, table: table.name };
   const remove: NftOperation[] = [{ verb: 'delete', object: table }];
+  const { live, contents } = liveSets(plan, (operations) => nftables.commit(operations));
+  const watch = repair ? new Watch(kernel, () => plan, contents) : undefined;
   let uninstalling: Promise<void> | undefined;
 
   // Reverse of apply: the marks stop first, then the rules that read them, then the routes, and the claim last: until then
   // nobody takes what we have not removed yet for left over, or for free. One failure does not keep the others.
   const uninstall = async () => {
+    await watch?.stop();
     await ignoring(['ENOENT'], nftables.commit(emptied(table)));
     const failures: unknown[] = [];
     const attempt = (removed: Promise<void>) =>
@@ -205,9 +241,12 @@ function installed(kernel: Kernel, initial: Plan, forgetMark: () => void): Insta
     await ignoring(['ENOENT'], nftables.commit(remove));
     atExit.delete(uninstallNow);
     forgetMark();
+    // If any of it failed, the guard tries once more in the end.
+    endGuard();
     closeKernel(kernel);
   };
   const uninstallNow = () => {
+    void watch?.stop();
     const attempt = (what: () => void) => {
       try {
         what();
@@ -219,6 +258,7 @@ function installed(kernel: Kernel, initial: Plan, forgetMark: () => void): Insta
     for (const rule of [...plan.rules].reverse()) attempt(() => route.ruleDeleteSync(rule));
     for (const each of [...plan.routes].reverse()) attempt(() => route.routeDeleteSync(each));
     attempt(() => nftables.commitSync(remove));
+    endGuard();
   };
   if (plan.lifetime === 'process') onExit(uninstallNow);
 
@@ -229,26 +269,16 @@ function installed(kernel: Kernel, initial: Plan, forgetMark: () => void): Insta
     plan = next;
   };
 
-  const result: InstalledRules = {
-    get plan() {
-      return plan;
-    },
-    ...liveSets(plan, (operations) => nftables.commit(operations)),
-    setOnDown(onDown) {
-      const turn = switching.then(() => switchOnDown(onDown));
+  const methods = {
+    ...live,
+    setOnDown(onDown: Plan['onDown']) {
+      const turn = switching.then(() => (watch ? watch.between(() => switchOnDown(onDown)) : switchOnDown(onDown)));
       switching = turn.catch(() => {});
       return turn;
     },
     counters: async () => sumCounters(await nftables.list('rule', ofTable)),
     async verify() {
-      const [rules, routes, tables, nftRules] = await Promise.all([
-        route.ruleList(),
-        route.routeList({ table: plan.table }),
-        nftables.list('table'),
-        nftables.list('rule', ofTable).catch(() => []),
-      ]);
-      const planned = plan.nftables.filter(({ object }) => object.kind === 'rule').length;
-      const missing = missingOf({ ...plan, nftRules: planned }, { rules, routes, tables, nftRules });
+      const missing = (await findLosses(kernel, plan)).map(({ what }) => what);
       return { intact: missing.length === 0, missing };
     },
     uninstall() {
@@ -258,8 +288,17 @@ function installed(kernel: Kernel, initial: Plan, forgetMark: () => void): Insta
       });
       return uninstalling;
     },
-    [Symbol.asyncDispose]: () => result.uninstall(),
+    [Symbol.asyncDispose]: () => methods.uninstall(),
   };
+  const result = Object.defineProperty(Object.assign(new EventEmitter<WatchEvents>(), methods), 'plan', {
+    get: () => plan,
+    enumerable: true,
+  }) as unknown as InstalledRules;
+  watch?.on('repaired', (report) => result.emit('repaired', report));
+  watch?.on('error', (error) => {
+    if (result.listenerCount('error') > 0) result.emit('error', error);
+    else process.emitWarning(error);
+  });
   return result;
 }
 

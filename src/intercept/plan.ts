@@ -102,6 +102,7 @@ const OPTIONS = [
   'priority',
   'name',
   'lifetime',
+  'repair',
 ];
 
 /**

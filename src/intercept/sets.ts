@@ -55,9 +55,22 @@ const DISAGREEMENTS = ['ENOENT', 'EEXIST', 'ENOBUFS', 'EINTR'];
 /** The kernel counts in ticks of up to 10 ms; what we think to have expired must have expired there. */
 const TICK_MS = 10;
 
-export function liveSets(plan: Plan, commit: (operations: readonly NftOperation[]) => Promise<void>): LiveSets {
+/** What a set holds, to make it anew. */
+export interface Content {
+  readonly set: string;
+  readonly elements: readonly NftElement[];
+}
+
+export function liveSets(
+  plan: Plan,
+  commit: (operations: readonly NftOperation[]) => Promise<void>,
+): { readonly live: LiveSets; readonly contents: () => Content[] } {
   const intercepts = plan.tcp !== undefined || plan.udp !== undefined;
-  const live = <Spec>(parts: Parts<Spec>) => liveSet(parts, plan.nftTable, commit);
+  const all: KernelSet[] = [];
+  const live = <Spec>(parts: Parts<Spec>) => {
+    all.push(...parts.sets);
+    return liveSet(parts, plan.nftTable, commit);
+  };
   const ports = (protocol: 'tcp' | 'udp') => {
     const ranges = plan[protocol];
     return live<PortSpec>({
@@ -81,7 +94,7 @@ export function liveSets(plan: Plan, commit: (operations: readonly NftOperation[
       missing: `prefixes: it intercepts nothing, so that there is nothing to exclude`,
     });
   };
-  return {
+  const sets: LiveSets = {
     exclude: {
       from: prefixes('exclude.from', 'exclude_from', plan.exclude.from),
       to: prefixes('exclude.to', 'exclude_to', plan.exclude.to),
@@ -90,6 +103,10 @@ export function liveSets(plan: Plan, commit: (operations: readonly NftOperation[
     ...(plan.from && { from: prefixes('from', 'from', plan.from) }),
     ...(plan.to && { to: prefixes('to', 'to', plan.to) }),
   };
+  return {
+    live: sets,
+    contents: () => all.map(({ name, type, segments }) => ({ set: name, elements: lasting(type, segments) })),
+  };
 }
 
 const kernelSet = (name: string, type: RangeType, ranges: readonly Range[]): KernelSet => ({
@@ -97,6 +114,16 @@ const kernelSet = (name: string, type: RangeType, ranges: readonly Range[]): Ker
   type,
   segments: ranges.map((range) => ({ ...range, until: Number.POSITIVE_INFINITY })),
 });
+
+/** The elements of those segments whose time is not over. */
+function lasting(type: RangeType, segments: readonly Segment[]): NftElement[] {
+  const now = performance.now();
+  return timedElements(
+    type,
+    segments.filter(({ until }) => until > now),
+    now,
+  );
+}
 
 function liveSet<Spec>(
   parts: Parts<Spec>,
@@ -162,19 +189,10 @@ function liveSet<Spec>(
   }
 
   function anew(set: KernelSet, segments: readonly Segment[]): NftOperation[] {
-    const now = performance.now();
     const { name, type } = set;
     return [
       { verb: 'flush', object: { kind: 'set', family: 'inet', table, name, keyType: 0, keyLength: type.bytes } },
-      ...elements(
-        'create',
-        set,
-        timedElements(
-          type,
-          segments.filter(({ until }) => until > now),
-          now,
-        ),
-      ),
+      ...elements('create', set, lasting(type, segments)),
     ];
   }
 

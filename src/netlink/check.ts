@@ -157,6 +157,12 @@ export function checkRouteFilter(filter: unknown): void {
   check('filter', filter, { family: 'family?', table: 'u32?' });
 }
 
+/** `kind` is that of the filter's one member. */
+export function checkWatch(filter: unknown, onChanges: unknown, kind: 'u32' | 'text'): void {
+  check('filter', filter, { table: `${kind}?` });
+  if (typeof onChanges !== 'function') throw invalidType('onChanges', 'a function', onChanges);
+}
+
 export function checkSocketOptions(options: unknown): void {
   check('options', options, { netns: 'text?' });
 }

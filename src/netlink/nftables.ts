@@ -1,8 +1,15 @@
 /** `nft` without the command: nf_tables over one netlink socket. */
 import { type NativeNftablesSocket, native } from '../native.js';
-import { checkCommitOptions, checkKind, checkListFilter, checkOperations, checkSocketOptions } from './check.js';
+import {
+  checkCommitOptions,
+  checkKind,
+  checkListFilter,
+  checkOperations,
+  checkSocketOptions,
+  checkWatch,
+} from './check.js';
 import type { NetlinkSocketOptions } from './route.js';
-import type { NftFamily, NftGeneration, NftObject, NftOperation } from './types.js';
+import type { NftChange, NftFamily, NftGeneration, NftObject, NftOperation } from './types.js';
 
 export interface CommitOptions {
   /** Only if the rule set is still of this generation; `ERESTART` if not. */
@@ -32,6 +39,7 @@ export interface ListFilter {
  */
 export class NftablesSocket {
   readonly #native: NativeNftablesSocket;
+  readonly #watches = new Set<() => void>();
 
   /** Throws `SocketError` where the namespace cannot be entered. */
   constructor(options: NetlinkSocketOptions = {}) {
@@ -83,10 +91,26 @@ export class NftablesSocket {
   }
 
   /**
-   * Makes the kernel delete the tables that the socket owns. A call under way is finished first; those that wait for it,
+   * Equivalent to: `nft monitor`. Tells of batches that anybody commits, this socket too, from now until the socket is
+   * closed or the function that this gives is called. Does not keep the process alive.
+   */
+  watch(onChanges: (changes: NftChange[]) => void, filter: { readonly table?: string } = {}): () => void {
+    checkWatch(filter, onChanges, 'text');
+    const end = this.#native.watch(filter, onChanges);
+    this.#watches.add(end);
+    return () => {
+      this.#watches.delete(end);
+      end();
+    };
+  }
+
+  /**
+   * Makes the kernel delete the tables that the socket owns, and ends the watches. A call under way is finished first; those that wait for it,
    * and later ones, fail with `EBADF`.
    */
   close(): void {
+    for (const end of this.#watches) end();
+    this.#watches.clear();
     this.#native.close();
   }
 }

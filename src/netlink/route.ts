@@ -1,8 +1,8 @@
 /** `ip rule`, `ip route`, `ip link` and `ip address` without the command: rtnetlink over one socket. */
 import { type NativeRouteSocket, native } from '../native.js';
 import type { Family } from '../types.js';
-import { checkFamily, checkRoute, checkRouteFilter, checkRule, checkSocketOptions } from './check.js';
-import type { Address, Link, Route, Rule } from './types.js';
+import { checkFamily, checkRoute, checkRouteFilter, checkRule, checkSocketOptions, checkWatch } from './check.js';
+import type { Address, Link, Route, RouteChange, Rule } from './types.js';
 
 export interface NetlinkSocketOptions {
   /** Path of the network namespace to work in, such as `/run/netns/router`. Default: that of the process. */
@@ -16,11 +16,17 @@ export interface NetlinkSocketOptions {
  */
 export class RouteSocket {
   readonly #native: NativeRouteSocket;
+  readonly #watches = new Set<() => void>();
 
   /** Throws `SocketError` where the namespace cannot be entered. */
   constructor(options: NetlinkSocketOptions = {}) {
     checkSocketOptions(options);
     this.#native = new native.RouteSocket(options.netns);
+  }
+
+  /** What `watch` tells as the origin of changes made through this socket. */
+  get portId(): number {
+    return this.#native.portId;
   }
 
   /**
@@ -91,8 +97,38 @@ export class RouteSocket {
     return this.#native.addressList(family);
   }
 
-  /** A call under way is finished first; those that wait for it, and later ones, fail with `EBADF`. */
+  /**
+   * Starts a guard: a small child process that deletes these rules and routes when this process has ended, in whatever way
+   * (`kill -9` too). It outlives everything but a signal to itself. Call what this gives when they are deleted, or need
+   * not be: it ends the guard.
+   * Equivalent to: `( while read _; do :; done; ip rule del ...; ip route del ... ) <pipe &`
+   *
+   * Throws `SocketError` where it cannot be started.
+   */
+  guard(rules: readonly Rule[], routes: readonly Route[]): () => void {
+    for (const rule of rules) checkRule(rule);
+    for (const route of routes) checkRoute(route);
+    return this.#native.guard(rules, routes);
+  }
+
+  /**
+   * Equivalent to: `ip monitor rule route link`. Tells of changes by whomever, this socket too, from now until the socket
+   * is closed or the function that this gives is called. Does not keep the process alive.
+   */
+  watch(onChanges: (changes: RouteChange[]) => void, filter: { readonly table?: number } = {}): () => void {
+    checkWatch(filter, onChanges, 'u32');
+    const end = this.#native.watch(filter, onChanges);
+    this.#watches.add(end);
+    return () => {
+      this.#watches.delete(end);
+      end();
+    };
+  }
+
+  /** Ends the watches. A call under way is finished first; those that wait for it, and later ones, fail with `EBADF`. */
   close(): void {
+    for (const end of this.#watches) end();
+    this.#watches.clear();
     this.#native.close();
   }
 }

@@ -77,6 +77,28 @@ export interface Address {
   readonly scope: 'universe' | 'site' | 'link' | 'host' | 'nowhere' | number;
 }
 
+/** By whom a change was made. */
+export interface ChangeOrigin {
+  /**
+   * Netlink port id of who asked for it; 0: nobody, the kernel did it by itself. The first netlink socket of a process has
+   * the process id, further ones have numbers above 2^31.
+   */
+  readonly portId: number;
+}
+
+/** What `ip monitor rule route link` prints. `lost`: something more happened, but too fast to be told; look again. */
+export type RouteChange =
+  | (ChangeOrigin & {
+      readonly verb: 'add' | 'delete';
+      /** Of the process that has the port id for its process id, where it was still there to be asked. */
+      readonly processName?: string;
+    } & (
+        | { readonly kind: 'rule'; readonly rule: Rule }
+        | { readonly kind: 'route'; readonly route: Route }
+        | { readonly kind: 'link'; readonly link: Link }
+      ))
+  | { readonly kind: 'lost' };
+
 // ---- nf_tables: linux/netfilter/nf_tables.h ---------------------------------------------------------------------------
 
 export type NftFamily = 'ip' | 'ip6' | 'inet' | 'arp' | 'bridge' | 'netdev';
@@ -304,6 +326,17 @@ export type NftCtKey =
 /** `nft list ruleset`'s generation: changes with every committed batch. */
 export interface NftGeneration {
   readonly id: number;
+  /** Of the last batch's maker, as counted in the first process id namespace: in a container it is another one there. */
   readonly processId: number;
   readonly processName: string;
 }
+
+/** What `nft monitor` prints: one committed batch, and its generation with who made it. `lost` as in RouteChange. */
+export type NftChange =
+  | (ChangeOrigin & {
+      readonly kind: 'batch';
+      /** `delete` is told with what identifies the object, at times more. */
+      readonly operations: readonly NftOperation[];
+      readonly generation: NftGeneration;
+    })
+  | { readonly kind: 'lost' };

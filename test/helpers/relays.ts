@@ -27,11 +27,14 @@ export const newCounters = () => new BigUint64Array(new ArrayBuffer(Counter.leng
 export class Relays {
   readonly events: NativeRelayEvent[] = [];
   readonly thread;
+  readonly engine: Engine;
   onFlow: (flow: FlowEvent) => void = () => {};
   #waiting: (() => void)[] = [];
 
-  constructor(options: { netns?: string } = {}) {
-    this.thread = new native.RelayThread(options, (events) => {
+  constructor({ engine = 'epoll' as Engine, ...options }: { netns?: string; engine?: Engine } = {}) {
+    this.engine = engine;
+    const waitsBy = engine === 'uring' ? 'uring' : 'epoll';
+    this.thread = new native.RelayThread({ ...options, engine: waitsBy }, (events) => {
       for (const event of events) {
         this.events.push(event);
         if (event.kind === 'flow') this.onFlow(event);
@@ -69,7 +72,7 @@ export class Relays {
   /** A listener on loopback whose flows are decided by `decide`. */
   listen(
     decide: (flow: FlowEvent) => NativeDecision | undefined,
-    { counters = newCounters(), engine = 'epoll' as Engine, address = '127.0.0.1' } = {},
+    { counters = newCounters(), engine = this.engine, address = '127.0.0.1' } = {},
   ) {
     const fd = native.openListener({ address, port: 0, backlog: 4096, transparent: false });
     const { port } = native.socketAddress(fd);
@@ -201,7 +204,7 @@ export function resources(pid: number | 'self' = 'self') {
 }
 
 /** Waits until `condition` holds. */
-export async function until(condition: () => boolean, what: string, timeoutMs = 5000): Promise<void> {
+export async function until(condition: () => boolean, what: string, timeoutMs = 15_000): Promise<void> {
   for (const end = Date.now() + timeoutMs; !condition(); await sleep(5))
     if (Date.now() > end) throw new Error(`not within ${timeoutMs} ms: ${what}`);
 }

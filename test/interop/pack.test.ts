@@ -9,6 +9,7 @@ import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
+import { namespaced } from '../helpers/namespaces.js';
 
 const root = resolve(import.meta.dirname, '../..');
 const directory = mkdtempSync(join(tmpdir(), 'linux-tproxy-pack-'));
@@ -48,16 +49,39 @@ test('has what it needs and no more', () => {
   assert.is(files.filter((file) => file.endsWith('.node')).length, 1);
 });
 
-test('the binary is stripped and brings its own C++ library', () => {
-  const binary = join(installed, files.find((file) => file.endsWith('.node')) as string);
-  const dynamic = execFileSync('objdump', ['--private-headers', binary], { encoding: 'utf8' });
-  assert.equal(
-    [...dynamic.matchAll(/NEEDED +(\S+)/g)]
-      .map(([, name]) => name)
-      .filter((name) => !/^(libc|libm|libgcc_s|ld-linux.*)\.so/.test(name as string)),
-    [],
-  );
-  assert.match(spawnSync('nm', [binary], { encoding: 'utf8' }).stderr, 'no symbols');
+const addon = files.find((file) => file.endsWith('.node')) as string;
+const guard = addon.replace(/node$/, 'guard');
+
+for (const [file, libraries] of [
+  [addon, /^(libc|libm|libgcc_s|ld-linux.*)\.so/],
+  [guard, /^libc\.so/],
+] as const)
+  test(`${file} is stripped and brings its own C++ library`, () => {
+    const binary = join(installed, file);
+    const dynamic = execFileSync('objdump', ['--private-headers', binary], { encoding: 'utf8' });
+    const needed = [...dynamic.matchAll(/NEEDED +(\S+)/g)].map(([, name]) => name as string);
+    assert.ok(needed.length > 0);
+    assert.equal(
+      needed.filter((name) => !libraries.test(name)),
+      [],
+    );
+    assert.match(spawnSync('nm', [binary], { encoding: 'utf8' }).stderr, 'no symbols');
+  });
+
+test('its guard is found and started, and does its work', () => {
+  const code = `
+    const { RouteSocket } = await import('linux-tproxy/netlink');
+    const socket = new RouteSocket();
+    const rule = { family: 'ipv4', action: 'lookup', table: 99, priority: 4000 };
+    socket.guard([rule], []);
+    await socket.ruleAdd(rule);
+    process.kill(process.pid, 'SIGKILL');`;
+  const shell = `PREBUILDS_ONLY=1 node --input-type=module --eval "$0" || true; sleep 0.5; ip rule`;
+  const [file, ...args] = namespaced(['sh', '-c', shell, code]);
+  const { stdout, stderr } = spawnSync(file, args, { cwd: directory, encoding: 'utf8' });
+  assert.match(stdout, 'lookup main', stderr);
+  assert.not.match(stdout, 'lookup 99', stderr);
+  assert.not.match(stderr, 'guard');
 });
 
 test('works without scripts and without a compiler', () => {

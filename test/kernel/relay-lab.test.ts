@@ -198,7 +198,9 @@ test('JavaScript blocked for 3 s: the relay in progress does not slow', async ()
   await seconds(false);
   const free = await seconds(false);
   const blocked = await seconds(true);
-  assert.ok(blocked.moved > BigInt(GiB) / 2n, `${blocked.moved} bytes while blocked`);
+  // In three seconds, at least a third of what it moves in three when nothing is blocked.
+  const expected = Math.min(length, (length / free.time) * 3);
+  assert.ok(Number(blocked.moved) > expected / 3, `${blocked.moved} bytes while blocked, ${expected} expected`);
   assert.ok(blocked.time < free.time * 1.5, `${free.time} s free, ${blocked.time} s blocked`);
 });
 

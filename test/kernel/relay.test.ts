@@ -31,13 +31,22 @@ import {
 
 const MiB = 1024 * 1024;
 const relay = suite('relay');
-const test = (what: string, body: () => Promise<void>) => {
-  if (!process.argv[2] || what.includes(process.argv[2])) relay(what, within(30_000, body));
-};
 let relays: Relays;
-relay.before.each(() => {
-  relays = new Relays();
-});
+let engine: Engine;
+const testWith = (wanted: Engine, what: string, body: () => Promise<void>) => {
+  const name = `${wanted}: ${what}`;
+  if (process.argv[2] && !name.includes(process.argv[2])) return;
+  const alone = async () => {
+    engine = wanted;
+    relays = new Relays({ engine });
+    await body();
+  };
+  relay(name, within(30_000, alone));
+};
+/** What depends on who waits and reads is tested with both. */
+const test = (what: string, body: () => Promise<void>) => {
+  for (const wanted of ['epoll', 'uring'] satisfies Engine[]) testWith(wanted, what, body);
+};
 relay.after.each(() => relays.stop());
 
 const ended = (event: EndedEvent) => [event.reason, event.bytesFromClient, event.bytesFromServer];
@@ -84,7 +93,7 @@ async function stalls(counters: BigUint64Array): Promise<void> {
     before = counters[Counter.bytesFromClient] as bigint;
 }
 
-type Line = { port?: number; kind?: string; failure?: { code: string }; counters?: string[] };
+type Line = { port?: number; engine?: string; kind?: string; failure?: { code: string }; counters?: string[] };
 
 /** Starts a command, and gives the lines of JSON that it prints. */
 function start(command: string[]): { child: ChildProcess; next(wanted: (line: Line) => boolean): Promise<Line> } {
@@ -101,8 +110,8 @@ function start(command: string[]): { child: ChildProcess; next(wanted: (line: Li
   };
 }
 
-for (const engine of ['epoll', 'copy'] satisfies Engine[]) {
-  const it = (what: string, body: () => Promise<void>) => test(`${engine}: ${what}`, body);
+for (const wanted of ['epoll', 'uring', 'copy'] satisfies Engine[]) {
+  const it = (what: string, body: () => Promise<void>) => testWith(wanted, what, body);
 
   it('64 MiB of random chunks both ways at once arrive byte for byte', async () => {
     const answers: Promise<string>[] = [];
@@ -117,8 +126,11 @@ for (const engine of ['epoll', 'copy'] satisfies Engine[]) {
     assert.equal(await reads[0], { bytes: 64 * MiB, hash: sent });
     assert.equal(received, { bytes: 64 * MiB, hash: await answers[0] });
     assert.equal(ended(await relays.event('ended')), ['end', BigInt(64 * MiB), BigInt(64 * MiB)]);
-    const moved = BigInt(128 * MiB);
-    assert.equal([counters[Counter.spliced], counters[Counter.copied]], engine === 'epoll' ? [moved, 0n] : [0n, moved]);
+    const [spliced, copied] = [counters[Counter.spliced], counters[Counter.copied]] as [bigint, bigint];
+    assert.is(spliced + copied, BigInt(128 * MiB));
+    // The first reads are copied, until they are seen to be large.
+    if (engine === 'copy') assert.is(spliced, 0n);
+    else assert.ok(spliced > copied * 10n, `${spliced} spliced, ${copied} copied`);
     assert.equal([counters[Counter.connectionsTotal], counters[Counter.connectionsOpen]], [1n, 0n]);
     server.close();
   });
@@ -392,7 +404,7 @@ time.sleep(60)
 // ---- connecting -------------------------------------------------------------------------------------------------------
 
 test('a refused upstream connection: the client is reset', async () => {
-  const { port, counters } = relays.relayTo(1, 'epoll');
+  const { port, counters } = relays.relayTo(1, engine);
   const client = await dial(port);
   assert.is(await endOf(client), 'ECONNRESET');
   const event = await relays.event('ended');
@@ -410,7 +422,7 @@ test('a refused upstream connection: the client is reset', async () => {
 
 test('an upstream that does not answer: ETIMEDOUT, and the client is reset', async () => {
   const full = await fullBacklog();
-  const { port } = relays.relayTo(full.port, 'epoll', { timeoutMs: 200 });
+  const { port } = relays.relayTo(full.port, engine, { timeoutMs: 200 });
   const started = performance.now();
   assert.is(await dialToEnd(port), 'ECONNRESET');
   const took = performance.now() - started;
@@ -422,7 +434,7 @@ test('an upstream that does not answer: ETIMEDOUT, and the client is reset', asy
 
 test('a client that resets while the upstream connects ends it', async () => {
   const full = await fullBacklog();
-  const { port } = relays.relayTo(full.port, 'epoll');
+  const { port } = relays.relayTo(full.port, engine);
   const client = await dial(port);
   await relays.event('flow');
   await sleep(20);
@@ -476,7 +488,7 @@ test('connect tells why it failed', async () => {
 test('a client of the listener itself is not relayed in a circle', async () => {
   const { port } = relays.listen((flow) => ({
     kind: 'relay',
-    engine: 'epoll',
+    engine: engine,
     address: flow.originalDestination.address,
     port: flow.originalDestination.port,
   }));
@@ -487,7 +499,7 @@ test('a client of the listener itself is not relayed in a circle', async () => {
   const fd = native.openListener({ address: '127.0.0.1', port: 0, backlog: 10, transparent: false });
   const direct = native.socketAddress(fd).port;
   const counters = newCounters();
-  relays.thread.accept({ fd, decide: false, engine: 'epoll', upstream: { from: 'client' }, counters });
+  relays.thread.accept({ fd, decide: false, engine: engine, upstream: { from: 'client' }, counters });
   assert.is(await dialToEnd(direct), 'ECONNRESET');
   assert.equal([counters[Counter.connectionsTotal], counters[Counter.connectErrors]], [1n, 1n]);
 });
@@ -499,7 +511,7 @@ test('idle: no byte either way for that long, then reset to both', async () => {
   const server = await serve((socket) => {
     seen = endOf(socket);
   });
-  const client = await dial(relays.relayTo(server.port, 'epoll', { idleTimeoutMs: 300 }).port);
+  const client = await dial(relays.relayTo(server.port, engine, { idleTimeoutMs: 300 }).port);
   const started = performance.now();
   for (let i = 0; i < 4; i++) {
     await sleep(150);
@@ -516,7 +528,7 @@ test('idle: no byte either way for that long, then reset to both', async () => {
 test('half-close has a limit of its own', async () => {
   const server = await serve((socket) => void socket.resume());
   const client = await dial(
-    relays.relayTo(server.port, 'epoll', { idleTimeoutMs: 60_000, halfCloseTimeoutMs: 200 }).port,
+    relays.relayTo(server.port, engine, { idleTimeoutMs: 60_000, halfCloseTimeoutMs: 200 }).port,
   );
   await sleep(300);
   const started = performance.now();
@@ -530,7 +542,7 @@ test('half-close has a limit of its own', async () => {
 
 test('keepalive runs on both sockets of a relay', async () => {
   const server = await echo();
-  const { port } = relays.relayTo(server.port, 'epoll', { keepAliveMs: 60_000 });
+  const { port } = relays.relayTo(server.port, engine, { keepAliveMs: 60_000 });
   const client = await dial(port);
   await relays.event('opened');
   await sleep(20);
@@ -634,7 +646,7 @@ test('peek waits for its bytes, consumes none, and costs no CPU', async () => {
   client.end();
   await untilEnd;
 
-  relays.thread.decide(id, { kind: 'relay', engine: 'epoll', address: '127.0.0.1', port: server.port });
+  relays.thread.decide(id, { kind: 'relay', engine: engine, address: '127.0.0.1', port: server.port });
   assert.is(`${await readAll(client)}`, 'hello, world');
   await relays.event('opened', id);
   assert.equal(ended(await relays.event('ended', id)), ['end', 12n, 12n]);
@@ -646,7 +658,7 @@ test('destroy in the middle of a transfer resets both sides', async () => {
   const server = await serve((socket) => {
     seen = endOf(socket);
   });
-  const client = await dial(relays.relayTo(server.port, 'epoll').port);
+  const client = await dial(relays.relayTo(server.port, engine).port);
   const { id } = await relays.event('flow');
   pour(client, 500 * MiB, 5).catch(() => {});
   await until(() => (seen !== undefined && client.bytesWritten > 10 * MiB) as boolean, 'bytes flow');
@@ -659,7 +671,7 @@ test('destroy in the middle of a transfer resets both sides', async () => {
 
 test('stopAccepting: no new connections, the open ones go on, then closed', async () => {
   const server = await echo();
-  const { id, port } = relays.relayTo(server.port, 'epoll');
+  const { id, port } = relays.relayTo(server.port, engine);
   const client = await dial(port);
   await relays.event('opened');
   relays.thread.stopAccepting(id);
@@ -683,7 +695,7 @@ test('stopAccepting: no new connections, the open ones go on, then closed', asyn
 
 test('1,000 relays at once', async () => {
   const server = await echo();
-  const { port, counters } = relays.relayTo(server.port, 'epoll');
+  const { port, counters } = relays.relayTo(server.port, engine);
   const clients = await Promise.all(Array.from({ length: 1000 }, () => dial(port)));
   await Promise.all(
     clients.map(async (client, i) => {
@@ -701,7 +713,7 @@ test('1,000 relays at once', async () => {
 
 test('10,000 relays one after the other leave nothing behind', async () => {
   const server = await echo();
-  const { port, counters } = relays.relayTo(server.port, 'epoll');
+  const { port, counters } = relays.relayTo(server.port, engine);
   const one = async () => {
     const client = await dial(port);
     client.end('x');
@@ -730,7 +742,7 @@ test('10,000 relays one after the other leave nothing behind', async () => {
 test('bytes that a reset left in a pipe never reach anybody else', async () => {
   let slow = true;
   const server = await serve((socket) => void (slow || socket.pipe(socket)), { pauseOnConnect: true });
-  const { port, counters } = relays.relayTo(server.port, 'epoll');
+  const { port, counters } = relays.relayTo(server.port, engine);
   for (let i = 0; i < 3; i++) {
     const client = await dial(port);
     client.write(Buffer.alloc(20 * MiB, 'a'));
@@ -752,8 +764,8 @@ test('stop in the middle of traffic closes everything', async () => {
   const server = await sink();
   const before = resources();
   for (let i = 0; i < 10; i++) {
-    const stopped = new Relays();
-    const { port } = stopped.relayTo(server.port, 'epoll');
+    const stopped = new Relays({ engine });
+    const { port } = stopped.relayTo(server.port, engine);
     const clients = await Promise.all([dial(port), dial(port), dial(port)]);
     const ends = clients.map((client) => {
       pour(client, 100 * MiB, 6).catch(() => {});
@@ -782,7 +794,7 @@ const relayChild = (...args: unknown[]) => [
 test('process.exit in the middle of traffic exits at once with its code', async () => {
   const server = await sink();
   for (let i = 0; i < 3; i++) {
-    const { child: relay, next } = start(relayChild(server.port, 300));
+    const { child: relay, next } = start(relayChild(server.port, engine, 300));
     const exited = once(relay, 'exit');
     const client = await dial((await next((line) => line.port !== undefined)).port as number);
     pour(client, 2000 * MiB, 7).catch(() => {});
@@ -800,7 +812,7 @@ test('a worker thread that is terminated in the middle of traffic takes its rela
     // tsx does not reach into workers by itself.
     const script = fileURLToPath(new URL('../helpers/relay-child.ts', import.meta.url));
     const code = `require('tsx/cjs'); require('${script}')`;
-    const worker = new Worker(code, { eval: true, workerData: [`${server.port}`] });
+    const worker = new Worker(code, { eval: true, workerData: [`${server.port}`, engine] });
     const [{ port }] = (await once(worker, 'message')) as [{ port: number }];
     const client = await dial(port);
     const end = endOf(client);
@@ -819,7 +831,7 @@ test('a blocked event loop does not slow a relay', async () => {
   const script = new URL('../helpers/ping-pong-child.ts', import.meta.url).pathname;
   const peers = spawn(process.execPath, ['--import', 'tsx', script], { stdio: ['pipe', 'pipe', 'inherit'] });
   const lines = createInterface(peers.stdout)[Symbol.asyncIterator]();
-  const { port } = relays.relayTo(Number((await lines.next()).value), 'epoll');
+  const { port } = relays.relayTo(Number((await lines.next()).value), engine);
   peers.stdin.write(`${port}\n`);
   assert.is((await lines.next()).value, 'started');
   Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1000);
@@ -830,7 +842,7 @@ test('a blocked event loop does not slow a relay', async () => {
 test('where splice is forbidden, bytes are copied and none is lost', async () => {
   const server = await echo();
   const launcher = new URL('../helpers/refuse.py', import.meta.url).pathname;
-  const { child: relay, next } = start(['python3', launcher, 'splice=EPERM', '--', ...relayChild(server.port)]);
+  const { child: relay, next } = start(['python3', launcher, 'splice=EPERM', '--', ...relayChild(server.port, engine)]);
   const client = await dial((await next((line) => line.port !== undefined)).port as number);
   const reading = drain(client);
   const sent = await pour(client, 16 * MiB, 9);
@@ -842,11 +854,33 @@ test('where splice is forbidden, bytes are copied and none is lost', async () =>
   server.close();
 });
 
+for (const code of ['EPERM', 'EACCES', 'ENOSYS'])
+  testWith('uring', `where io_uring_setup gives ${code}, the engine is epoll, and nothing else changes`, async () => {
+    const server = await echo();
+    const launcher = new URL('../helpers/refuse.py', import.meta.url).pathname;
+    const { child: relay, next } = start([
+      'python3',
+      launcher,
+      `io_uring_setup=${code}`,
+      '--',
+      ...relayChild(server.port, engine),
+    ]);
+    const told = await next((line) => line.port !== undefined);
+    assert.is(told.engine, 'epoll');
+    const client = await dial(told.port as number);
+    const reading = drain(client);
+    const sent = await pour(client, 4 * MiB, 9);
+    client.end();
+    assert.equal(await reading, { bytes: 4 * MiB, hash: sent });
+    relay.kill();
+    server.close();
+  });
+
 test('without capabilities the pipes of a user are used sparingly, and what has none is copied', async () => {
   const paused: net.Socket[] = [];
   const server = await serve((socket) => void paused.push(socket), { pauseOnConnect: true });
   const bound = ['setpriv', '--bounding-set', '-all', '--inh-caps', '-all'];
-  const { child: relay, next } = start([...bound, ...relayChild(server.port)]);
+  const { child: relay, next } = start([...bound, ...relayChild(server.port, engine)]);
   const port = (await next((line) => line.port !== undefined)).port as number;
   const pid = relay.pid as number;
   const before = resources(pid).pipes;
@@ -876,7 +910,7 @@ test('a thread keeps the process alive only when it is asked to', async () => {
       '-e',
       `
       import { Relays } from '${helper}';
-      const relays = new Relays();
+      const relays = new Relays({ engine: '${engine}' });
       relays.listen(() => undefined);
       relays.thread.${call}();
     `,
@@ -891,7 +925,13 @@ test('a thread keeps the process alive only when it is asked to', async () => {
 
 test('out of descriptors: accept fails once, waits, and goes on', async () => {
   const server = await echo();
-  const { child: relay, next } = start(['sh', '-c', 'ulimit -n 64; exec "$@"', 'sh', ...relayChild(server.port)]);
+  const { child: relay, next } = start([
+    'sh',
+    '-c',
+    'ulimit -n 64; exec "$@"',
+    'sh',
+    ...relayChild(server.port, engine),
+  ]);
   const port = (await next((line) => line.port !== undefined)).port as number;
   const clients = await Promise.all(Array.from({ length: 60 }, () => dial(port)));
   const failed = await next((line) => line.kind === 'acceptFailed');

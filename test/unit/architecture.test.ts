@@ -144,6 +144,18 @@ const rules: readonly Rule[] = [
     violation: ['src-native/relay/connection.cc', '#include "netlink/message.h"'],
   },
   {
+    rule: "the guard's process knows libc, and of the house only how large a request may be",
+    files: /^src-native\/guard\/main\.cc$/,
+    only: cpp('guard/process\\.h'),
+    violation: ['src-native/guard/main.cc', '#include "netlink/connection.h"'],
+  },
+  {
+    rule: 'who starts the guard knows libc',
+    files: /^src-native\/guard\//,
+    only: cpp('guard/', 'socket/error\\.h'),
+    violation: ['src-native/guard/process.cc', '#include "netlink/message.h"'],
+  },
+  {
     rule: 'includes are written from src-native',
     files: /^src-native\//,
     never: /^(?!<|src-native\/)/,

@@ -1,0 +1,32 @@
+// The guard: a process whose only work is to outlive another. The kernel deletes an owned nf_tables table when its
+// owner dies, but keeps policy rules and routes; the guard deletes those. It is started with the requests in a pipe on
+// its standard input, whose other end its parent holds open for life, and with a netlink socket as standard output. So
+// it needs no namespace, no file and no argument (the one that it gets is for the eyes of `ps`), and links with libc
+// only.
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cerrno>
+
+#include "guard/process.h"
+
+int main() {
+  // Out of the way of its parent's terminal, directory and inherited files. Its signals are blocked since before it
+  // began (see Process): whatever ends the parent must not end it.
+  setsid();
+  if (chdir("/") != 0) return 1;
+  syscall(SYS_close_range, 3U, ~0U, 0U);
+
+  static char requests[tproxy::guard::capacity + 1];
+  size_t length = 0;
+  for (;;) {
+    const ssize_t size = read(STDIN_FILENO, requests + length, sizeof requests - length);
+    if (size == 0) break;  // the parent is gone
+    if (size > 0) length += static_cast<size_t>(size);
+    if (size < 0 && errno != EINTR) return 1;
+  }
+  // One datagram, which the kernel works off inside this call. A request that fails (for what it is about is gone
+  // already) does not keep it from the next one. The answers are for nobody.
+  return send(STDOUT_FILENO, requests, length, 0) < 0 ? 1 : 0;
+}

@@ -1,0 +1,182 @@
+#include "netlink/watcher.h"
+
+#include <poll.h>
+#include <pthread.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <csignal>
+#include <fstream>
+#include <iterator>
+
+#include "netlink/error.h"
+#include "socket/netns.h"
+
+namespace tproxy::netlink {
+
+namespace {
+
+// As much as waits for JavaScript at most; what comes on top is lost, as in the kernel's own queue.
+constexpr size_t mostBytes = 4 << 20;
+// The kernel puts at most a page's worth into one notification, or one message that is larger.
+constexpr size_t datagramSize = 64 << 10;
+constexpr uint32_t mostProcesses = 4 << 20;  // PID_MAX_LIMIT
+
+[[noreturn]] void fail(const char* request) { throw Error("watch", {.errnum = errno, .request = request}); }
+
+// The first netlink socket of a process has the process's id for its port id; others have large numbers.
+std::string processNameOf(uint32_t portId) {
+  std::string name;
+  if (portId != 0 && portId < mostProcesses) {
+    std::ifstream comm("/proc/" + std::to_string(portId) + "/comm");
+    std::getline(comm, name);
+  }
+  return name;
+}
+
+}  // namespace
+
+Watcher::Id Watcher::watch(int protocol, const std::string& netns, const std::vector<int>& groups, Wanted wanted) {
+  auto added = std::make_shared<Watch>();
+  added->wanted = std::move(wanted);
+  inNetns(netns, [&] {
+    added->fd.reset(::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC | SOCK_NONBLOCK, protocol));
+    if (!added->fd) fail("socket");
+  });
+  const sockaddr_nl self{.nl_family = AF_NETLINK};
+  if (::bind(added->fd.get(), reinterpret_cast<const sockaddr*>(&self), sizeof self) != 0) fail("bind");
+  for (const int group : groups)
+    if (::setsockopt(added->fd.get(), SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, &group, sizeof group) != 0)
+      fail("NETLINK_ADD_MEMBERSHIP");
+  start();
+  const std::lock_guard lock(mutex_);
+  const Id id = ++last_;
+  watches_.emplace(id, std::move(added));
+  eventfd_write(wake_.get(), 1);
+  return id;
+}
+
+void Watcher::unwatch(Id id) {
+  bool last;
+  {
+    const std::lock_guard lock(mutex_);
+    watches_.erase(id);
+    last = watches_.empty();
+  }
+  if (last)
+    stop();
+  else
+    eventfd_write(wake_.get(), 1);
+}
+
+std::vector<Watcher::Notification> Watcher::take() {
+  const std::lock_guard lock(mutex_);
+  bytes_ = 0;
+  return std::exchange(notifications_, {});
+}
+
+void Watcher::start() {
+  if (thread_.joinable()) return;
+  wake_.reset(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!wake_) fail("eventfd");
+  stopping_ = false;
+  // A thread inherits the signal mask: signals are for the threads of Node.
+  sigset_t all;
+  sigset_t before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  try {
+    thread_ = std::thread(&Watcher::main, this);
+  } catch (...) {
+    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    throw;
+  }
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+}
+
+void Watcher::stop() {
+  if (!thread_.joinable()) return;
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+    watches_.clear();
+  }
+  eventfd_write(wake_.get(), 1);
+  thread_.join();
+}
+
+void Watcher::main() {
+  pthread_setname_np(pthread_self(), "tproxy-watch");
+  for (;;) {
+    // A copy, so that a watch that ends meanwhile is not closed under poll(2).
+    std::map<Id, std::shared_ptr<Watch>> watches;
+    {
+      const std::lock_guard lock(mutex_);
+      if (stopping_) return;
+      watches = watches_;
+    }
+    std::vector<pollfd> descriptors{{.fd = wake_.get(), .events = POLLIN, .revents = 0}};
+    for (const auto& [id, watch] : watches)
+      descriptors.push_back({.fd = watch->fd.get(), .events = POLLIN, .revents = 0});
+    if (::poll(descriptors.data(), descriptors.size(), -1) < 0) continue;
+    eventfd_t value;
+    if (descriptors.front().revents) eventfd_read(wake_.get(), &value);
+    auto descriptor = descriptors.begin();
+    for (const auto& [id, watch] : watches)
+      if ((++descriptor)->revents) read(id, *watch);
+  }
+}
+
+// All that is there.
+void Watcher::read(Id id, Watch& watch) {
+  std::vector<Notification> notifications;
+  Bytes datagram(datagramSize);
+  for (;;) {
+    sockaddr_nl sender{};
+    iovec buffer{.iov_base = datagram.data(), .iov_len = datagram.size()};
+    msghdr header{.msg_name = &sender, .msg_namelen = sizeof sender, .msg_iov = &buffer, .msg_iovlen = 1};
+    const ssize_t size = ::recvmsg(watch.fd.get(), &header, 0);
+    if (size < 0 && errno == EINTR) continue;
+    if (size < 0 && errno == EAGAIN) break;
+    if (size >= 0 && sender.nl_pid != 0) continue;  // only the kernel is believed
+    if (size < 0 || (header.msg_flags & MSG_TRUNC)) {
+      notifications.push_back({.id = id});  // ENOBUFS: the queue was full
+      if (size < 0 && errno != ENOBUFS) break;
+      continue;
+    }
+    try {
+      for (ByteView rest = ByteView(datagram).first(static_cast<size_t>(size)); !rest.empty();) {
+        const Received message = readMessage(rest);
+        if (!watch.wanted(message)) continue;
+        notifications.push_back({.id = id,
+                                 .message = Bytes(message.whole.begin(), message.whole.end()),
+                                 .processName = processNameOf(message.header.nlmsg_pid)});
+      }
+    } catch (const Malformed&) {
+      notifications.push_back({.id = id});
+    }
+  }
+  if (!notifications.empty()) deliver(std::move(notifications));
+}
+
+void Watcher::deliver(std::vector<Notification> notifications) {
+  bool first;
+  {
+    const std::lock_guard lock(mutex_);
+    first = notifications_.empty();
+    for (Notification& notification : notifications) {
+      if (bytes_ > mostBytes) notification.message.clear();
+      bytes_ += notification.message.size();
+      const bool lost = notification.message.empty();
+      if (lost && !notifications_.empty() && notifications_.back().message.empty() &&
+          notifications_.back().id == notification.id)
+        continue;
+      notifications_.push_back(std::move(notification));
+    }
+  }
+  if (first) notify_();
+}
+
+}  // namespace tproxy::netlink

@@ -1,0 +1,64 @@
+// One thread that reads what netlink tells its multicast groups, for any number of watches. While nothing happens it
+// sleeps in poll(2).
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "netlink/message.h"
+#include "unique_fd.h"
+
+namespace tproxy::netlink {
+
+class Watcher {
+ public:
+  using Id = uint32_t;
+  // Whether a message is worth handing on. Called on the watcher's thread only, for one message after the other.
+  using Wanted = std::function<bool(const Received& message)>;
+
+  struct Notification {
+    Id id = 0;
+    Bytes message;            // empty: some were lost, so who wants to know has to look
+    std::string processName;  // of the sender, where its port id is a process's id and the process still there
+  };
+
+  // `notify` is called on the watcher's thread when something has come and nobody has taken what came before.
+  explicit Watcher(std::function<void()> notify) : notify_(std::move(notify)) {}
+  ~Watcher() { stop(); }
+
+  // Joins groups (RTNLGRP_..., NFNLGRP_...) of NETLINK_ROUTE or NETLINK_NETFILTER in a namespace; an empty `netns` is
+  // the calling thread's own. What happens after this call is told. Throws netlink::Error, socket::Error.
+  Id watch(int protocol, const std::string& netns, const std::vector<int>& groups, Wanted wanted);
+  // The last one ends the thread.
+  void unwatch(Id id);
+  std::vector<Notification> take();
+  void stop();
+
+ private:
+  struct Watch {
+    UniqueFd fd;
+    Wanted wanted;
+  };
+
+  void start();
+  void main();
+  void read(Id id, Watch& watch);
+  void deliver(std::vector<Notification> notifications);
+
+  const std::function<void()> notify_;
+  std::thread thread_;
+  UniqueFd wake_;
+  std::mutex mutex_;  // guards what follows
+  bool stopping_ = false;
+  Id last_ = 0;
+  std::map<Id, std::shared_ptr<Watch>> watches_;
+  std::vector<Notification> notifications_;
+  size_t bytes_ = 0;  // in them
+};
+
+}  // namespace tproxy::netlink

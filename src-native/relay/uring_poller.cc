@@ -1,0 +1,188 @@
+#include "relay/uring_poller.h"
+
+#include <poll.h>
+#include <sched.h>
+#include <sys/epoll.h>
+
+#include <cerrno>
+
+namespace tproxy::relay {
+
+namespace {
+
+constexpr unsigned entries = 512;
+constexpr unsigned completions = 8 * entries;
+constexpr std::uint16_t bufferCount = 512;
+constexpr unsigned cqesPerTurn = 1024;
+constexpr auto spinTime = std::chrono::microseconds(60);
+
+// What a request is for: the low bits of its user data, above them the token; and a bit of Watch::armed.
+constexpr unsigned kindBits = 3;
+enum Kind : unsigned { receive, input, output, hangUp, edges, other };
+std::uint64_t userDataOf(std::uint64_t token, unsigned kind) { return token << kindBits | kind; }
+std::uint8_t bitOf(unsigned kind) { return static_cast<std::uint8_t>(1u << kind); }
+static_assert(Watch::receive == 1u << receive);
+bool isArmed(const Watch& watch, unsigned kind) { return (watch.armed & bitOf(kind)) != 0; }
+
+}  // namespace
+
+UringPoller::UringPoller() : ring_(entries, completions), buffers_(ring_, bufferCount) {}
+
+// A request holds its socket open, and closing a ring ends its requests some time later: here they have ended.
+UringPoller::~UringPoller() {
+  try {
+    io_uring_sqe& sqe = ring_.getSqe();
+    sqe.opcode = IORING_OP_ASYNC_CANCEL;
+    sqe.cancel_flags = IORING_ASYNC_CANCEL_ANY | IORING_ASYNC_CANCEL_ALL;
+    sqe.user_data = other;
+    constexpr int patienceMs = 100;
+    for (int tries = 0; inFlight_ > 0 && tries < patienceMs; ++tries) {
+      ring_.submitAndWait(1);
+      ready_.clear();
+      ring_.forEachCqe(completions, [this](const io_uring_cqe& cqe) { translate(cqe); });
+    }
+  } catch (...) {  // then they end a little later
+  }
+}
+
+// ---- arming ---------------------------------------------------------------------------------------------------------
+
+void UringPoller::addWake(int fd) { wake_ = fd; }
+
+void UringPoller::want(int fd, Watch& watch, const Wanted& wanted) {
+  using Input = Wanted::Input;
+  if (isArmed(watch, edges) && wanted.input != Input::edges) cancel(userDataOf(watch.token, edges));
+  if (isArmed(watch, receive) && wanted.input != Input::receive && !watch.stopping) {
+    cancel(userDataOf(watch.token, receive));
+    watch.stopping = true;  // what comes until it has stopped is received still
+  }
+  switch (wanted.input) {
+    case Input::nothing:
+      break;
+    case Input::edges:
+      if (!isArmed(watch, edges)) armPoll(fd, watch, edges, EPOLLIN | EPOLLRDHUP, true);
+      break;
+    case Input::poll:
+      if (!isArmed(watch, input) && !isArmed(watch, receive))
+        armPoll(fd, watch, input, EPOLLIN | EPOLLPRI | (wanted.end ? EPOLLRDHUP : 0u));
+      break;
+    case Input::receive:
+      if (!isArmed(watch, receive)) armReceive(fd, watch);
+      break;
+  }
+  if (wanted.output && !isArmed(watch, output)) armPoll(fd, watch, output, EPOLLOUT);
+  // Every poll tells errors too.
+  if (watch.armed == 0 && !watch.hungUp) armPoll(fd, watch, hangUp, wanted.end ? unsigned{EPOLLRDHUP} : 0);
+}
+
+void UringPoller::forget(Watch& watch) {
+  for (unsigned kind = 0; kind < other; ++kind)
+    if (isArmed(watch, kind)) cancel(userDataOf(watch.token, kind));
+  watch.armed = 0;
+}
+
+void UringPoller::poll(int fd, std::uint64_t token, unsigned kind, unsigned events, bool multishot) {
+  io_uring_sqe& sqe = ring_.getSqe();
+  sqe.opcode = IORING_OP_POLL_ADD;
+  sqe.fd = fd;
+  sqe.poll32_events = events;
+  sqe.len = multishot ? IORING_POLL_ADD_MULTI : 0;
+  sqe.user_data = userDataOf(token, kind);
+  ++inFlight_;
+}
+
+void UringPoller::armPoll(int fd, Watch& watch, unsigned kind, unsigned events, bool multishot) {
+  poll(fd, watch.token, kind, events, multishot);
+  watch.armed |= bitOf(kind);
+}
+
+void UringPoller::armReceive(int fd, Watch& watch) {
+  io_uring_sqe& sqe = ring_.getSqe();
+  sqe.opcode = IORING_OP_RECV;
+  sqe.flags = IOSQE_BUFFER_SELECT;
+  sqe.ioprio = IORING_RECV_MULTISHOT;
+  sqe.fd = fd;
+  sqe.buf_group = ReceiveBuffers::group;
+  sqe.user_data = userDataOf(watch.token, receive);
+  watch.armed |= bitOf(receive);
+  watch.stopping = false;
+  ++inFlight_;
+}
+
+// By user data, never by descriptor: that number may mean another socket by now.
+void UringPoller::cancel(std::uint64_t userData) {
+  io_uring_sqe& sqe = ring_.getSqe();
+  sqe.opcode = IORING_OP_ASYNC_CANCEL;
+  sqe.flags = IOSQE_CQE_SKIP_SUCCESS;
+  sqe.addr = userData;
+  sqe.user_data = other;
+}
+
+// ---- waiting --------------------------------------------------------------------------------------------------------
+
+std::span<Ready> UringPoller::wait(int timeoutMs) {
+  if (!wakeArmed_) {
+    poll(wake_, 0, edges, EPOLLIN, true);
+    wakeArmed_ = true;
+  }
+  ready_.clear();
+  waitForCqes(timeoutMs);
+  ring_.forEachCqe(cqesPerTurn, [this](const io_uring_cqe& cqe) { translate(cqe); });
+  return ready_;
+}
+
+void UringPoller::waitForCqes(int timeoutMs) {
+  if (timeoutMs == 0 || ring_.hasCqe()) return ring_.submitAndGetEvents();
+  if (credit_.granted() && spin()) return;
+  ring_.submitAndWait(timeoutMs);
+}
+
+// Sleeping and being woken costs more than what is waited for here: the other side of an exchange, or the peers' turn on
+// this CPU, which they get.
+bool UringPoller::spin() {
+  const auto end = std::chrono::steady_clock::now() + spinTime;
+  do {
+    ring_.submitAndGetEvents();
+    if (ring_.hasCqe()) {
+      credit_.hit();
+      return true;
+    }
+    sched_yield();
+  } while (std::chrono::steady_clock::now() < end);
+  credit_.miss();
+  return false;
+}
+
+void UringPoller::translate(const io_uring_cqe& cqe) {
+  const auto kind = static_cast<unsigned>(cqe.user_data & ((1u << kindBits) - 1));
+  if (kind == other) return;  // a cancellation that came too late
+  const bool more = (cqe.flags & IORING_CQE_F_MORE) != 0;
+  if (!more) --inFlight_;
+  Ready& ready = ready_.emplace_back();
+  ready.token = cqe.user_data >> kindBits;
+  if (!more) ready.disarmed = bitOf(kind);
+  if (ready.token == 0) wakeArmed_ = more;
+
+  if (kind == receive) {
+    if (cqe.flags & IORING_CQE_F_BUFFER)
+      ready.received.emplace(buffers_, static_cast<std::uint16_t>(cqe.flags >> IORING_CQE_BUFFER_SHIFT),
+                             static_cast<std::size_t>(cqe.res > 0 ? cqe.res : 0));
+    if (cqe.res > 0 || cqe.res == -ENOBUFS) return;
+    if (cqe.res == 0)
+      ready.atEnd = true;
+    else if (cqe.res == -ECANCELED)
+      ready.readable = true;  // nobody knows
+    else
+      ready.error = -cqe.res;
+    return;
+  }
+  if (cqe.res == -ECANCELED) return;
+  const auto events = static_cast<std::uint32_t>(cqe.res);
+  ready.failed = cqe.res < 0 || (events & (EPOLLERR | EPOLLHUP)) != 0;
+  ready.readable = (events & EPOLLIN) != 0;
+  ready.writable = (events & EPOLLOUT) != 0;
+  ready.ended = (events & EPOLLRDHUP) != 0;
+  ready.urgent = (events & EPOLLPRI) != 0;
+}
+
+}  // namespace tproxy::relay

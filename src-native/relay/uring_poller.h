@@ -1,0 +1,66 @@
+// Readiness and received bytes from an io_uring. Short messages are received by a multishot request into the ring's
+// buffers, so that they cost no system call and no event; for bulk, which is spliced, a one-shot poll is armed only where
+// reading or writing said EAGAIN. While nothing else is armed on a socket, a poll of its end is.
+#pragma once
+#include <chrono>
+#include <vector>
+
+#include "relay/poller.h"
+#include "relay/ring.h"
+
+namespace tproxy::relay {
+
+// Whether to look again for a moment before sleeping: worth it only while what is waited for mostly comes within that
+// moment, so it is a matter of credit, earned by hits, with a rare try when there is none.
+class SpinCredit {
+ public:
+  bool granted() { return credit_ > 0 || ++sinceTry_ >= tryEvery; }
+  void hit() {
+    credit_ = credit_ == 0 ? firstCredit : credit_ < most ? credit_ + 1 : most;
+    sinceTry_ = 0;
+  }
+  void miss() {
+    credit_ = credit_ > missCost ? credit_ - missCost : 0;
+    sinceTry_ = 0;
+  }
+
+ private:
+  static constexpr int most = 32;
+  static constexpr int firstCredit = 4;
+  static constexpr int missCost = 2;
+  static constexpr int tryEvery = 256;
+  int credit_ = 0;
+  int sinceTry_ = 0;
+};
+
+class UringPoller : public Poller {
+ public:
+  // Throws socket::Error where the kernel, a container or a sysctl does not let us have a ring (of 6.1 or newer).
+  UringPoller();
+  ~UringPoller() override;
+  void addWake(int fd) override;
+  void add(int, Watch&) override {}
+  void want(int fd, Watch& watch, const Wanted& wanted) override;
+  void remove(int, Watch& watch) override { forget(watch); }
+  void forget(Watch& watch) override;
+  std::span<Ready> wait(int timeoutMs) override;
+
+ private:
+  void poll(int fd, std::uint64_t token, unsigned kind, unsigned events, bool multishot);
+  void armPoll(int fd, Watch& watch, unsigned kind, unsigned events, bool multishot = false);
+  void armReceive(int fd, Watch& watch);
+  void cancel(std::uint64_t userData);
+  void waitForCqes(int timeoutMs);
+  bool spin();
+  void translate(const io_uring_cqe& cqe);
+
+  Ring ring_;
+  ReceiveBuffers buffers_;
+  SpinCredit credit_;
+  int wake_ = -1;
+  bool wakeArmed_ = false;
+  std::size_t inFlight_ = 0;  // requests that a completion without IORING_CQE_F_MORE will end
+  std::vector<Ready> ready_;
+};
+
+}  // namespace tproxy::relay

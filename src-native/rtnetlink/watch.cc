@@ -1,0 +1,37 @@
+#include "rtnetlink/watch.h"
+
+#include "rtnetlink/route.h"
+
+namespace tproxy::rtnetlink {
+
+namespace {
+
+bool isInTable(const netlink::Received& message, uint32_t table) {
+  ByteView payload = message.payload;
+  const auto header = netlink::readHeader<rtmsg>(payload);
+  if (header.rtm_table != RT_TABLE_UNSPEC && header.rtm_table != RT_TABLE_COMPAT) return header.rtm_table == table;
+  return decodeRoute(message.whole).table == table;
+}
+
+}  // namespace
+
+netlink::Watcher::Id watch(netlink::Watcher& watcher, const std::string& netns, std::optional<uint32_t> table) {
+  return watcher.watch(NETLINK_ROUTE, netns,
+                       {RTNLGRP_IPV4_RULE, RTNLGRP_IPV6_RULE, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE, RTNLGRP_LINK},
+                       [table](const netlink::Received& message) {
+                         switch (message.header.nlmsg_type) {
+                           case RTM_NEWROUTE:
+                           case RTM_DELROUTE:
+                             return !table || isInTable(message, *table);
+                           case RTM_NEWRULE:
+                           case RTM_DELRULE:
+                           case RTM_NEWLINK:
+                           case RTM_DELLINK:
+                             return true;
+                           default:
+                             return false;
+                         }
+                       });
+}
+
+}  // namespace tproxy::rtnetlink

@@ -1,0 +1,123 @@
+/** Whether what a plan has put into the kernel is still there as it was put: what is not, in words and as objects. Only reads. */
+import { NetlinkError } from '../errors.js';
+import type { NftChain, NftExpression, NftObject, NftRule, NftSet, Route, Rule } from '../netlink/types.js';
+import type { Kernel } from './host.js';
+import { tableObject } from './nftables.js';
+import type { Plan } from './plan.js';
+import { ANONYMOUS_SET } from './statement.js';
+
+/** Something of a plan that is missing or not as it was. `what` names it as `ip` and `nft` do. */
+export type Loss =
+  | { readonly kind: 'rule'; readonly what: string; readonly rule: Rule }
+  /** `instead`: what has its place. */
+  | { readonly kind: 'route'; readonly what: string; readonly route: Route; readonly instead: readonly Route[] }
+  /** `gone`: all of it. */
+  | { readonly kind: 'table'; readonly what: string; readonly gone: boolean };
+
+export async function findLosses(kernel: Kernel, plan: Plan): Promise<Loss[]> {
+  return (await Promise.all([findRoutingLosses(kernel, plan), findTableLosses(kernel, plan)])).flat();
+}
+
+/** Of policy rules and routes. */
+export async function findRoutingLosses({ route }: Kernel, plan: Plan): Promise<Loss[]> {
+  const [rules, routes] = await Promise.all([route.ruleList(), route.routeList({ table: plan.table })]);
+  return [
+    ...plan.routes.flatMap((route) => routeLoss(route, routes)),
+    ...plan.rules.filter((rule) => !rules.some((found) => contains(found, rule))).map(ruleLoss),
+  ];
+}
+
+function routeLoss(route: Route, found: readonly Route[]): Loss[] {
+  // IPv6 routes have no scope: it reads back as another one.
+  const { scope: _, ...wanted } = route;
+  if (found.some((each) => contains(each, wanted))) return [];
+  const instead = found.filter(
+    ({ family, destination }) => family === route.family && destination === route.destination,
+  );
+  return [{ kind: 'route', what: routeName(route), route, instead }];
+}
+
+const ruleLoss = (rule: Rule): Loss => ({ kind: 'rule', what: ruleName(rule), rule });
+
+export const ruleName = ({ priority, family }: Rule) => `policy rule ${priority} (${family})`;
+export const routeName = ({ type, destination, table, family }: Route) =>
+  `route ${type} ${destination} in table ${table} (${family})`;
+
+// ---- the table ----------------------------------------------------------------------------------------------------------
+
+/**
+ * Its chains, sets and rules. What is in the sets may change while it lives. Rules are compared by what they do: rules
+ * that somebody has added to our chains are a change, too.
+ */
+async function findTableLosses({ nftables }: Kernel, plan: Plan): Promise<Loss[]> {
+  const table = tableObject(plan);
+  const name = `table inet ${table.name}`;
+  const found = (await nftables.list('table')).find(({ family, name }) => family === 'inet' && name === table.name);
+  if (!found) return [{ kind: 'table', what: name, gone: true }];
+  const filter = { family: table.family, table: table.name };
+  const [chains, sets, rules] = await Promise.all([
+    nftables.list('chain', filter),
+    nftables.list('set', filter),
+    nftables.list('rule', filter),
+  ]).catch((error) => {
+    // Deleted in between.
+    if (error instanceof NetlinkError && error.code === 'ENOENT')
+      return [[], [], []] as [NftChain[], NftSet[], NftRule[]];
+    throw error;
+  });
+
+  const wanted = <K extends NftObject['kind']>(kind: K) =>
+    plan.nftables.flatMap(({ object }) => (object.kind === kind ? [object as Extract<NftObject, { kind: K }>] : []));
+  const isThere = (object: NftChain | NftSet) => {
+    // What has only a meaning inside a batch, and what is only for nft's eyes.
+    const { id: _, userdata: __, flags, ...rest } = object as NftSet;
+    const named = { ...rest, ...(flags?.length && { flags }) };
+    return [...chains, ...sets].some((each) => each.kind === object.kind && contains(each, named));
+  };
+  const changed = [
+    ...(canonical(found.flags ?? []) === canonical(table.flags ?? []) ? [] : ['its flags']),
+    ...wanted('chain')
+      .filter((chain) => !isThere(chain))
+      .map((chain) => `chain ${chain.name}`),
+    ...wanted('set')
+      .filter((set) => set.name !== ANONYMOUS_SET && !isThere(set))
+      .map((set) => `set ${set.name}`),
+    ...wanted('chain')
+      .filter((chain) => rulesOf(rules, chain.name) !== rulesOf(wanted('rule'), chain.name))
+      .map((chain) => `rules of chain ${chain.name}`),
+  ];
+  return changed.length === 0 ? [] : [{ kind: 'table', what: `${name}: ${changed.join(', ')}`, gone: false }];
+}
+
+/** What the rules of a chain do, as text. */
+function rulesOf(rules: readonly NftRule[], chain: string): string {
+  return canonical(rules.filter((rule) => rule.chain === chain).map((rule) => rule.expressions.map(meaning)));
+}
+
+/** Without what changes by itself (counts) and what the kernel chooses (names of anonymous sets, ids for a batch alone). */
+function meaning(expression: NftExpression): unknown {
+  if (expression.kind === 'counter') return expression.kind;
+  if (!('set' in expression)) return expression;
+  const { setId: _, set, ...rest } = expression;
+  return { ...rest, set: set.replace(/^__set\d+$/, ANONYMOUS_SET) };
+}
+
+// ---- comparing ----------------------------------------------------------------------------------------------------------
+
+/** Whether `found` has every member of `wanted`, equal. */
+function contains(found: object, wanted: object): boolean {
+  return Object.entries(wanted).every(
+    ([key, value]) => canonical((found as Record<string, unknown>)[key]) === canonical(value),
+  );
+}
+
+/** Equal for equal values, whatever the order of their keys and the class of their bytes. */
+function canonical(value: unknown): string {
+  if (value instanceof Uint8Array) return Buffer.from(value).toString('hex');
+  if (Array.isArray(value)) return `[${value.map(canonical)}]`;
+  if (typeof value === 'object' && value !== null)
+    return `{${Object.entries(value)
+      .sort(([one], [other]) => (one < other ? -1 : 1))
+      .map(([key, member]) => `${key}:${canonical(member)}`)}}`;
+  return String(value);
+}

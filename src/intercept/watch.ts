@@ -1,0 +1,296 @@
+/**
+ * Keeps what is installed as it is: hears of every change that somebody else makes to it, repairs it, and says what was
+ * changed by whom. It sleeps while nothing happens, and gives in slowly to somebody who changes it again and again.
+ */
+import { EventEmitter } from 'node:events';
+import { setTimeout as startTimer } from 'node:timers';
+import { setTimeout } from 'node:timers/promises';
+import { InterceptError, NetlinkError } from '../errors.js';
+import type { NftChange, NftOperation, RouteChange } from '../netlink/types.js';
+import type { ChangedBy, RepairReport } from '../types.js';
+import type { Kernel } from './host.js';
+import { findLosses, findRoutingLosses, type Loss, routeName, ruleName } from './intact.js';
+import { tableObject } from './nftables.js';
+import type { Plan } from './plan.js';
+import type { Content } from './sets.js';
+
+/** One command makes several changes (`ip rule flush`): they are waited for, and are one repair. */
+const SETTLE_MS = 10;
+/** Longer than a notification is under way. */
+const HEARING_MS = 50;
+/** The same thing repaired this often within this time: somebody is at work who will not have it. */
+const CONTESTED = { repairs: 5, withinMs: 10_000 };
+/** How long to wait then, and when repairs fail. */
+const RETRY_MS = 10_000;
+/** So many failures in a row may be a race with whoever changes things at this moment. */
+const RACES = 3;
+/** The largest process id there can be (PID_MAX_LIMIT); port ids above are no process's. */
+const MOST_PROCESSES = 4 << 20;
+
+export interface WatchEvents {
+  repaired: [report: RepairReport];
+  error: [error: Error];
+}
+
+export class Watch extends EventEmitter<WatchEvents> {
+  readonly #kernel: Kernel;
+  readonly #current: () => Plan;
+  readonly #contents: () => Content[];
+  /** The kernel lets nobody else change the table. */
+  readonly #owned: boolean;
+  readonly #ends: (() => void)[] = [];
+  #timer: NodeJS.Timeout | undefined;
+  #working: Promise<void> = Promise.resolve();
+  #stopped = false;
+  #contested = false;
+  #failures = 0;
+  /** What is known of changes that no report has told yet, by what they are about. */
+  readonly #heard = new Map<string, { readonly at: number; readonly by?: ChangedBy }>();
+  #repairs: { readonly what: string; readonly at: number }[] = [];
+
+  /** `current`: the plan as it is at the moment; `contents`: of its sets. Begins at once, with a look. */
+  constructor(kernel: Kernel, current: () => Plan, contents: () => Content[]) {
+    super();
+    const plan = current();
+    this.#kernel = kernel;
+    this.#current = current;
+    this.#contents = contents;
+    this.#owned = tableObject(plan).flags?.includes('owner') ?? false;
+    this.#ends.push(kernel.route.watch((changes) => this.#hearRoutes(changes), { table: plan.table }));
+    if (!this.#owned)
+      this.#ends.push(kernel.nftables.watch((changes) => this.#hearTable(changes), { table: plan.nftTable }));
+    // What was changed since it was installed and before now was told to nobody.
+    this.#lookIn(SETTLE_MS);
+  }
+
+  get #plan(): Plan {
+    return this.#current();
+  }
+
+  /** Ends it, and a repair that is under way: what is done with the rules afterwards is the caller's. */
+  stop(): Promise<void> {
+    this.#stopped = true;
+    clearTimeout(this.#timer);
+    for (const end of this.#ends.splice(0)) end();
+    return this.#working;
+  }
+
+  /** A change of our own to what the plan says and the kernel has, while nobody compares the two. */
+  between<T>(change: () => Promise<T>): Promise<T> {
+    const turn = this.#working.then(change);
+    this.#working = turn.then(
+      () => {},
+      () => {},
+    );
+    return turn;
+  }
+
+  // ---- hearing ----------------------------------------------------------------------------------------------------------
+
+  #hearRoutes(changes: readonly RouteChange[]): void {
+    for (const change of changes) {
+      if (change.kind === 'lost') this.#notice();
+      else if (change.portId !== this.#kernel.route.portId) {
+        const by = changedBy(change.portId, change.processName);
+        for (const what of this.#hitBy(change)) this.#notice(what, by);
+      }
+    }
+  }
+
+  /** What of ours a change may be about. */
+  #hitBy(change: Exclude<RouteChange, { kind: 'lost' }>): string[] {
+    const { rules, routes } = this.#plan;
+    switch (change.kind) {
+      case 'rule':
+        if (change.verb === 'add') return [];
+        return rules
+          .filter(({ family, priority }) => family === change.rule.family && priority === change.rule.priority)
+          .map(ruleName);
+      case 'route':
+        return routes
+          .filter(({ family, table }) => family === change.route.family && table === change.route.table)
+          .map(routeName);
+      case 'link':
+        // Going down it took its routes along, some of them without a word.
+        return routes.filter(({ dev }) => dev === change.link.name).map(routeName);
+    }
+  }
+
+  #hearTable(changes: readonly NftChange[]): void {
+    for (const change of changes) {
+      if (change.kind === 'lost') this.#notice();
+      else if (change.portId !== this.#kernel.nftables.portId) {
+        const { processId, processName } = change.generation;
+        this.#notice(this.#plan.nftTable, changedBy(change.portId, processName) ?? { processId, processName });
+      }
+    }
+  }
+
+  #notice(what?: string, by?: ChangedBy): void {
+    if (what !== undefined) {
+      const { at = performance.now() } = this.#heard.get(what) ?? {};
+      this.#heard.set(what, { at, ...(by && { by }) });
+    }
+    this.#lookIn(this.#contested || this.#failures > RACES ? RETRY_MS : SETTLE_MS);
+  }
+
+  #lookIn(milliseconds: number): void {
+    if (this.#stopped || this.#timer) return;
+    this.#timer = startTimer(() => {
+      this.#timer = undefined;
+      this.#working = this.#working.then(() => this.#look());
+    }, milliseconds).unref();
+  }
+
+  // ---- repairing --------------------------------------------------------------------------------------------------------
+
+  async #look(): Promise<void> {
+    if (this.#stopped) return;
+    const started = performance.now();
+    try {
+      const find = this.#owned ? findRoutingLosses : findLosses;
+      const losses = await find(this.#kernel, this.#plan);
+      if (losses.length > 0) {
+        await this.#repair(losses);
+        const ended = performance.now();
+        // What was found by chance, before the kernel's word of it had come this far, is heard of now.
+        const isUnheard = () => losses.some((loss) => !this.#heard.has(this.#keyOf(loss)));
+        while (isUnheard() && performance.now() < ended + HEARING_MS) await setTimeout(1);
+        this.#report(losses, started, ended);
+      } else {
+        this.#contested = false;
+        // Changed and changed back. What came while we looked we may not have seen.
+        for (const [what, { at }] of this.#heard) if (at < started) this.#heard.delete(what);
+      }
+      this.#failures = 0;
+    } catch (error) {
+      this.#fail(error);
+    }
+  }
+
+  #keyOf(loss: Loss): string {
+    return loss.kind === 'table' ? this.#plan.nftTable : loss.what;
+  }
+
+  /** In the order of the installation: what reads the marks before what sets them. */
+  async #repair(losses: readonly Loss[]): Promise<void> {
+    const { route, nftables } = this.#kernel;
+    for (const loss of losses) {
+      if (this.#stopped) return;
+      switch (loss.kind) {
+        case 'route':
+          for (const each of loss.instead) await unless(['ESRCH', 'ENOENT'], route.routeDelete(each));
+          await unless(['EEXIST'], route.routeAdd(loss.route));
+          break;
+        case 'rule':
+          await unless(['EEXIST'], route.ruleAdd(loss.rule));
+          break;
+        case 'table':
+          await nftables.commit(loss.gone ? this.#table(this.#contents()) : await this.#rebuilt());
+      }
+    }
+  }
+
+  /** What makes the table, with this in its sets. */
+  #table(contents: readonly Content[]): NftOperation[] {
+    const { nftables } = this.#plan;
+    const { family, name: table } = tableObject(this.#plan);
+    return [
+      ...nftables.filter(({ object }) => object.kind !== 'elements' || !contents.some(({ set }) => set === object.set)),
+      ...contents
+        .filter(({ elements }) => elements.length > 0)
+        .map((content): NftOperation => ({ verb: 'add', object: { kind: 'elements', family, table, ...content } })),
+    ];
+  }
+
+  /** The table anew in one batch, with what its sets hold now: whoever may change it may have changed them, too. */
+  async #rebuilt(): Promise<NftOperation[]> {
+    const { nftables } = this.#kernel;
+    const table = tableObject(this.#plan);
+    const ofTable = { family: table.family, table: table.name };
+    const contents = await Promise.all(
+      (await nftables.list('set', ofTable))
+        .filter(({ flags }) => !flags?.includes('anonymous') && !flags?.includes('eval'))
+        .map(async ({ name: set }): Promise<Content> => {
+          const [found] = await nftables.list('elements', { ...ofTable, set });
+          // What is left of its time is only the kernel's to tell.
+          const elements = found?.elements.map(({ expiresMs: _, ...element }) => element) ?? [];
+          return { set, elements };
+        }),
+    );
+    const planned = contents.filter(({ set }) =>
+      this.#plan.nftables.some(({ object }) => object.kind === 'set' && object.name === set),
+    );
+    const missing = this.#contents().filter(({ set }) => !planned.some((content) => content.set === set));
+    return [{ verb: 'delete', object: table }, ...this.#table([...planned, ...missing])];
+  }
+
+  #report(losses: readonly Loss[], started: number, ended: number): void {
+    if (this.#stopped) return;
+    const heard = losses.flatMap((loss) => this.#heard.get(this.#keyOf(loss)) ?? []);
+    for (const loss of losses) this.#heard.delete(this.#keyOf(loss));
+    const by = new Map(heard.flatMap(({ by }) => (by ? [[`${by.processId} ${by.processName}`, by]] : [])));
+    const report: RepairReport = {
+      repaired: losses.map(({ what }) => what),
+      by: [...by.values()],
+      milliseconds: ended - Math.min(started, ...heard.map(({ at }) => at)),
+    };
+    this.#tell('repaired', report);
+    const now = performance.now();
+    this.#repairs = this.#repairs.filter(({ at }) => at > now - CONTESTED.withinMs);
+    this.#repairs.push(...report.repaired.map((what) => ({ what, at: now })));
+    const often = report.repaired.find(
+      (what) => this.#repairs.filter((each) => each.what === what).length > CONTESTED.repairs,
+    );
+    if (often !== undefined && !this.#contested) {
+      this.#contested = true;
+      this.#tell('error', contested(often, report.by));
+    }
+    if (this.#contested) this.#lookIn(RETRY_MS);
+  }
+
+  #fail(error: unknown): void {
+    if (this.#stopped) return;
+    // The interface is down: there is news when it is up.
+    if (error instanceof NetlinkError && error.code === 'ENETDOWN') return;
+    this.#failures++;
+    if (this.#failures === RACES + 1) this.#tell('error', failed(error));
+    this.#lookIn(this.#failures > RACES ? RETRY_MS : SETTLE_MS);
+  }
+
+  /** Not from here: what a listener throws is no failure of the repair. */
+  #tell<E extends keyof WatchEvents>(event: E, ...args: WatchEvents[E]): void {
+    process.nextTick(() => (this as EventEmitter).emit(event, ...args));
+  }
+}
+
+function changedBy(portId: number, processName?: string): ChangedBy | undefined {
+  if (portId === 0 || portId > MOST_PROCESSES) return undefined;
+  return { processId: portId, ...(processName !== undefined && { processName }) };
+}
+
+function contested(what: string, by: readonly ChangedBy[]): InterceptError {
+  const who = by.map(({ processName = 'process', processId }) => `${processName} (${processId})`).join(', ');
+  const remedy = what.startsWith('table')
+    ? ''
+    : '. systemd-networkd leaves them alone with ManageForeignRoutingPolicyRules=no and ManageForeignRoutes=no in networkd.conf';
+  return new InterceptError(
+    'ERR_TPROXY_CONTESTED',
+    `Somebody removes or changes what is installed again and again (${what}${who && `, last by ${who}`}): from now on it is repaired every ${RETRY_MS / 1000} seconds only${remedy}`,
+  );
+}
+
+function failed(cause: unknown): InterceptError {
+  return new InterceptError(
+    'ERR_TPROXY_REPAIR',
+    `Somebody changed what is installed, and it could not be repaired (tried again every ${RETRY_MS / 1000} seconds): ${(cause as Error).message}`,
+    undefined,
+    cause,
+  );
+}
+
+async function unless(codes: readonly string[], attempt: Promise<void>): Promise<void> {
+  await attempt.catch((error) => {
+    if (!(error instanceof NetlinkError && codes.includes(error.code))) throw error;
+  });
+}
