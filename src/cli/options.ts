@@ -23,7 +23,6 @@ export const netns: Option = {
 
 /** Where the value goes in InterceptOptions, and how it is read. */
 interface InterceptOption extends Option {
-  readonly argument: string;
   readonly key: string;
   readonly read: (texts: readonly string[]) => unknown;
 }
@@ -56,6 +55,14 @@ export const interceptOptions: readonly InterceptOption[] = [
     read: portsOrAll,
     list: true,
     help: 'TCP destination ports to intercept: numbers, ranges like 8000-8999, or the word all. Default: none, which leaves only what belongs to transparent sockets being delivered to them.',
+  },
+  {
+    flag: 'udp',
+    argument: 'PORTS',
+    key: 'udp',
+    read: portsOrAll,
+    list: true,
+    help: 'UDP destination ports to intercept, likewise.',
   },
   {
     flag: 'from',
@@ -97,6 +104,28 @@ export const interceptOptions: readonly InterceptOption[] = [
     list: true,
     help: 'Only what comes in by these interfaces, which must exist. Default: by all but lo, those that appear later included.',
     complete: 'interface',
+  },
+  {
+    flag: 'own-host',
+    key: 'ownHost',
+    read: () => true,
+    help: 'Also what this host itself sends. What the proxy itself sends must carry the mark of the mask (SO_MARK, 0x3 of 0x1/0x3), or it would be intercepted, for ever; or be kept out by --own-user, --own-cgroup or --exclude-to.',
+  },
+  {
+    flag: 'own-user',
+    argument: 'USER',
+    key: 'ownHost.users',
+    read: list,
+    list: true,
+    help: 'Also what these users of this host send, by name or number.',
+  },
+  {
+    flag: 'own-cgroup',
+    argument: 'PATH',
+    key: 'ownHost.cgroups',
+    read: list,
+    list: true,
+    help: 'Also what is sent from these cgroups (v2) of this host and those below, as system.slice/x.service.',
   },
   {
     flag: 'family',
@@ -157,8 +186,8 @@ export function toInterceptOptions(values: Values): PlanOptions {
   const options: Record<string, unknown> = {};
   for (const { flag, key, read } of interceptOptions) {
     const given = values[flag];
-    if (given === undefined || given === true) continue;
-    const value = read(typeof given === 'string' ? [given] : given);
+    if (given === undefined) continue;
+    const value = read(given === true ? [] : typeof given === 'string' ? [given] : given);
     const [outer = '', inner] = key.split('.');
     options[outer] = inner === undefined ? value : { ...(options[outer] as object | undefined), [inner]: value };
   }

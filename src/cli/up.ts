@@ -13,7 +13,7 @@ export const up: Verb = {
     'Mark bits, routing table and priorities are chosen free after looking at what this host uses, and are printed. Packets are marked under a mask: bits of others are never touched. No sysctl needs to be changed, rp_filter and src_valid_mark included.',
   ],
   changes: [
-    'One nf_tables table, inet linux-tproxy-NAME, made in one atomic batch; in each family three policy rules and one route (`proto 84`). If any step fails, what was done is undone. `linux-tproxy plan` prints the equal commands.',
+    'One nf_tables table, inet linux-tproxy-NAME, made in one atomic batch; in each family three (with --own-host four) policy rules and one route (`proto 84`). If any step fails, what was done is undone. `linux-tproxy plan` prints the equal commands.',
   ],
   examples: [
     [

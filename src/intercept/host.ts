@@ -47,11 +47,12 @@ export function claimOf(table: NftTable): Claim[] {
 /** Our policy rules (by protocol and form) that no table claims: the process that made them was killed. */
 export function staleRules({ rules, claims }: HostState): Rule[] {
   return rules.filter(
-    (rule) =>
-      rule.protocol === ROUTE_PROTOCOL &&
-      rule.fwmark !== undefined &&
-      !claims.some(({ priority }) => (rule.priority ?? 0) >= priority && (rule.priority ?? 0) < priority + PRIORITIES),
+    (rule) => rule.protocol === ROUTE_PROTOCOL && rule.fwmark !== undefined && !isClaimed(claims, rule),
   );
+}
+
+export function isClaimed(claims: readonly Claim[], { priority = 0 }: Rule): boolean {
+  return claims.some((claim) => priority >= claim.priority && priority < claim.priority + PRIORITIES);
 }
 
 /** Our routes in the tables which those rules, or an interrupted removal, have left behind. */

@@ -4,11 +4,22 @@
  * batch; removal in reverse. So at no moment is a packet marked that the routing does not know what to do with.
  */
 import { EventEmitter } from 'node:events';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { type InstallStep, InterceptError, NetlinkError } from '../errors.js';
 import { NftablesSocket } from '../netlink/nftables.js';
 import { RouteSocket } from '../netlink/route.js';
-import type { NftOperation } from '../netlink/types.js';
-import { completeOptions, type HostState, type Kernel, lookAtHost, staleRoutes, staleRules } from './host.js';
+import type { NftOperation, NftTable, Route, Rule } from '../netlink/types.js';
+import {
+  claimOf,
+  completeOptions,
+  type HostState,
+  isClaimed,
+  type Kernel,
+  lookAtHost,
+  staleRoutes,
+  staleRules,
+} from './host.js';
+
 import { findLosses } from './intact.js';
 import { announceMark } from './marks.js';
 import { ruleChanges, tableObject } from './nftables.js';
@@ -41,7 +52,9 @@ export interface InstalledRules extends EventEmitter<WatchEvents>, LiveSets {
 }
 
 /** How often to begin anew when somebody else changed the host between our look at it and our change. */
-export const ATTEMPTS = 20;
+const ATTEMPTS = 50;
+/** Several who get into each other's way part by waiting unequally long. */
+const breathe = (attempt: number) => sleep(Math.random() * Math.min(attempt, 20));
 
 /**
  * Makes the host deliver matching traffic to a proxy that listens on `port`, whoever that proxy is.
@@ -58,12 +71,13 @@ export async function installIntercept(options: InstallOptions): Promise<Install
   const kernel = openKernel(netns);
   try {
     for (let attempt = 1; ; attempt++) {
-      const { plan, host } = await choose(kernel, planOptions);
       try {
+        const { plan, host } = await choose(kernel, planOptions);
         const endGuard = await apply(kernel, plan, host);
         return installed(kernel, plan, endGuard, announceMark(netns, plan.socketMark), options.repair ?? true);
       } catch (error) {
         if (attempt === ATTEMPTS || !isRace(error)) throw error;
+        await breathe(attempt);
       }
     }
   } catch (error) {
@@ -93,40 +107,87 @@ async function choose(kernel: Kernel, options: PlanOptions): Promise<{ plan: Pla
   const stale = staleRules(host);
   const routes = await staleRoutes(kernel, host, stale, planIntercept(options).table);
   if (stale.length > 0 || routes.length > 0) {
-    for (const rule of stale) await ignoring(['ENOENT'], kernel.route.ruleDelete(rule));
-    for (const route of routes) await ignoring(['ESRCH', 'ENOENT'], kernel.route.routeDelete(route));
+    await reap(kernel, stale, routes);
     host = await lookAtHost(kernel);
   }
   return { plan: planIntercept(await completeOptions(kernel, host, options)), host };
 }
 
+/**
+ * Removes what killed processes have left, each only if nobody has claimed it by now: another process may have reaped it
+ * before, and have put the very same rule into its place.
+ */
+export async function reap(
+  { route, nftables }: Kernel,
+  rules: readonly Rule[],
+  routes: readonly Route[],
+): Promise<void> {
+  const claims = async () => (await nftables.list('table')).flatMap(claimOf);
+  for (const rule of rules) if (!isClaimed(await claims(), rule)) await ignoring(['ENOENT'], route.ruleDelete(rule));
+  for (const each of routes)
+    if (!(await claims()).some(({ table }) => table === each.table))
+      await ignoring(['ESRCH', 'ENOENT'], route.routeDelete(each));
+}
+
+/** The table with nothing in it: the marks stop, and what belongs to it stays claimed. */
+export const emptied = (table: NftTable): NftOperation[] => [
+  { verb: 'delete', object: table },
+  { verb: 'create', object: table },
+];
+
+/**
+ * The empty table, if what the plan takes is still free. Normally the rule set's generation tells: nothing at all has
+ * changed since we looked. Where somebody changes it all the time, we claim first and look then; of two who claimed the same,
+ * the older claim holds.
+ */
+async function claim(kernel: Kernel, plan: Plan, { generation }: HostState): Promise<void> {
+  const table = tableObject(plan);
+  const create: NftOperation[] = [{ verb: 'create', object: table }];
+  try {
+    await kernel.nftables.commit(create, { generation });
+  } catch (changed) {
+    if (!(changed instanceof NetlinkError && changed.code === 'ERESTART')) throw changed;
+    await kernel.nftables.commit(create);
+    const host = await lookAtHost(kernel);
+    const ours = host.tables.find(({ family, name }) => family === table.family && name === table.name);
+    const tables = host.tables.filter(({ handle = 0n }) => handle < (ours?.handle ?? 0n));
+    try {
+      const { fwmark, table: number, priority } = plan;
+      const taken = { port: plan.port, name: plan.name, families: plan.families, fwmark, table: number, priority };
+      await completeOptions(kernel, { ...host, tables, claims: tables.flatMap(claimOf) }, taken);
+    } catch {
+      await kernel.nftables.commit([{ verb: 'delete', object: table }]);
+      throw changed;
+    }
+  }
+}
+
 /** Gives what ends the guard. */
-async function apply({ route, nftables }: Kernel, plan: Plan, { generation }: HostState): Promise<() => void> {
+async function apply(kernel: Kernel, plan: Plan, host: HostState): Promise<() => void> {
+  const { route, nftables } = kernel;
   const table = tableObject(plan);
   const undo: (() => Promise<unknown>)[] = [];
-  /** What failed may have happened all the same (its answer was lost), so it is undone too, unless it was there before. */
+  /** What failed may have happened all the same (its answer was lost), so it is undone too, unless it surely has not. */
   const step = async (name: InstallStep, doIt: Promise<void>, undoIt: () => Promise<unknown>) => {
     undo.push(undoIt);
     try {
       await doIt;
     } catch (error) {
-      if (error instanceof NetlinkError && error.code === 'EEXIST') undo.pop();
+      if (error instanceof NetlinkError && ['EEXIST', 'ERESTART'].includes(error.code)) undo.pop();
       throw atStep(name, error);
     }
   };
   try {
     // Everything at once and without an end: the kernel checks it all and keeps nothing. What it cannot do is known now.
     await nftables
-      .commit([{ verb: 'create', object: table }, ...plan.nftables.slice(1)], { generation, dryRun: true })
+      .commit([{ verb: 'create', object: table }, ...plan.nftables.slice(1)], { dryRun: true })
       .catch((error) => Promise.reject(atStep('check', error)));
-    await step('table', nftables.commit([{ verb: 'create', object: table }], { generation }), () =>
-      nftables.commit([{ verb: 'delete', object: table }]),
-    );
+    await step('table', claim(kernel, plan, host), () => nftables.commit([{ verb: 'delete', object: table }]));
     const endGuard = startGuard(route, plan);
     undo.push(async () => endGuard());
     for (const each of plan.routes) await step('routes', route.routeAdd(each), () => route.routeDelete(each));
     for (const each of plan.rules) await step('rules', route.ruleAdd(each), () => route.ruleDelete(each));
-    await nftables.commit(plan.nftables.slice(1)).catch((error) => Promise.reject(atStep('batch', error)));
+    await step('batch', nftables.commit(plan.nftables.slice(1)), () => nftables.commit(emptied(table)));
     return endGuard;
   } catch (error) {
     for (const undoIt of undo.reverse()) await undoIt().catch(() => {});
@@ -166,17 +227,18 @@ function installed(
   const watch = repair ? new Watch(kernel, () => plan, contents) : undefined;
   let uninstalling: Promise<void> | undefined;
 
-  // Reverse of apply: the marks stop first, then the rules that read them, then the routes. So long as the table is there
-  // the rest must stay, since marked traffic would get nowhere; of the rest, one failure does not keep the others.
+  // Reverse of apply: the marks stop first, then the rules that read them, then the routes, and the claim last: until then
+  // nobody takes what we have not removed yet for left over, or for free. One failure does not keep the others.
   const uninstall = async () => {
     await watch?.stop();
-    await ignoring(['ENOENT'], nftables.commit(remove));
+    await ignoring(['ENOENT'], nftables.commit(emptied(table)));
     const failures: unknown[] = [];
     const attempt = (removed: Promise<void>) =>
       ignoring(['ENOENT', 'ESRCH'], removed).catch((error) => failures.push(error));
     for (const rule of [...plan.rules].reverse()) await attempt(route.ruleDelete(rule));
     for (const each of [...plan.routes].reverse()) await attempt(route.routeDelete(each));
     if (failures.length > 0) throw failures[0];
+    await ignoring(['ENOENT'], nftables.commit(remove));
     atExit.delete(uninstallNow);
     forgetMark();
     // If any of it failed, the guard tries once more in the end.
@@ -192,9 +254,10 @@ function installed(
         // The process ends: nobody is left to tell, and what could not be removed is reaped at the next start.
       }
     };
-    attempt(() => nftables.commitSync(remove));
+    attempt(() => nftables.commitSync(emptied(table)));
     for (const rule of [...plan.rules].reverse()) attempt(() => route.ruleDeleteSync(rule));
     for (const each of [...plan.routes].reverse()) attempt(() => route.routeDeleteSync(each));
+    attempt(() => nftables.commitSync(remove));
     endGuard();
   };
   if (plan.lifetime === 'process') onExit(uninstallNow);

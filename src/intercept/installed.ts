@@ -7,7 +7,7 @@ import { checkOptions, InterceptError, NetlinkError } from '../errors.js';
 import type { NftExpression, NftRule, NftSet, NftTable, Route, Rule } from '../netlink/types.js';
 import type { Family, Fwmark } from '../types.js';
 import { claimOf, type HostState, type Kernel, lookAtHost, staleRules } from './host.js';
-import { ATTEMPTS, closeKernel, ignoring, isRace, openKernel } from './install.js';
+import { closeKernel, emptied, ignoring, openKernel, reap } from './install.js';
 import type { Claim } from './nftables.js';
 import { localRoute, nameOfTable, policyRules, ROUTE_PROTOCOL } from './plan.js';
 import { addressRange, formatRange, fromBytes, portRange, type RangeType, rangesOfElements } from './ranges.js';
@@ -26,6 +26,8 @@ export interface Installed {
   /** Where the proxy listens; missing where nothing is intercepted, only diverted. */
   readonly port?: number;
   readonly address?: string;
+  /** Whether it intercepts what this host itself sends. */
+  readonly ownHost: boolean;
   readonly onDown: 'open' | 'closed';
   readonly fwmark: Fwmark;
   readonly table: number;
@@ -84,7 +86,7 @@ export async function listInstalled(
 /**
  * Takes down what was installed with `lifetime: 'permanent'`, by whichever process, and removes what killed processes have
  * left. Gives whether there was an interception of that name; that there is none is no error.
- * Equivalent to: `nft delete table inet linux-tproxy-<name>`, then `ip rule del` and `ip route del` of what belonged to it.
+ * Equivalent to: `nft flush`ing its table, `ip rule del` and `ip route del` of what belongs to it, `nft delete table`.
  *
  * @throws {InterceptError} `ERR_TPROXY_OWNED`: it belongs to a process that runs
  */
@@ -92,34 +94,47 @@ export async function uninstallIntercept(options: UninstallOptions = {}): Promis
   checkOptions('uninstallIntercept', options, ['name', 'netns']);
   const kernel = openKernel(options.netns);
   try {
-    const found = options.name !== undefined && (await deleteTable(kernel, options.name));
-    // Without its table everything else of it is left over, too.
+    const found = options.name !== undefined && (await takeDown(kernel, options.name));
     const { host, routes } = await look(kernel);
     const leftovers = leftoversOf(host, routes);
-    for (const rule of leftovers.rules) await ignoring(['ENOENT'], kernel.route.ruleDelete(rule));
-    for (const route of leftovers.routes) await ignoring(['ESRCH', 'ENOENT'], kernel.route.routeDelete(route));
+    await reap(kernel, leftovers.rules, leftovers.routes);
     return found;
   } finally {
     closeKernel(kernel);
   }
 }
 
-async function deleteTable(kernel: Kernel, name: string): Promise<boolean> {
-  for (let attempt = 1; ; attempt++) {
-    const { tables, generation } = await lookAtHost(kernel);
-    const table = tables.find((each) => nameOfTable(each.name) === name && claimOf(each).length > 0);
-    if (!table) return false;
-    if (table.owner !== undefined)
-      throw new InterceptError(
-        'ERR_TPROXY_OWNED',
-        `The table 'inet ${table.name}' belongs to ${ownerText(ownerOf(table.owner))}, which is running: it goes when that ends`,
-      );
-    try {
-      await ignoring(['ENOENT'], kernel.nftables.commit([{ verb: 'delete', object: table }], { generation }));
-      return true;
-    } catch (error) {
-      if (attempt === ATTEMPTS || !isRace(error)) throw error;
-    }
+/** The claim goes last, so that until then nobody takes the rest for left over, or for free. */
+async function takeDown(kernel: Kernel, name: string): Promise<boolean> {
+  const { nftables, route } = kernel;
+  const table = await emptyTable(kernel, name);
+  if (!table) return false;
+  const [claim] = claimOf(table);
+  for (const family of claim?.families ?? []) {
+    for (const rule of policyRules(family, { ...(claim as Claim), ownHost: true }).reverse())
+      await ignoring(['ENOENT'], route.ruleDelete(rule));
+    await ignoring(['ESRCH', 'ENOENT'], route.routeDelete(localRoute(family, (claim as Claim).table)));
+  }
+  await ignoring(['ENOENT'], nftables.commit([{ verb: 'delete', object: table }]));
+  return true;
+}
+
+async function emptyTable({ nftables }: Kernel, name: string): Promise<NftTable | undefined> {
+  const tables = await nftables.list('table');
+  const table = tables.find((each) => nameOfTable(each.name) === name && claimOf(each).length > 0);
+  if (!table) return undefined;
+  if (table.owner !== undefined)
+    throw new InterceptError(
+      'ERR_TPROXY_OWNED',
+      `The table 'inet ${table.name}' belongs to ${ownerText(ownerOf(table.owner))}, which is running: it goes when that ends`,
+    );
+  const { kind, family, userdata } = table;
+  const empty: NftTable = { kind, family, name: table.name, ...(userdata && { userdata }) };
+  try {
+    await nftables.commit(emptied(empty));
+    return empty;
+  } catch (error) {
+    return ifGone(error);
   }
 }
 
@@ -157,11 +172,12 @@ async function describe(
   const sets = (await nftables.list('set', ofTable)).filter(({ flags }) => !flags?.includes('anonymous'));
   // What `onDown: 'closed'` adds may have come or gone since.
   const dropping = nftRules.filter((rule) => commentOf(rule) === counted.dropped).length;
+  const ownHost = nftRules.some(({ chain }) => chain === 'output');
   const missing = missingOf(
     {
       nftTable: table.name,
       nftRules: claim.rules + dropping,
-      rules: claim.families.flatMap((family) => policyRules(family, claim)),
+      rules: claim.families.flatMap((family) => policyRules(family, { ...claim, ...(ownHost && { ownHost }) })),
       routes: claim.families.map((family) => localRoute(family, claim.table)),
     },
     { rules, routes, tables, nftRules },
@@ -173,6 +189,7 @@ async function describe(
     ...(table.owner !== undefined && { owner: ownerOf(table.owner) }),
     families: claim.families,
     ...listenerOf(nftRules),
+    ownHost,
     onDown: dropping > 0 ? 'closed' : 'open',
     fwmark: claim.fwmark,
     table: claim.table,

@@ -5,8 +5,9 @@
 import type { NftElement, NftObject, NftOperation, NftRule, NftSet, NftTable } from '../netlink/types.js';
 import { encodeComment, encodeSetUserdata } from '../netlink/userdata.js';
 import type { Family } from '../types.js';
-import type { Plan } from './plan.js';
-import { counted, type PlanFacts, ruleSet, type SetOfRules } from './ruleset.js';
+import type { SetOfRules } from './named-sets.js';
+import type { Plan, PlanFacts } from './plan.js';
+import { counted, ruleSet } from './ruleset.js';
 import { ANONYMOUS_SET, datatype, expressionsOf, type RuleOfStatements } from './statement.js';
 
 // ---- the claim: what of the rest of the host belongs to the table -----------------------------------------------------
@@ -31,10 +32,8 @@ export function claimText({ fwmark, table, priority, families, rules }: Claim): 
 }
 
 export function claimOfPlan(plan: PlanFacts): string {
-  const { fwmark, table, priority, families } = plan;
   const rules = ruleSet(plan).chains.flatMap((chain) => chain.rules);
-  const lasting = rules.filter(({ comment }) => comment !== counted.dropped).length;
-  return claimText({ fwmark, table, priority, families, rules: lasting });
+  return claimText({ ...plan, rules: rules.filter(({ comment }) => comment !== counted.dropped).length });
 }
 
 export function parseClaim(comment: string): Claim | undefined {

@@ -9,7 +9,7 @@ import type { NftOperation, Route, Rule } from '../netlink/types.js';
 import type { Family, Fwmark, InterceptOptions } from '../types.js';
 import { nftablesOperations } from './nftables.js';
 import { parsePorts, parsePrefixes, type Range } from './ranges.js';
-import { ownMark, type PlanFacts } from './ruleset.js';
+import { ownMark } from './ruleset.js';
 import { planText } from './text.js';
 
 /** Tags our policy rules and routes as ours. iproute2 has no name for it, so `ip rule` shows the number. */
@@ -80,6 +80,9 @@ export interface Plan {
   /** The equal `ip` and `nft` commands, as a shell script. */
   toString(): string;
 }
+
+/** What is in a plan; the rest of it is made of this. */
+export type PlanFacts = Omit<Plan, 'routes' | 'rules' | 'nftables' | 'toString'>;
 
 const OPTIONS = [
   'port',
@@ -183,7 +186,12 @@ export function localRoute(family: Family, table: number): Route {
  */
 export function policyRules(
   family: Family,
-  { fwmark, table, priority, ownHost }: Pick<Plan, 'fwmark' | 'table' | 'priority' | 'ownHost'>,
+  {
+    fwmark,
+    table,
+    priority,
+    ownHost,
+  }: Pick<Plan, 'fwmark' | 'table' | 'priority'> & { readonly ownHost?: object | boolean },
 ): Rule[] {
   const rule = { family, fwmark, protocol: ROUTE_PROTOCOL };
   const own = { value: ownMark({ fwmark }), mask: fwmark.mask };

@@ -1,38 +1,26 @@
 /**
- * The rule set itself: Plan -> the one table of ours, as words: named sets, and chains of rules, each with its reason.
- * nftables.ts makes kernel objects of them, text.ts the text that `nft` reads. Pure.
+ * The rule set itself: Plan -> the one table of ours, as words: chains of rules, each with its reason. Its sets are in
+ * named-sets.ts; nftables.ts makes kernel objects of them, text.ts the text that `nft` reads. Pure.
  */
-import type { NftElement } from '../netlink/types.js';
 import type { Family } from '../types.js';
-import type { OwnHost, Plan, PrefixRanges } from './plan.js';
-import {
-  addressRange,
-  formatRange,
-  intervalElements,
-  isAllPorts,
-  portRange,
-  type Range,
-  type RangeType,
-} from './ranges.js';
+import { namedSets, type SetOfRules, setFor } from './named-sets.js';
+import type { OwnHost, Plan, PlanFacts } from './plan.js';
+import { isAllPorts } from './ranges.js';
 import {
   accept,
   address,
   cgroup,
   counter,
   ctDirectionOriginal,
-  type Datatype,
-  datatype,
   dport,
   drop,
   flowIn,
-  fromLoopback,
   goTo,
   iifnameIn,
   jump,
   l4proto,
   l4protoIn,
   l4protoIsNot,
-  markIs,
   markIsNot,
   nfproto,
   nfprotoIsNot,
@@ -44,29 +32,19 @@ import {
   setMark,
   skuidIn,
   socketMark,
+  socketMarkIsNot,
   socketTransparent,
   socketWildcard,
   syn,
   toThisHost,
+  toThisHostAlone,
   tproxy,
 } from './statement.js';
-
-export type PlanFacts = Omit<Plan, 'routes' | 'rules' | 'nftables' | 'toString'>;
 
 /** A set or chain in both of its forms is made of these. */
 export interface RuleSet {
   readonly sets: readonly SetOfRules[];
   readonly chains: readonly ChainOfRules[];
-}
-export interface SetOfRules {
-  readonly name: string;
-  readonly type: readonly Datatype[];
-  readonly flags: readonly ('interval' | 'dynamic' | 'timeout')[];
-  readonly size?: number;
-  readonly timeoutSeconds?: number;
-  /** As nft prints them. */
-  readonly elementTexts: readonly string[];
-  readonly elements: readonly NftElement[];
 }
 export interface ChainOfRules {
   readonly name: string;
@@ -78,48 +56,55 @@ export interface ChainOfRules {
   readonly rules: readonly RuleOfStatements[];
 }
 
-/** Which rules count, by the comment they carry: `counters()` gives their sums. */
+/** Which rules count, by how the comment begins that they carry: `counters()` gives their sums. */
 export const counted = {
-  intercepted: 'intercepted: new connection or datagram, to the proxy',
+  intercepted: 'intercepted: new connection, to the proxy',
   remembered: 'remembered: answer to a SYN cookie, to the proxy',
   diverted: 'diverted: to the transparent socket it belongs to',
-  dropped: 'dropped: nobody listens',
+  dropped: 'dropped: nobody listens (onDown closed)',
 } as const;
+const DATAGRAM = 'intercepted: datagram, to the proxy';
+const OWN = 'intercepted: of this host itself, to the proxy';
+const DROPPED_OWN = 'dropped: nobody listens, and it cannot be sent on';
 /** Counts too, but the packet comes by again, and is counted as intercepted then. */
 const ROUND = 'sent by this host itself: round by the loopback interface';
 
-const familyDigit: Record<Family, '4' | '6'> = { ipv4: '4', ipv6: '6' };
-export const setFor = (name: string, family: Family) => `${name}${familyDigit[family]}`;
-const FLOW_SIZE = 65536;
-/** How long a connection's SYN is remembered: longer than any SYN cookie is valid. */
-const FLOW_SECONDS = 60;
-/** How long a connection of this host itself is remembered since its last packet. */
-const OWN_SECONDS = 600;
-/** What the proxy accepts from this host itself must be kept alive more often than it is forgotten. */
-export const OWN_KEEPALIVE_MS = (OWN_SECONDS / 2) * 1000;
-
-const MANGLE = { name: 'mangle', number: -150 } as const;
+/**
+ * Others restore a packet's whole mark from conntrack at priority mangle (wg-quick, `CONNMARK --restore-mark`). So what reads
+ * a mark that we have set comes before them, and what sets one, and must have the last word, behind.
+ */
+const BEFORE_MANGLE = { name: 'mangle - 1', number: -151 } as const;
+const BEHIND_MANGLE = { name: 'mangle + 1', number: -149 } as const;
 
 /** The table as words. What is not intercepted at all (`intercept: {}`) needs the divert part alone. */
 export function ruleSet(plan: PlanFacts): RuleSet {
   const { tcp, udp, ownHost } = plan;
   const intercepts = tcp !== undefined || udp !== undefined;
   return {
-    sets: intercepts ? sets(plan) : [],
+    sets: intercepts ? namedSets(plan) : [],
     chains: [
-      { name: 'prerouting', base: { type: 'filter', hook: 'prerouting', priority: MANGLE }, rules: prerouting(plan) },
+      {
+        name: 'prerouting',
+        base: { type: 'filter', hook: 'prerouting', priority: BEHIND_MANGLE },
+        rules: prerouting(plan),
+      },
       { name: 'syn', rules: synChain(plan) },
       ...(tcp ? [{ name: 'remember', rules: remember(plan) }] : []),
       { name: 'divert', rules: divert(plan) },
       ...(intercepts ? [{ name: 'skip', rules: skip(plan) }] : []),
       ...(ownHost
-        ? [
+        ? ([
+            {
+              name: 'own_host',
+              base: { type: 'filter', hook: 'prerouting', priority: BEFORE_MANGLE },
+              rules: fromOwnHost(plan),
+            },
             {
               name: 'output',
-              base: { type: 'route', hook: 'output', priority: MANGLE },
+              base: { type: 'route', hook: 'output', priority: BEHIND_MANGLE },
               rules: output(plan, ownHost),
-            } as const,
-          ]
+            },
+          ] as const)
         : []),
       ...(ownHost && tcp ? [{ name: 'output_syn', rules: outputSyn(plan, ownHost) }] : []),
     ],
@@ -134,28 +119,9 @@ const deliver = ({ fwmark }: PlanFacts) => setMark(fwmark.value, fwmark.mask);
 const toProxy = ({ port, address, families }: PlanFacts, family?: Family) =>
   tproxy(port, address === undefined ? family : families[0], address);
 
-/** The rule that hands to the proxy. It ends at `tproxy` when nobody listens, so that the packet meets the rule behind it. */
-const taken = (match: Statement[], ...take: Statement[]): RuleOfStatements => ({
-  statements: [...match, ...take],
-  comment: counted.intercepted,
-});
-const dropped = (match: Statement[]): RuleOfStatements => ({
-  statements: [...match, counter, drop],
-  comment: counted.dropped,
-});
+// tproxy ends its rule when nobody listens, so that the packet goes its own way (`open`) or to this rule behind it.
 const droppedIfClosed = ({ onDown }: PlanFacts, match: Statement[]): RuleOfStatements[] =>
-  onDown === 'closed' ? [dropped(match)] : [];
-
-/**
- * Sent by this host itself, and round by the loopback interface. It keeps its mark, since it has been routed already. So
- * nobody can send it on any more: when the proxy does not listen, it is dropped. Left alone, it would reach whatever service
- * of this host listens on the port.
- */
-function fromOwnHost(plan: PlanFacts, protocol: Statement): RuleOfStatements[] {
-  if (!plan.ownHost) return [];
-  const match = [fromLoopback, markIs(ownMark(plan), plan.fwmark.mask), protocol];
-  return [taken(match, toProxy(plan), counter, accept), dropped(match)];
-}
+  onDown === 'closed' ? [{ statements: [...match, counter, drop], comment: counted.dropped }] : [];
 
 const otherFamily = ({ families }: PlanFacts): RuleOfStatements[] =>
   families.length === 1 ? [rule(nfprotoIsNot(families[0] as Family), returnToCaller)] : [];
@@ -182,7 +148,6 @@ function prerouting(plan: PlanFacts): RuleOfStatements[] {
     ...(udp || !tcp
       ? [rule(l4protoIn('udp', 'icmp', 'ipv6-icmp'), socketMark(ours, fwmark.mask), deliver(plan), accept)]
       : []),
-    ...fromOwnHost(plan, tcp && udp ? l4protoIn('tcp', 'udp') : l4proto(tcp ? 'tcp' : 'udp')),
     // The answer to a SYN cookie has no socket, not even half of one, and is no SYN: we know it by the SYN we saw.
     ...(tcp
       ? both(plan, (family) => ({
@@ -195,7 +160,7 @@ function prerouting(plan: PlanFacts): RuleOfStatements[] {
       ? [
           rule(l4protoIsNot('udp'), returnToCaller),
           rule(jump('skip')),
-          taken(arrived, toProxy(plan), deliver(plan), counter, accept),
+          { statements: [...arrived, toProxy(plan), deliver(plan), counter, accept], comment: DATAGRAM },
           ...droppedIfClosed(plan, arrived),
         ]
       : []),
@@ -209,11 +174,13 @@ function synChain(plan: PlanFacts): RuleOfStatements[] {
     // Listeners on foreign addresses come first. Only full sockets match here: a half-open or TIME_WAIT one ends the rule
     // at `socket wildcard`, and tproxy, which knows how to treat it, gets the packet.
     rule(socketWildcard(0), socketTransparent, deliver(plan), accept),
-    ...(tcp ? fromOwnHost(plan, l4proto('tcp')) : []),
     ...(tcp
       ? [
           rule(jump('skip')),
-          taken(arrived, toProxy(plan), deliver(plan), counter, goTo('remember')),
+          {
+            statements: [...arrived, toProxy(plan), deliver(plan), counter, goTo('remember')],
+            comment: counted.intercepted,
+          },
           ...droppedIfClosed(plan, arrived),
         ]
       : []),
@@ -261,8 +228,10 @@ function output(plan: PlanFacts, ownHost: OwnHost): RuleOfStatements[] {
   const round = [setMark(ownMark(plan), fwmark.mask), counter, accept];
   return [
     ...otherFamily(plan),
-    // What the proxy itself sends, first of all: or it would talk to itself for ever.
+    // What the proxy itself sends, first of all: or it would talk to itself for ever. Its socket has the mark, whatever
+    // became of the packet's.
     rule(markIsNot(0, fwmark.mask), returnToCaller),
+    rule(socketMarkIsNot(0, fwmark.mask), returnToCaller),
     ...(tcp
       ? [
           rule(syn, goTo('output_syn')),
@@ -297,6 +266,23 @@ function output(plan: PlanFacts, ownHost: OwnHost): RuleOfStatements[] {
   ];
 }
 
+/** What `output` has sent round arrives. It has been routed to this host already, so it keeps its mark. */
+function fromOwnHost(plan: PlanFacts): RuleOfStatements[] {
+  const { tcp, udp, fwmark } = plan;
+  const protocol = tcp && udp ? l4protoIn('tcp', 'udp') : l4proto(tcp ? 'tcp' : 'udp');
+  return [
+    rule(notFromLoopback, returnToCaller),
+    rule(markIsNot(ownMark(plan), fwmark.mask), returnToCaller),
+    // The proxy's answers: they inherit the mark with net.ipv4.tcp_fwmark_accept=1.
+    rule(toThisHostAlone, returnToCaller),
+    // To a listener on a foreign address, or accepted already: the kernel finds the socket by itself.
+    ...(tcp ? [rule(l4proto('tcp'), socketWildcard(0), socketTransparent, accept)] : []),
+    { statements: [protocol, toProxy(plan), counter, accept], comment: OWN },
+    // Nobody can send it on from here any more. Left alone, it would reach whatever service of this host has that port.
+    { statements: [counter, drop], comment: DROPPED_OWN },
+  ];
+}
+
 function outputSyn(plan: PlanFacts, ownHost: OwnHost): RuleOfStatements[] {
   return [
     rule(jump('skip')),
@@ -322,60 +308,4 @@ function outputSyn(plan: PlanFacts, ownHost: OwnHost): RuleOfStatements[] {
 function senders({ users, cgroups }: OwnHost): Statement[][] {
   if (users.length === 0 && cgroups.length === 0) return [[]];
   return [...(users.length > 0 ? [[skuidIn(users)]] : []), ...cgroups.map((each) => [cgroup(each)])];
-}
-
-// ---- sets ---------------------------------------------------------------------------------------------------------------
-
-function sets(plan: PlanFacts): SetOfRules[] {
-  const { tcp, udp, from, to, exclude, interfaces, ownHost } = plan;
-  return [
-    ...(tcp ? [portSet('tcp_ports', tcp)] : []),
-    ...(udp ? [portSet('udp_ports', udp)] : []),
-    ...both(plan, (family) => prefixSet('exclude_to', family, exclude.to)),
-    ...both(plan, (family) => prefixSet('exclude_from', family, exclude.from)),
-    ...(to ? both(plan, (family) => prefixSet('to', family, to)) : []),
-    ...(from ? both(plan, (family) => prefixSet('from', family, from)) : []),
-    ...(interfaces ? [interfaceSet('interfaces', interfaces)] : []),
-    ...(tcp ? both(plan, (family) => flowSet('flows', family, FLOW_SECONDS)) : []),
-    ...(tcp && ownHost ? both(plan, (family) => flowSet('own', family, OWN_SECONDS)) : []),
-  ];
-}
-
-const portSet = (name: string, ports: readonly Range[]) => intervalSet(name, 'inet_service', portRange, ports);
-const prefixSet = (name: string, family: Family, prefixes: PrefixRanges) =>
-  intervalSet(setFor(name, family), `${family}_addr`, addressRange(family), prefixes[family]);
-
-/** Live sets: elements come and go, some by themselves. */
-function intervalSet(name: string, type: Datatype, rangeType: RangeType, ranges: readonly Range[]): SetOfRules {
-  return {
-    name,
-    type: [type],
-    flags: ['interval', 'timeout'],
-    elementTexts: ranges.map((range) => formatRange(rangeType, range)),
-    elements: intervalElements(rangeType, ranges),
-  };
-}
-
-function interfaceSet(name: string, interfaces: readonly string[]): SetOfRules {
-  return {
-    name,
-    type: ['ifname'],
-    flags: [],
-    elementTexts: interfaces.map((each) => `"${each}"`),
-    elements: interfaces.map((each) => ({
-      key: Buffer.alloc(datatype.ifname.bytes, `${each}\0`, 'latin1').fill(0, each.length),
-    })),
-  };
-}
-
-function flowSet(name: string, family: Family, timeoutSeconds: number): SetOfRules {
-  return {
-    name: setFor(name, family),
-    type: [`${family}_addr`, 'inet_service', `${family}_addr`, 'inet_service'],
-    flags: ['dynamic', 'timeout'],
-    size: FLOW_SIZE,
-    timeoutSeconds,
-    elementTexts: [],
-    elements: [],
-  };
 }

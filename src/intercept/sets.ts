@@ -5,6 +5,7 @@
 import { checkOptions, InterceptError, NetlinkError, outOfRange } from '../errors.js';
 import type { NftElement, NftOperation } from '../netlink/types.js';
 import type { Family, LiveSet, PortSet, PortSpec, PrefixSet } from '../types.js';
+import { setFor } from './named-sets.js';
 import type { Plan, PrefixRanges } from './plan.js';
 import {
   addressRange,
@@ -18,7 +19,6 @@ import {
   rangeElements,
   toPrefixes,
 } from './ranges.js';
-import { setFor } from './ruleset.js';
 import { adding, type Change, deleting, difference, type Segment, timedElements } from './segments.js';
 
 export interface LiveSets {

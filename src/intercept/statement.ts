@@ -145,31 +145,31 @@ export function nfprotoIsNot(family: Family): Statement {
   };
 }
 
-export const fromLoopback = loopback('eq');
-export const notFromLoopback = loopback('neq');
-
-function loopback(op: 'eq' | 'neq'): Statement {
-  return {
-    text: `iif ${op === 'eq' ? '' : '!= '}lo`,
-    expressions: [meta('iif'), cmp(op, hostOrder(LOOPBACK_INDEX))],
-  };
-}
+export const notFromLoopback: Statement = {
+  text: 'iif != lo',
+  expressions: [meta('iif'), cmp('neq', hostOrder(LOOPBACK_INDEX))],
+};
 
 export function iifnameIn(set: string): Statement {
   return { text: `iifname @${set}`, expressions: [meta('iifname'), { kind: 'lookup', set, sreg: REGISTER }] };
 }
 
-/** `meta mark & 0x3 == 0x2`, of the packet. */
-export const markIs = (value: number, mask: number): Statement => masked('meta mark', meta('mark'), 'eq', value, mask);
-export const markIsNot = (value: number, mask: number): Statement =>
-  masked('meta mark', meta('mark'), 'neq', value, mask);
-/** The same of the mark (SO_MARK) of the socket that the packet, or the packet an ICMP error is about, belongs to. */
-export const socketMark = (value: number, mask: number): Statement =>
-  masked('socket mark', { kind: 'socket', key: 'mark', dreg: REGISTER }, 'eq', value, mask);
+/** `meta mark & 0x3 != 0x2`, of the packet. */
+export const markIsNot = (value: number, mask: number): Statement => masked(packetMark, 'neq', value, mask);
+/** `socket mark & 0x3 == 0x2`, of the socket that the packet, or the packet an ICMP error is about, belongs to. */
+export const socketMark = (value: number, mask: number): Statement => masked(markOfSocket, 'eq', value, mask);
+export const socketMarkIsNot = (value: number, mask: number): Statement => masked(markOfSocket, 'neq', value, mask);
 
-function masked(what: string, load: NftExpression, op: 'eq' | 'neq', value: number, mask: number): Statement {
+const packetMark = { text: 'meta mark', load: meta('mark') };
+const markOfSocket = { text: 'socket mark', load: { kind: 'socket', key: 'mark', dreg: REGISTER } as const };
+function masked(
+  { text, load }: { text: string; load: NftExpression },
+  op: 'eq' | 'neq',
+  value: number,
+  mask: number,
+): Statement {
   return {
-    text: `${what} & ${hex(mask)} ${op === 'eq' ? '==' : '!='} ${hex(value)}`,
+    text: `${text} & ${hex(mask)} ${op === 'eq' ? '==' : '!='} ${hex(value)}`,
     expressions: [load, bitwise(hostOrder(mask), hostOrder(0)), cmp(op, hostOrder(value))],
   };
 }
@@ -220,6 +220,11 @@ export const toThisHost: Statement = {
     keyExpression: { kind: 'fib', result: FIB_RESULT_TYPE, flags: FIB_DADDR },
     elements: Object.values(RTN).map((type) => ({ key: hostOrder(type) })),
   },
+};
+
+export const toThisHostAlone: Statement = {
+  text: 'fib daddr type local',
+  expressions: [{ kind: 'fib', result: 'type', flags: ['daddr'], dreg: REGISTER }, cmp('eq', hostOrder(RTN.local))],
 };
 
 /** `ip daddr @set`, `ip6 saddr != @set`. */

@@ -1,8 +1,9 @@
 /** Plan -> the equal `ip` and `nft` commands, as a shell script that does what `installIntercept` does. Pure. */
 import type { Route, Rule } from '../netlink/types.js';
+import type { SetOfRules } from './named-sets.js';
 import { claimOfPlan } from './nftables.js';
 import type { Plan } from './plan.js';
-import { type ChainOfRules, ruleSet, type SetOfRules } from './ruleset.js';
+import { type ChainOfRules, ruleSet } from './ruleset.js';
 
 const ipFlag = { ipv4: '-4', ipv6: '-6' } as const;
 

@@ -59,12 +59,12 @@ function isSameRule(one: Rule, other: Rule): boolean {
 
 export const commentOf = (rule: NftRule): string | undefined => decodeComment(rule.userdata);
 
-/** The counters of the rules by what their comments say. */
+/** The counters of the rules by what their comments begin with. */
 export function sumCounters(rules: readonly NftRule[]): Counters {
   const keys = Object.keys(counted) as (keyof typeof counted)[];
   const sum = (key: keyof typeof counted): Count => {
     const counters = rules
-      .filter((rule) => commentOf(rule) === counted[key])
+      .filter((rule) => commentOf(rule)?.startsWith(`${key}:`))
       .flatMap(({ expressions }) => expressions)
       .filter((each) => each.kind === 'counter');
     return {

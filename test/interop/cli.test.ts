@@ -44,7 +44,7 @@ test('up tells what it chose, status finds the same, down leaves nothing; both c
     { ...installed, counters: Object.keys(installed.counters) },
     {
       ...{ name: 'web', nftTable: 'linux-tproxy-web', lifetime: 'permanent', families: ['ipv4', 'ipv6'], port: 50080 },
-      ...{ onDown: 'closed', fwmark, table, priority, intact: true, missing: [] },
+      ...{ ownHost: false, onDown: 'closed', fwmark, table, priority, intact: true, missing: [] },
       sets: {
         tcp_ports: ['80', '8000-8999'],
         exclude_to4: ['192.0.2.0/24'],

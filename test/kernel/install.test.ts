@@ -186,7 +186,7 @@ test('what a table claims is taken, where nothing else of it is there yet', asyn
   assert.is(lab.snapshot('router'), before);
 });
 
-test('several processes at once all get what they need, and nothing of it is left', async () => {
+test('several at once all get what they need, and nothing of it is left', async () => {
   const before = lab.snapshot('router');
   const installs = await Promise.all(
     Array.from({ length: 6 }, (_, index) => installIntercept({ tcp: [80 + index], port: 51000 + index, netns })),

@@ -1,16 +1,18 @@
-/** What this host itself sends, intercepted: with packets, IPv4 and IPv6. (Hostile sysctls are not covered yet.) */
-import { mkdirSync, rmdirSync, statfsSync } from 'node:fs';
+/** What this host itself sends, intercepted: with packets, default sysctls and hostile ones, IPv4 and IPv6. */
+import { mkdirSync, readFileSync, rmdirSync, statfsSync } from 'node:fs';
 import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
 import { connectTransparent, createTransparentServer, relay, type TransparentSocket } from '../../src/index.js';
 import type { InterceptOptions } from '../../src/types.js';
 import { addresses, createLab, type Lab } from '../helpers/lab.js';
-import { install, rulesOf, start, startProxy, stop, stopAll } from '../helpers/proxies.js';
+import { hostile, install, rulesOf, start, startProxy, stop, stopAll } from '../helpers/proxies.js';
 import { testUnless } from '../helpers/skip.js';
 import { ask, dial, greet } from '../helpers/talk.js';
 import { askUdp, proxyUdp, serveUdp } from '../helpers/udp.js';
 
 const NOBODY = 65534;
+/** As in a user namespace made without root. */
+const oneUser = !readFileSync('/proc/self/uid_map', 'utf8').includes('4294967295');
 const cgroupMount = ['/sys/fs/cgroup', '/sys/fs/cgroup/unified'].find((path) => {
   try {
     return statfsSync(path).type === 0x63677270; // CGROUP2_SUPER_MAGIC
@@ -29,7 +31,7 @@ function makeCgroup(path: string): string | undefined {
   }
 }
 
-for (const [name, sysctls] of Object.entries({ default: {} })) {
+for (const [name, sysctls] of Object.entries({ default: {}, hostile })) {
   const test = suite(`own host, ${name} sysctls`);
   let lab: Lab;
   let netns: string;
@@ -198,7 +200,7 @@ for (const [name, sysctls] of Object.entries({ default: {} })) {
     const asNobody = ['setpriv', `--reuid=${NOBODY}`, '--clear-groups'];
 
     testUnless(
-      process.env['LINUX_TPROXY_ROOTLESS'] && 'there is one user only',
+      oneUser && 'there is one user only',
       test,
       `${family}: of some users only, by name or number; datagrams too`,
       async () => {

@@ -36,12 +36,15 @@ test('every option of an interception arrives where planIntercept takes it', () 
     ...['--to-port', '50080', '--tcp', '80,8000-8999', '--tcp=443', '--from', '10.0.0.0/8,fd00::/8'],
     ...['--to', '192.0.2.0/24', '--to', '2001:db8::/32', '--exclude-from', '10.1.2.3', '--exclude-to', '192.0.2.1'],
     ...['--interface', 'eth0', '--family', 'ipv4', '--on-address', '127.0.0.1', '--on-down', 'closed'],
+    ...['--udp', '53', '--own-host', '--own-user', 'nobody,1000', '--own-cgroup', 'user.slice'],
     ...['--name', 'web', '--mark', '0x10/0x30', '--table', '123', '--priority', '1000'],
   ]);
   const options = toInterceptOptions(values);
   assert.equal(options, {
     port: 50080,
     tcp: ['80', '8000-8999', '443'],
+    udp: ['53'],
+    ownHost: { users: ['nobody', '1000'], cgroups: ['user.slice'] },
     from: ['10.0.0.0/8', 'fd00::/8'],
     to: ['192.0.2.0/24', '2001:db8::/32'],
     exclude: { from: ['10.1.2.3'], to: ['192.0.2.1'] },
@@ -56,6 +59,11 @@ test('every option of an interception arrives where planIntercept takes it', () 
   });
   planIntercept(options); // has no option that it does not know
   assert.is(Object.keys(values).length, interceptOptions.length, 'every one was given');
+});
+
+test('the own host, all of it', () => {
+  const { values } = readCommandLine(verb('plan'), ['--to-port', '1', '--tcp', '80', '--own-host']);
+  assert.equal(toInterceptOptions(values), { port: 1, tcp: ['80'], ownHost: true });
 });
 
 test('all ports', () => {

@@ -1,0 +1,66 @@
+/** Several processes that install and uninstall at the same time, each with a name of its own. */
+import { suite } from 'uvu';
+import * as assert from 'uvu/assert';
+import { uninstallIntercept } from '../../src/index.js';
+import { createLab, type Lab } from '../helpers/lab.js';
+
+const test = suite('concurrent');
+let lab: Lab;
+const helper = (name: string) => new URL(`../helpers/${name}.ts`, import.meta.url).pathname;
+const options = (index: number, more = {}) => JSON.stringify({ tcp: [80 + index], port: 51000 + index, ...more });
+
+test.before(async () => {
+  lab = await createLab();
+});
+test.after(() => lab.dispose());
+
+test('held at the same time, no two share a mark, a table or a priority', async () => {
+  const before = lab.snapshot('router');
+  const holders = await Promise.all(
+    Array.from({ length: 6 }, (_, index) =>
+      lab.node('router', helper('intercept-once'), options(index, { ownHost: index % 2 ? true : undefined }), 'hold'),
+    ),
+  );
+  const plans = holders.map((each) => JSON.parse(each.output().split('\n')[0] ?? '').installed);
+  const marks = plans.map(({ fwmark }) => fwmark.mask as number);
+  assert.is(
+    marks.reduce((sum, mask) => sum + mask, 0),
+    marks.reduce((bits, mask) => bits | mask, 0),
+  );
+  assert.is(new Set(plans.map(({ table }) => table)).size, plans.length);
+  const priorities = plans.map(({ priority }) => priority as number).sort((a, b) => a - b);
+  for (const [index, priority] of priorities.slice(1).entries())
+    assert.ok(priority - (priorities[index] ?? 0) >= 4, priorities.join());
+  for (const holder of holders) await holder.stop('SIGKILL');
+  await uninstallIntercept({ netns: lab.netns('router') });
+  assert.is(lab.snapshot('router'), before);
+});
+
+test('coming and going, beside processes that are killed and somebody who changes the rule set all the time', async () => {
+  const before = lab.snapshot('router');
+  lab.exec('router', 'nft', 'add table ip churn; add set ip churn s { type ipv4_addr; }');
+  const churn = lab.spawn(
+    'router',
+    'sh',
+    '-c',
+    'while :; do nft add element ip churn s "{ 192.0.2.1 }"; nft delete element ip churn s "{ 192.0.2.1 }"; done',
+  );
+  const rounds = await Promise.all(
+    Array.from({ length: 4 }, (_, index) => lab.node('router', helper('intercept-rounds'), options(index), '25')),
+  );
+  for (let kill = 0; kill < 3; kill++) {
+    const mortal = await lab.node('router', helper('intercept-once'), options(10 + kill), 'hold');
+    await mortal.stop('SIGKILL');
+  }
+  for (const each of rounds) {
+    await each.until(/^done 25$/m, 90_000);
+    assert.not.match(each.output(), 'missing');
+  }
+  await churn.stop('SIGKILL');
+  await Promise.all(rounds.map((each) => each.stop()));
+  await uninstallIntercept({ netns: lab.netns('router') });
+  lab.exec('router', 'nft', 'delete table ip churn');
+  assert.is(lab.snapshot('router'), before);
+});
+
+test.run();
