@@ -20,6 +20,7 @@ import type {
   NftOperation,
   Route,
   RouteChange,
+  RouteOperation,
   Rule,
 } from './netlink/types.js';
 import type { Endpoint, Engine, Family, RelayReason } from './types.js';
@@ -66,8 +67,20 @@ export type NativeFailure =
  */
 type NativeWatch<Filter, Change> = (filter: Filter, onChanges: (changes: Change[]) => void) => () => void;
 
+/** See `Guard` of src/netlink/route.ts. */
+export interface NativeGuard {
+  /** Rejected where it cannot be started; `arm` is then, too. */
+  readonly started: Promise<void>;
+  arm(operations: readonly RouteOperation[]): Promise<void>;
+  end(): Promise<void>;
+  endSync(): void;
+}
+
 export interface NativeRouteSocket {
   readonly portId: number;
+  /** Each for itself: those behind one that fails are made all the same, and the failure's `errors` tells which failed. */
+  commit(operations: readonly RouteOperation[]): Promise<void>;
+  commitSync(operations: readonly RouteOperation[]): void;
   ruleAdd(rule: Rule): Promise<void>;
   ruleDelete(rule: Rule): Promise<void>;
   ruleDeleteSync(rule: Rule): void;
@@ -78,14 +91,11 @@ export interface NativeRouteSocket {
   routeList(filter?: { family?: Family; table?: number }): Promise<Route[]>;
   linkList(): Promise<Link[]>;
   addressList(family?: Family): Promise<Address[]>;
-  /**
-   * Starts a child process that deletes these, in this order, when this process has ended, however. What this gives ends
-   * the child before it does so. When nothing refers to that any more it is as if the process had ended.
-   */
-  guard(rules: readonly Rule[], routes: readonly Route[]): () => void;
+  /** Starts a child process. When nothing refers to what this gives any more it is as if this process had ended. */
+  guard(): NativeGuard;
   /** `ip monitor rule route link`. `table`: of routes only those in it. */
   watch: NativeWatch<{ readonly table?: number }, RouteChange>;
-  close(): void;
+  close(): Promise<void>;
 }
 
 export interface NativeNftablesSocket {
@@ -105,7 +115,7 @@ export interface NativeNftablesSocket {
   /** `nft monitor`. `table`: only what concerns tables of this name. */
   watch: NativeWatch<{ readonly table?: string }, NftChange>;
   /** Closing the socket makes the kernel delete the tables it owns. */
-  close(): void;
+  close(): Promise<void>;
 }
 
 // ---- sockets ------------------------------------------------------------------------------------------------------------
@@ -271,6 +281,8 @@ export interface Native {
 
   RouteSocket: new (netns?: string) => NativeRouteSocket;
   NftablesSocket: new (netns?: string) => NativeNftablesSocket;
+  /** See src/netlink/sequence.ts. */
+  sequence<T extends readonly Promise<unknown>[]>(calls: () => T): T;
   /** The bytes of the message that ruleAdd (and so on) would send, sequence number 0. For golden tests. */
   encodeRule(verb: 'add' | 'delete', rule: Rule): Buffer;
   encodeRoute(verb: 'add' | 'delete', route: Route): Buffer;

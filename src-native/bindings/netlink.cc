@@ -14,6 +14,7 @@
 #include "nftables/batch.h"
 #include "nftables/query.h"
 #include "nftables/watch.h"
+#include "rtnetlink/change.h"
 #include "rtnetlink/watch.h"
 
 namespace tproxy::bindings {
@@ -103,6 +104,19 @@ constexpr std::pair<const char*, nftables::Verb> verbs[] = {
     {"delete", nftables::Verb::erase}, {"flush", nftables::Verb::flush},
 };
 
+// `intervals` of NftElements in src/netlink/types.ts.
+void readIntervals(Napi::Value js, nftables::Elements& to) {
+  if (js.IsUndefined()) return;
+  const auto length = member(js, "keyLength").As<Napi::Number>().Uint32Value();
+  const auto keys = member(js, "keys").As<Napi::Uint8Array>();
+  to.elements.reserve(to.elements.size() + keys.ByteLength() / length);
+  uint32_t flags = 0;
+  for (const uint8_t *key = keys.Data(), *end = key + keys.ByteLength(); key != end; key += length) {
+    to.elements.push_back({.elementFlags = flags, .key = {key, key + length}});
+    flags ^= NFT_SET_ELEM_INTERVAL_END;
+  }
+}
+
 std::vector<nftables::Operation> operationsArgument(Napi::Value js) {
   const auto array = js.As<Napi::Array>();
   std::vector<nftables::Operation> operations;
@@ -114,8 +128,10 @@ std::vector<nftables::Operation> operationsArgument(Napi::Value js) {
     const auto* verb =
         std::find_if(std::begin(verbs), std::end(verbs), [&](const auto& one) { return wanted == one.first; });
     if (verb == std::end(verbs)) throw Napi::TypeError::New(js.Env(), "unknown verb: " + wanted);
-    JsReader::read(member(operation, "object"), operations.emplace_back(nftables::Operation{verb->second}).object,
-                   netlink::described);
+    const Napi::Value object = member(operation, "object");
+    nftables::Object& read = operations.emplace_back(nftables::Operation{verb->second}).object;
+    JsReader::read(object, read, netlink::described);
+    if (auto* elements = std::get_if<nftables::Elements>(&read)) readIntervals(member(object, "intervals"), *elements);
   }
   return operations;
 }
@@ -149,6 +165,23 @@ std::shared_ptr<Session> openSession(const Napi::CallbackInfo& info, int protoco
   return guarded(info.Env(), [&] {
     return std::make_shared<Session>(std::make_shared<Connection>(protocol, netnsArgument(info)));
   });
+}
+
+std::vector<rtnetlink::Change> changesArgument(Napi::Value js) {
+  const auto array = js.As<Napi::Array>();
+  std::vector<rtnetlink::Change> changes(array.Length());
+  for (uint32_t i = 0; i < array.Length(); ++i) {
+    const Napi::HandleScope scope(js.Env());
+    const Napi::Value change = array[i];
+    changes[i].verb = verbArgument(member(change, "verb"));
+    const std::string kind = member(change, "kind").As<Napi::String>();
+    const Napi::Value object = member(change, kind.c_str());
+    if (kind == "rule")
+      changes[i].object = JsReader::object<rtnetlink::Rule>(object);
+    else
+      changes[i].object = JsReader::object<rtnetlink::Route>(object);
+  }
+  return changes;
 }
 
 // ---- notifications ------------------------------------------------------------------------------
@@ -234,6 +267,8 @@ class RouteSocket : public Napi::ObjectWrap<RouteSocket> {
   static Napi::Function define(Napi::Env env) {
     return DefineClass(env, "RouteSocket",
                        {
+                           InstanceMethod<&RouteSocket::commit<When::later>>("commit"),
+                           InstanceMethod<&RouteSocket::commit<When::now>>("commitSync"),
                            InstanceMethod<&RouteSocket::ruleAdd>("ruleAdd"),
                            InstanceMethod<&RouteSocket::ruleDelete<When::later>>("ruleDelete"),
                            InstanceMethod<&RouteSocket::ruleDelete<When::now>>("ruleDeleteSync"),
@@ -266,6 +301,11 @@ class RouteSocket : public Napi::ObjectWrap<RouteSocket> {
     return guarded(info.Env(), [&] { return JsReader::object<T>(info[0]); });
   }
 
+  template <When when>
+  Napi::Value commit(const Napi::CallbackInfo& info) {
+    auto changes = guarded(info.Env(), [&] { return changesArgument(info[0]); });
+    return transact<when>(info, [changes = std::move(changes)](Connection& c) { rtnetlink::change(c, changes); });
+  }
   Napi::Value ruleAdd(const Napi::CallbackInfo& info) {
     return transact(info, [rule = argument<rtnetlink::Rule>(info)](Connection& c) { addRule(c, rule); });
   }
@@ -298,23 +338,34 @@ class RouteSocket : public Napi::ObjectWrap<RouteSocket> {
                     [family = familyArgument(info[0])](Connection& c) { return rtnetlink::listAddresses(c, family); });
   }
   Napi::Value portId(const Napi::CallbackInfo& info) { return Napi::Number::New(info.Env(), portId_); }
+  // Each of the functions keeps it alive; it is deleted with the last of them.
   Napi::Value guard(const Napi::CallbackInfo& info) {
     return guarded(info.Env(), [&] {
-      const auto& connection = session_->open();
-      netlink::Bytes requests;
-      const auto append = [&](netlink::Message message) {
-        message.header().nlmsg_flags &= static_cast<uint16_t>(~NLM_F_ACK);
-        requests.insert(requests.end(), message.bytes().begin(), message.bytes().end());
-      };
-      std::vector<rtnetlink::Rule> rules;
-      std::vector<rtnetlink::Route> routes;
-      JsReader::read(info[0], rules, netlink::list({}, netlink::described));
-      JsReader::read(info[1], routes, netlink::list({}, netlink::described));
-      for (const auto& rule : rules) append(encodeRule(rtnetlink::Verb::erase, rule));
-      for (auto& route : routes) append(encodeRoute(rtnetlink::Verb::erase, resolved(*connection, std::move(route))));
-      // Deleted with the function that ends it.
-      auto process = std::make_shared<guard::Process>(connection->descriptor(), requests);
-      return Napi::Function::New(info.Env(), [process](const Napi::CallbackInfo&) { process->disarm(); });
+      const auto connection = session_->open();
+      const auto process = std::make_shared<guard::Process>();
+      // Beside everything else, in a session of its own: it takes longer than most of what it is the guard of.
+      const auto aside = std::make_shared<Session>(connection);
+      const auto start = [process](Connection& c) { process->start(c.descriptor()); };
+      auto js = Napi::Object::New(info.Env());
+      js["started"] = aside->transact<When::later>(info.Env(), start);
+      js["arm"] = Napi::Function::New(info.Env(), [session = session_, process, start](const Napi::CallbackInfo& call) {
+        auto changes = guarded(call.Env(), [&] { return changesArgument(call[0]); });
+        return session->transact<When::later>(
+            call.Env(), [process, start, changes = std::move(changes)](Connection& c) {
+              start(c);  // or waits until it is
+              netlink::Bytes requests;
+              for (netlink::Message& message : rtnetlink::encodeChanges(c, changes)) {
+                message.header().nlmsg_flags &= static_cast<uint16_t>(~NLM_F_ACK);
+                requests.insert(requests.end(), message.bytes().begin(), message.bytes().end());
+              }
+              process->arm(requests);
+            });
+      });
+      js["end"] = Napi::Function::New(info.Env(), [session = session_, process](const Napi::CallbackInfo& call) {
+        return session->transact<When::later>(call.Env(), [process] { process->disarm(); });
+      });
+      js["endSync"] = Napi::Function::New(info.Env(), [process](const Napi::CallbackInfo&) { process->disarm(); });
+      return js;
     });
   }
   Napi::Value watch(const Napi::CallbackInfo& info) {
@@ -324,7 +375,7 @@ class RouteSocket : public Napi::ObjectWrap<RouteSocket> {
             info.Env(), [&](netlink::Watcher& watcher) { return rtnetlink::watch(watcher, netns_, table); },
             routeChange, info[1].As<Napi::Function>());
   }
-  void close(const Napi::CallbackInfo&) { session_->close(); }
+  Napi::Value close(const Napi::CallbackInfo& info) { return session_->close(info.Env()); }
 
   std::shared_ptr<Session> session_;
   std::string netns_;
@@ -359,11 +410,10 @@ class NftablesSocket : public Napi::ObjectWrap<NftablesSocket> {
   template <When when>
   Napi::Value commit(const Napi::CallbackInfo& info) {
     const auto options = batchOptions(info[1]);
-    auto batch = guarded(info.Env(), [&] { return nftables::encodeBatch(operationsArgument(info[0]), options); });
-    return session_->transact<when>(info.Env(),
-                                    [batch = std::move(batch), dryRun = options.dryRun](Connection& c) mutable {
-                                      c.commit(dryRun ? "check batch" : "commit batch", std::move(batch));
-                                    });
+    auto operations = guarded(info.Env(), [&] { return operationsArgument(info[0]); });
+    return session_->transact<when>(info.Env(), [operations = std::move(operations), options](Connection& c) mutable {
+      c.commit(options.dryRun ? "check batch" : "commit batch", nftables::encodeBatch(std::move(operations), options));
+    });
   }
 
   Napi::Value generation(const Napi::CallbackInfo& info) {
@@ -397,7 +447,7 @@ class NftablesSocket : public Napi::ObjectWrap<NftablesSocket> {
             NftChanges(), info[1].As<Napi::Function>());
   }
 
-  void close(const Napi::CallbackInfo&) { session_->close(); }
+  Napi::Value close(const Napi::CallbackInfo& info) { return session_->close(info.Env()); }
 
   std::shared_ptr<Session> session_;
   std::string netns_;
@@ -405,6 +455,31 @@ class NftablesSocket : public Napi::ObjectWrap<NftablesSocket> {
 };
 
 // ---- bytes ----------------------------------------------------------------------------------------------------------
+
+// Calls made while the function runs are one job. It gives an array of their promises; where that is another number
+// than there are calls, some were refused before they came here, and the others are not made either.
+Napi::Value sequence(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  auto* instance = env.GetInstanceData<Instance>();
+  if (instance->sequence != nullptr) throw Napi::Error::New(env, "a sequence inside a sequence");
+  const auto job = std::make_shared<Job>(env);
+  instance->sequence = job.get();
+  Napi::Value promises;
+  try {
+    promises = info[0].As<Napi::Function>().Call({});
+  } catch (...) {
+    instance->sequence = nullptr;
+    job->discard();
+    throw;
+  }
+  instance->sequence = nullptr;
+  if (job->size() == 0) return promises;
+  if (promises.As<Napi::Array>().Length() == job->size())
+    job->submit();
+  else
+    job->discard();
+  return promises;
+}
 
 Napi::Value toBuffer(Napi::Env env, const netlink::Bytes& bytes) {
   return Napi::Value(env, Napi::Buffer<uint8_t>::Copy(env, bytes.data(), bytes.size()));
@@ -458,6 +533,7 @@ Napi::Value decodeNftables(const Napi::CallbackInfo& info) {
 void defineNetlink(Napi::Env env, Napi::Object exports) {
   exports["RouteSocket"] = RouteSocket::define(env);
   exports["NftablesSocket"] = NftablesSocket::define(env);
+  exports["sequence"] = Napi::Function::New<sequence>(env);
   exports["encodeRule"] = Napi::Function::New<encodeRule>(env);
   exports["encodeRoute"] = Napi::Function::New<encodeRoute>(env);
   exports["encodeBatch"] = Napi::Function::New<encodeBatch>(env);

@@ -9,11 +9,12 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <csignal>
-#include <exception>
+#include <iterator>
 #include <string>
-#include <thread>
+#include <utility>
 
 #include "socket/error.h"
 
@@ -38,16 +39,32 @@ std::string executable() {
 }
 
 // A program that is run keeps only the ambient capabilities: without this the guard of a Node that has CAP_NET_ADMIN as
-// a file capability would have none. Of the calling thread alone. Where it fails the capability is not there, or needs
-// no help.
-void makeNetAdminAmbient() {
-  __user_cap_header_struct header{.version = _LINUX_CAPABILITY_VERSION_3, .pid = 0};
-  __user_cap_data_struct sets[_LINUX_CAPABILITY_U32S_3];
-  if (syscall(SYS_capget, &header, sets) != 0) return;
-  sets[CAP_TO_INDEX(CAP_NET_ADMIN)].inheritable |= CAP_TO_MASK(CAP_NET_ADMIN);
-  if (syscall(SYS_capset, &header, sets) != 0) return;
-  prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, CAP_NET_ADMIN, 0, 0);
-}
+// a file capability would have none. Of the calling thread alone, and only while this lives. Where it fails the
+// capability is not there, or needs no help.
+class AmbientNetAdmin {
+ public:
+  AmbientNetAdmin() {
+    if (syscall(SYS_capget, &header_, before_) != 0) return;
+    __user_cap_data_struct sets[_LINUX_CAPABILITY_U32S_3];
+    std::copy(std::begin(before_), std::end(before_), sets);
+    sets[CAP_TO_INDEX(CAP_NET_ADMIN)].inheritable |= CAP_TO_MASK(CAP_NET_ADMIN);
+    if (prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_IS_SET, CAP_NET_ADMIN, 0, 0) != 0) return;  // it is there already
+    changed_ = syscall(SYS_capset, &header_, sets) == 0;
+    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, CAP_NET_ADMIN, 0, 0);
+  }
+  ~AmbientNetAdmin() {
+    if (!changed_) return;
+    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_LOWER, CAP_NET_ADMIN, 0, 0);
+    syscall(SYS_capset, &header_, before_);
+  }
+  AmbientNetAdmin(const AmbientNetAdmin&) = delete;
+  AmbientNetAdmin& operator=(const AmbientNetAdmin&) = delete;
+
+ private:
+  __user_cap_header_struct header_{.version = _LINUX_CAPABILITY_VERSION_3, .pid = 0};
+  __user_cap_data_struct before_[_LINUX_CAPABILITY_U32S_3]{};
+  bool changed_ = false;
+};
 
 struct Actions {
   Actions() { check(posix_spawn_file_actions_init(&value), "posix_spawn_file_actions_init"); }
@@ -88,40 +105,26 @@ pid_t spawn(int standardInput, int standardOutput) {
 
 }  // namespace
 
-Process::Process(int netlinkSocket, std::span<const std::uint8_t> requests) {
-  if (requests.size() > capacity) throw socket::Error(EMSGSIZE, "guard");
-  int ends[2];
-  if (pipe2(ends, O_CLOEXEC) != 0) throw socket::Error(errno, "pipe");
-  const UniqueFd standardInput(ends[0]);
-  life_.reset(ends[1]);
-
-  std::exception_ptr failure;
-  std::thread([&] {
-    try {
-      makeNetAdminAmbient();
-      pid_ = spawn(standardInput.get(), netlinkSocket);
-    } catch (...) {
-      failure = std::current_exception();
-    }
-  }).join();
-  if (failure) std::rethrow_exception(failure);
-
-  pidfd_.reset(static_cast<int>(syscall(SYS_pidfd_open, pid_, 0)));
-  // Until all of it is there the guard could only do a part: nothing is installed yet.
-  while (!requests.empty()) {
-    const ssize_t size = write(life_.get(), requests.data(), requests.size());
-    if (size < 0 && errno == EINTR) continue;
-    if (size < 0) {
-      const int errnum = errno;
-      disarm();
-      throw socket::Error(errnum, "write to the guard");
-    }
-    requests = requests.subspan(static_cast<std::size_t>(size));
+void Process::start(int netlinkSocket) {
+  const std::lock_guard lock(mutex_);
+  if (failure_) std::rethrow_exception(failure_);
+  if (std::exchange(started_, true)) return;
+  try {
+    int ends[2];
+    if (pipe2(ends, O_CLOEXEC) != 0) throw socket::Error(errno, "pipe");
+    const UniqueFd standardInput(ends[0]);
+    life_.reset(ends[1]);
+    const AmbientNetAdmin ambient;
+    pid_ = spawn(standardInput.get(), netlinkSocket);
+    pidfd_.reset(static_cast<int>(syscall(SYS_pidfd_open, pid_, 0)));
+  } catch (...) {
+    failure_ = std::current_exception();
+    throw;
   }
 }
 
 Process::~Process() {
-  if (!life_) return;
+  if (pid_ < 0) return;
   life_.reset();
   pollfd ended{.fd = pidfd_.get(), .events = POLLIN, .revents = 0};
   while (poll(&ended, 1, workTimeoutMs) < 0 && errno == EINTR) {
@@ -129,13 +132,27 @@ Process::~Process() {
   reap();
 }
 
-// By signal and not by a word: so it also ends when somebody has stopped it.
+void Process::arm(std::span<const std::uint8_t> requests) {
+  const std::lock_guard lock(mutex_);
+  if (requests.size() > capacity) throw socket::Error(EMSGSIZE, "guard");
+  // Until all of it is there the guard could only do a part: nothing is installed yet.
+  while (!requests.empty()) {
+    const ssize_t size = write(life_.get(), requests.data(), requests.size());
+    if (size < 0 && errno == EINTR) continue;
+    if (size < 0) throw socket::Error(errno, "write to the guard");
+    requests = requests.subspan(static_cast<std::size_t>(size));
+  }
+}
+
 void Process::disarm() {
-  if (!life_) return;
+  const std::lock_guard lock(mutex_);
+  started_ = true;  // nor will it be
+  if (pid_ < 0) return;
   reap();
   life_.reset();
 }
 
+// By signal and not by a word: so it also ends when somebody has stopped it.
 void Process::reap() {
   // Not by its number where that can be helped: it is another process's when somebody else has waited for the guard.
   if (pidfd_)
@@ -144,6 +161,7 @@ void Process::reap() {
     kill(pid_, SIGKILL);
   while (waitpid(pid_, nullptr, 0) < 0 && errno == EINTR) {
   }
+  pid_ = -1;
 }
 
 }  // namespace tproxy::guard

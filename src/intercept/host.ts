@@ -5,7 +5,8 @@
 import { InterceptError } from '../errors.js';
 import type { NftablesSocket } from '../netlink/nftables.js';
 import type { RouteSocket } from '../netlink/route.js';
-import type { NftExpression, NftTable, Route, Rule } from '../netlink/types.js';
+import { sequence } from '../netlink/sequence.js';
+import type { Address, Link, NftExpression, NftTable, Route, Rule } from '../netlink/types.js';
 import { decodeComment } from '../netlink/userdata.js';
 import type { Family, Fwmark } from '../types.js';
 import { lookUpIds } from './names.js';
@@ -13,6 +14,8 @@ import { type Claim, parseClaim } from './nftables.js';
 import { nameOfTable, type PlanOptions, PRIORITIES, planIntercept, ROUTE_PROTOCOL } from './plan.js';
 
 export interface Kernel {
+  /** Which network namespace it is of. */
+  readonly namespace: string;
   readonly route: RouteSocket;
   readonly nftables: NftablesSocket;
 }
@@ -25,16 +28,35 @@ export interface HostState {
   readonly tables: readonly NftTable[];
   /** Mark bits that the host's nf_tables rules read or write. */
   readonly markBits: number;
+  readonly links: readonly Link[];
+  readonly addresses: readonly Address[];
+  /** Those in the routing table `routesOf`; of all tables, where that is not there. */
+  readonly routes: readonly Route[];
+  readonly routesOf?: number;
 }
 
-export async function lookAtHost({ route, nftables }: Kernel): Promise<HostState> {
-  const { id: generation } = await nftables.generation();
-  // Policy rules first: whoever made one of ours had claimed it by a table before. So a rule without a claim is stale.
-  const rules = await route.ruleList();
-  const tables = await nftables.list('table');
-  const markBits = (await nftables.list('rule')).reduce((bits, rule) => bits | markBitsOf(rule.expressions), 0) >>> 0;
-  return { generation, rules, tables, claims: tables.flatMap(claimOf), markBits };
+/** `table`: the routing table that is the first choice. */
+export async function lookAtHost({ route, nftables }: Kernel, table?: number): Promise<HostState> {
+  // Routes and policy rules before tables: whoever made one of ours had claimed it by a table before. So one without a claim
+  // is stale.
+  const [{ id: generation }, routes, rules, tables, nftRules, links, addresses] = await Promise.all(
+    sequence(() => [
+      nftables.generation(),
+      route.routeList(table === undefined ? {} : { table }),
+      route.ruleList(),
+      nftables.list('table'),
+      nftables.list('rule'),
+      route.linkList(),
+      route.addressList(),
+    ]),
+  );
+  const markBits = nftRules.reduce((bits, rule) => bits | markBitsOf(rule.expressions), 0) >>> 0;
+  const claims = tables.flatMap(claimOf);
+  return { generation, rules, tables, claims, markBits, links, addresses, routes, ...(table && { routesOf: table }) };
 }
+
+const routesIn = async ({ route }: Kernel, { routes, routesOf }: HostState, table: number) =>
+  table === routesOf ? routes : await route.routeList({ table });
 
 export function claimOf(table: NftTable): Claim[] {
   if (nameOfTable(table.name) === undefined) return [];
@@ -57,8 +79,8 @@ export function isClaimed(claims: readonly Claim[], { priority = 0 }: Rule): boo
 
 /** Our routes in the tables which those rules, or an interrupted removal, have left behind. */
 export async function staleRoutes(
-  { route }: Kernel,
-  { claims }: HostState,
+  kernel: Kernel,
+  host: HostState,
   stale: readonly Rule[],
   table: number,
 ): Promise<Route[]> {
@@ -68,8 +90,8 @@ export async function staleRoutes(
   ]);
   const routes = await Promise.all(
     [...candidates]
-      .filter((each) => !claims.some((claim) => claim.table === each))
-      .map((each) => route.routeList({ table: each })),
+      .filter((each) => !host.claims.some((claim) => claim.table === each))
+      .map((each) => routesIn(kernel, host, each)),
   );
   return routes.flat().filter((each) => each.protocol === ROUTE_PROTOCOL && each.type === 'local');
 }
@@ -78,8 +100,8 @@ export async function staleRoutes(
 
 /** The options with mark, table, priority and families that are free and work on this host. */
 export async function completeOptions(kernel: Kernel, host: HostState, options: PlanOptions): Promise<PlanOptions> {
-  const families = options.families ?? (await familiesOf(kernel));
-  await checkInterfaces(kernel, options.interfaces ?? []);
+  const families = options.families ?? familiesOf(host);
+  checkInterfaces(host, options.interfaces ?? []);
   checkName(host, planIntercept(options).nftTable);
   // Claimed is in use, also where its rule or route is missing at the moment.
   const claimed = host.claims.flatMap(({ fwmark, table, priority }) =>
@@ -93,13 +115,12 @@ export async function completeOptions(kernel: Kernel, host: HostState, options: 
     families,
     priority,
     fwmark: freeFwmark({ ...host, rules }, options.fwmark),
-    table: await freeTable(kernel, rules, options.table),
+    table: await freeTable(kernel, host, rules, options.table),
   };
 }
 
 /** The families that the loopback interface speaks: IPv6 may be disabled. */
-async function familiesOf({ route }: Kernel): Promise<Family[]> {
-  const [links, addresses] = await Promise.all([route.linkList(), route.addressList()]);
+function familiesOf({ links, addresses }: HostState): Family[] {
   const lo = links.find(({ name }) => name === 'lo');
   if (!lo || (lo.flags & 1) === 0)
     throw new InterceptError(
@@ -112,9 +133,8 @@ async function familiesOf({ route }: Kernel): Promise<Family[]> {
   );
 }
 
-async function checkInterfaces({ route }: Kernel, interfaces: readonly string[]): Promise<void> {
-  if (interfaces.length === 0) return;
-  const names = (await route.linkList()).map(({ name }) => name);
+function checkInterfaces({ links }: HostState, interfaces: readonly string[]): void {
+  const names = links.map(({ name }) => name);
   for (const name of interfaces)
     if (!names.includes(name))
       throw new InterceptError(
@@ -188,9 +208,14 @@ export function freePriority(rules: readonly Pick<Rule, 'priority'>[], wanted?: 
   );
 }
 
-async function freeTable({ route }: Kernel, rules: readonly Pick<Rule, 'table'>[], wanted?: number): Promise<number> {
+async function freeTable(
+  kernel: Kernel,
+  host: HostState,
+  rules: readonly Pick<Rule, 'table'>[],
+  wanted?: number,
+): Promise<number> {
   const isFree = async (table: number) =>
-    !rules.some((rule) => rule.table === table) && (await route.routeList({ table })).length === 0;
+    !rules.some((rule) => rule.table === table) && (await routesIn(kernel, host, table)).length === 0;
   if (wanted !== undefined) {
     if (await isFree(wanted)) return wanted;
     throw new InterceptError(

@@ -4,11 +4,13 @@
  * batch; removal in reverse. So at no moment is a packet marked that the routing does not know what to do with.
  */
 import { EventEmitter } from 'node:events';
+import { setTimeout as startTimer } from 'node:timers';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { type InstallStep, InterceptError, NetlinkError } from '../errors.js';
 import { NftablesSocket } from '../netlink/nftables.js';
-import { RouteSocket } from '../netlink/route.js';
-import type { NftOperation, NftTable, Route, Rule } from '../netlink/types.js';
+import { type Guard, RouteSocket } from '../netlink/route.js';
+import { sequence } from '../netlink/sequence.js';
+import type { NftOperation, NftTable, Route, RouteOperation, Rule } from '../netlink/types.js';
 import {
   claimOf,
   completeOptions,
@@ -21,7 +23,7 @@ import {
 } from './host.js';
 
 import { findLosses } from './intact.js';
-import { announceMark } from './marks.js';
+import { announceMark, namespaceOf } from './marks.js';
 import { ruleChanges, tableObject } from './nftables.js';
 import { type Plan, type PlanOptions, planIntercept, withOnDown } from './plan.js';
 import { type LiveSets, liveSets } from './sets.js';
@@ -71,44 +73,66 @@ export async function installIntercept(options: InstallOptions): Promise<Install
   const kernel = openKernel(netns);
   try {
     for (let attempt = 1; ; attempt++) {
+      const guard = planOptions.lifetime === 'permanent' ? undefined : startGuard(kernel.route);
       try {
         const { plan, host } = await choose(kernel, planOptions);
-        const endGuard = await apply(kernel, plan, host);
-        return installed(kernel, plan, endGuard, announceMark(netns, plan.socketMark), options.repair ?? true);
+        await apply(kernel, plan, host, guard);
+        return installed(kernel, plan, guard, announceMark(netns, plan.socketMark), options.repair ?? true);
       } catch (error) {
+        await guard?.end();
         if (attempt === ATTEMPTS || !isRace(error)) throw error;
         await breathe(attempt);
       }
     }
   } catch (error) {
-    closeKernel(kernel);
+    // What could not be undone the kernel deletes then.
+    await Promise.all([kernel.route.close(), kernel.nftables.close()]);
     throw error;
   }
 }
+
+/**
+ * Sockets that nobody uses, by namespace, for a while: one to nf_tables that is closed right after a deletion keeps the whole
+ * rule set locked until the kernel has cleared away what was deleted, some 10 to 20 ms.
+ */
+const idle = new Map<Kernel, NodeJS.Timeout>();
+const IDLE_MS = 100;
 
 export function openKernel(netns: string | undefined): Kernel {
+  const namespace = `${netns} ${namespaceOf(netns)}`;
+  for (const [kernel, timer] of idle)
+    if (kernel.namespace === namespace) {
+      clearTimeout(timer);
+      idle.delete(kernel);
+      return kernel;
+    }
   const route = new RouteSocket({ ...(netns !== undefined && { netns }) });
   try {
-    return { route, nftables: new NftablesSocket({ ...(netns !== undefined && { netns }) }) };
+    return { namespace, route, nftables: new NftablesSocket({ ...(netns !== undefined && { netns }) }) };
   } catch (error) {
-    route.close();
+    void route.close();
     throw error;
   }
 }
 
-export function closeKernel({ route, nftables }: Kernel): void {
-  route.close();
-  nftables.close();
+export function closeKernel(kernel: Kernel): void {
+  const close = () => {
+    idle.delete(kernel);
+    void kernel.route.close();
+    void kernel.nftables.close();
+  };
+  idle.set(kernel, startTimer(close, IDLE_MS).unref());
 }
 
 /** Looks at the host, clears away what a killed process of ours left, and plans with what is free. */
 async function choose(kernel: Kernel, options: PlanOptions): Promise<{ plan: Plan; host: HostState }> {
-  let host = await lookAtHost(kernel);
+  const { table } = planIntercept(options);
+  let host = await lookAtHost(kernel, table);
   const stale = staleRules(host);
-  const routes = await staleRoutes(kernel, host, stale, planIntercept(options).table);
+  const routes = await staleRoutes(kernel, host, stale, table);
   if (stale.length > 0 || routes.length > 0) {
     await reap(kernel, stale, routes);
-    host = await lookAtHost(kernel);
+    host = await lookAtHost(kernel, table);
   }
   return { plan: planIntercept(await completeOptions(kernel, host, options)), host };
 }
@@ -136,84 +160,149 @@ export const emptied = (table: NftTable): NftOperation[] => [
 ];
 
 /**
- * The empty table, if what the plan takes is still free. Normally the rule set's generation tells: nothing at all has
- * changed since we looked. Where somebody changes it all the time, we claim first and look then; of two who claimed the same,
- * the older claim holds.
+ * Somebody changes the rule set all the time, so that no look at it is of its present generation: then we claim first and look
+ * then. Of two who claimed the same, the older claim holds.
  */
-async function claim(kernel: Kernel, plan: Plan, { generation }: HostState): Promise<void> {
+async function claimAndLook(kernel: Kernel, plan: Plan, changed: unknown): Promise<void> {
   const table = tableObject(plan);
-  const create: NftOperation[] = [{ verb: 'create', object: table }];
+  await kernel.nftables.commit([{ verb: 'create', object: table }]);
+  const host = await lookAtHost(kernel, plan.table);
+  const ours = host.tables.find(({ family, name }) => family === table.family && name === table.name);
+  const tables = host.tables.filter(({ handle = 0n }) => handle < (ours?.handle ?? 0n));
   try {
-    await kernel.nftables.commit(create, { generation });
-  } catch (changed) {
-    if (!(changed instanceof NetlinkError && changed.code === 'ERESTART')) throw changed;
-    await kernel.nftables.commit(create);
-    const host = await lookAtHost(kernel);
-    const ours = host.tables.find(({ family, name }) => family === table.family && name === table.name);
-    const tables = host.tables.filter(({ handle = 0n }) => handle < (ours?.handle ?? 0n));
-    try {
-      const { fwmark, table: number, priority } = plan;
-      const taken = { port: plan.port, name: plan.name, families: plan.families, fwmark, table: number, priority };
-      await completeOptions(kernel, { ...host, tables, claims: tables.flatMap(claimOf) }, taken);
-    } catch {
-      await kernel.nftables.commit([{ verb: 'delete', object: table }]);
-      throw changed;
-    }
+    const { fwmark, table: number, priority } = plan;
+    const taken = { port: plan.port, name: plan.name, families: plan.families, fwmark, table: number, priority };
+    await completeOptions(kernel, { ...host, tables, claims: tables.flatMap(claimOf) }, taken);
+  } catch {
+    await kernel.nftables.commit([{ verb: 'delete', object: table }]);
+    throw changed;
   }
 }
 
-/** Gives what ends the guard. */
-async function apply(kernel: Kernel, plan: Plan, host: HostState): Promise<() => void> {
+/**
+ * Makes calls in one go. Where one fails, `goesOn` says whether the others shall be made all the same, or throws. What it
+ * gives is the first call that they end with.
+ */
+async function inOrder(
+  calls: readonly (() => Promise<void>)[],
+  goesOn: (error: unknown, index: number) => boolean | Promise<boolean>,
+): Promise<{ readonly index: number; readonly error: unknown } | undefined> {
+  for (let next = 0; next < calls.length; next++) {
+    const results = await Promise.allSettled(sequence(() => calls.slice(next).map((call) => call())));
+    const failed = results.findIndex(({ status }) => status === 'rejected');
+    if (failed < 0) return undefined;
+    next += failed;
+    const { reason: error } = results[failed] as PromiseRejectedResult;
+    if (!(await goesOn(error, next))) return { index: next, error };
+  }
+  return undefined;
+}
+
+const changesOf = (verb: RouteOperation['verb'], { rules, routes }: Pick<Plan, 'rules' | 'routes'>) => ({
+  rules: rules.map((rule): RouteOperation => ({ verb, kind: 'rule', rule })),
+  routes: routes.map((route): RouteOperation => ({ verb, kind: 'route', route })),
+});
+
+/** What takes a plan's rules and routes out again, in the reverse order. */
+function removalOf(plan: Pick<Plan, 'rules' | 'routes'>): ReturnType<typeof changesOf> {
+  const { rules, routes } = changesOf('delete', plan);
+  return { rules: rules.reverse(), routes: routes.reverse() };
+}
+
+async function apply(kernel: Kernel, plan: Plan, host: HostState, guard: Guard | undefined): Promise<void> {
   const { route, nftables } = kernel;
   const table = tableObject(plan);
-  const undo: (() => Promise<unknown>)[] = [];
-  /** What failed may have happened all the same (its answer was lost), so it is undone too, unless it surely has not. */
-  const step = async (name: InstallStep, doIt: Promise<void>, undoIt: () => Promise<unknown>) => {
-    undo.push(undoIt);
-    try {
-      await doIt;
-    } catch (error) {
-      if (error instanceof NetlinkError && ['EEXIST', 'ERESTART'].includes(error.code)) undo.pop();
-      throw atStep(name, error);
-    }
-  };
-  try {
-    // Everything at once and without an end: the kernel checks it all and keeps nothing. What it cannot do is known now.
-    await nftables
-      .commit([{ verb: 'create', object: table }, ...plan.nftables.slice(1)], { dryRun: true })
-      .catch((error) => Promise.reject(atStep('check', error)));
-    await step('table', claim(kernel, plan, host), () => nftables.commit([{ verb: 'delete', object: table }]));
-    const endGuard = startGuard(route, plan);
-    undo.push(async () => endGuard());
-    for (const each of plan.routes) await step('routes', route.routeAdd(each), () => route.routeDelete(each));
-    for (const each of plan.rules) await step('rules', route.ruleAdd(each), () => route.ruleDelete(each));
-    await step('batch', nftables.commit(plan.nftables.slice(1)), () => nftables.commit(emptied(table)));
-    return endGuard;
-  } catch (error) {
-    for (const undoIt of undo.reverse()) await undoIt().catch(() => {});
-    throw error;
-  }
+  const added = changesOf('add', plan);
+  const removed = removalOf(plan);
+  /** `undo` is given why the step failed, where it did: it may have been done all the same (its answer was lost), or in part. */
+  const steps: {
+    readonly step: InstallStep | 'guard';
+    readonly call: () => Promise<void>;
+    readonly undo: (error: unknown) => Promise<void> | undefined;
+  }[] = [
+    {
+      step: 'table',
+      // If what the plan takes is still free: nothing at all has changed since we looked.
+      call: () => nftables.commit([{ verb: 'create', object: table }], { generation: host.generation }),
+      undo: (error) =>
+        isCode(error, ['EEXIST', 'ERESTART']) ? undefined : nftables.commit([{ verb: 'delete', object: table }]),
+    },
+    ...(guard
+      ? [
+          {
+            step: 'guard' as const,
+            call: () => guard.arm([...removed.rules, ...removed.routes]),
+            undo: () => guard.end(),
+          },
+        ]
+      : []),
+    {
+      step: 'routes',
+      call: () => route.commit(added.routes),
+      undo: (error) => route.commit(but(removed.routes, error)),
+    },
+    {
+      step: 'rules',
+      call: () => route.commit(added.rules),
+      undo: (error) => route.commit(but(removed.rules, error)),
+    },
+    {
+      step: 'batch',
+      call: () => nftables.commit(plan.nftables.slice(1)),
+      undo: () => nftables.commit(emptied(table)),
+    },
+  ];
+  const failure = await inOrder(
+    steps.map(({ call }) => call),
+    async (error, index) => {
+      const { step } = steps[index] ?? {};
+      if (step === 'guard') warnOfNoGuard(error);
+      else if (step === 'table' && isCode(error, ['ERESTART'])) await claimAndLook(kernel, plan, error);
+      else return false;
+      return true;
+    },
+  );
+  if (!failure) return;
+  const { index, error } = failure;
+  const undone = steps.slice(0, index + 1).map(
+    ({ undo }, position) =>
+      () =>
+        undo(position === index ? error : undefined),
+  );
+  for (const undo of undone.reverse()) await undo()?.catch(() => {});
+  throw atStep(steps[index]?.step as InstallStep, error);
+}
+
+/** Without those that are not ours to undo: what they would delete was there before. `removed` is in the reverse order. */
+function but(removed: readonly RouteOperation[], error: unknown): RouteOperation[] {
+  const errors = (error instanceof NetlinkError && error.errors) || [];
+  return removed.filter(
+    (_, index) => !errors.some((each) => each.code === 'EEXIST' && each.index === removed.length - 1 - index),
+  );
 }
 
 /** The table dies with this process by itself. A guard sees to it that the rules and routes do, too. */
-function startGuard(route: RouteSocket, plan: Plan): () => void {
-  if (plan.lifetime !== 'process') return () => {};
+function startGuard(route: RouteSocket): Guard | undefined {
   try {
-    return route.guard([...plan.rules].reverse(), [...plan.routes].reverse());
+    return route.guard();
   } catch (error) {
-    // It is a net for the case of a crash, and what is left then does nothing: no reason to refuse.
-    process.emitWarning(
-      `Policy rules and routes will stay behind if this process is killed, until the next start: ${(error as Error).message}`,
-      { code: 'LINUX_TPROXY_NO_GUARD' },
-    );
-    return () => {};
+    warnOfNoGuard(error);
+    return undefined;
   }
+}
+
+/** It is a net for the case of a crash, and what is left then does nothing: no reason to refuse. */
+function warnOfNoGuard(error: unknown): void {
+  process.emitWarning(
+    `Policy rules and routes will stay behind if this process is killed, until the next start: ${(error as Error).message}`,
+    { code: 'LINUX_TPROXY_NO_GUARD' },
+  );
 }
 
 function installed(
   kernel: Kernel,
   initial: Plan,
-  endGuard: () => void,
+  guard: Guard | undefined,
   forgetMark: () => void,
   repair: boolean,
 ): InstalledRules {
@@ -228,21 +317,23 @@ function installed(
   let uninstalling: Promise<void> | undefined;
 
   // Reverse of apply: the marks stop first, then the rules that read them, then the routes, and the claim last: until then
-  // nobody takes what we have not removed yet for left over, or for free. One failure does not keep the others.
+  // nobody takes what we have not removed yet for left over, or for free.
+  const removed = removalOf(plan);
   const uninstall = async () => {
     await watch?.stop();
-    await ignoring(['ENOENT'], nftables.commit(emptied(table)));
-    const failures: unknown[] = [];
-    const attempt = (removed: Promise<void>) =>
-      ignoring(['ENOENT', 'ESRCH'], removed).catch((error) => failures.push(error));
-    for (const rule of [...plan.rules].reverse()) await attempt(route.ruleDelete(rule));
-    for (const each of [...plan.routes].reverse()) await attempt(route.routeDelete(each));
-    if (failures.length > 0) throw failures[0];
-    await ignoring(['ENOENT'], nftables.commit(remove));
+    const failure = await inOrder(
+      [
+        () => nftables.commit(emptied(table)),
+        () => route.commit(removed.rules),
+        () => route.commit(removed.routes),
+        () => nftables.commit(remove),
+        ...(guard ? [() => guard.end()] : []),
+      ],
+      isGone,
+    );
+    if (failure) throw failure.error;
     atExit.delete(uninstallNow);
     forgetMark();
-    // If any of it failed, the guard tries once more in the end.
-    endGuard();
     closeKernel(kernel);
   };
   const uninstallNow = () => {
@@ -255,10 +346,10 @@ function installed(
       }
     };
     attempt(() => nftables.commitSync(emptied(table)));
-    for (const rule of [...plan.rules].reverse()) attempt(() => route.ruleDeleteSync(rule));
-    for (const each of [...plan.routes].reverse()) attempt(() => route.routeDeleteSync(each));
+    attempt(() => route.commitSync(removed.rules));
+    attempt(() => route.commitSync(removed.routes));
     attempt(() => nftables.commitSync(remove));
-    endGuard();
+    guard?.endSync();
   };
   if (plan.lifetime === 'process') onExit(uninstallNow);
 
@@ -319,6 +410,15 @@ export function isRace(error: unknown): boolean {
   const cause = error instanceof InterceptError ? error.cause : error;
   return cause instanceof NetlinkError && ['EEXIST', 'ERESTART', 'EINTR', 'ENOBUFS'].includes(cause.code);
 }
+
+/** Whether all that failed is that there was nothing to delete. */
+function isGone(error: unknown): boolean {
+  if (!(error instanceof NetlinkError)) return false;
+  return [error, ...(error.errors ?? [])].every((each) => isCode(each, ['ENOENT', 'ESRCH']));
+}
+
+const isCode = (error: unknown, codes: readonly string[]) =>
+  codes.includes((error as { readonly code?: string } | undefined)?.code ?? '');
 
 function atStep(step: InstallStep, error: unknown): unknown {
   if (!(error instanceof NetlinkError)) return error;

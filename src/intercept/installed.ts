@@ -138,12 +138,11 @@ async function emptyTable({ nftables }: Kernel, name: string): Promise<NftTable 
   }
 }
 
-/** Routes and policy rules first, tables last: whoever made one of ours had claimed it by a table before. */
+/** The host, and which of its routes are ours. */
 async function look(kernel: Kernel): Promise<{ host: HostState; routes: readonly Route[] }> {
-  const routes = (await kernel.route.routeList()).filter(
-    ({ protocol, type }) => protocol === ROUTE_PROTOCOL && type === 'local',
-  );
-  return { routes, host: await lookAtHost(kernel) };
+  const host = await lookAtHost(kernel);
+  const routes = host.routes.filter(({ protocol, type }) => protocol === ROUTE_PROTOCOL && type === 'local');
+  return { routes, host };
 }
 
 function leftoversOf(host: HostState, routes: readonly Route[]): Leftovers {

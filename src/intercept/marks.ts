@@ -26,7 +26,7 @@ export function ownMark(netns: string | undefined): number | undefined {
 }
 
 /** A namespace has many paths and one inode; the process's own has no path. */
-function namespaceOf(netns = '/proc/self/ns/net'): string {
+export function namespaceOf(netns = '/proc/self/ns/net'): string {
   const status = statSync(netns, { bigint: true, throwIfNoEntry: false });
   return status ? `${status.dev}:${status.ino}` : netns; // a missing one is told by whoever opens it
 }

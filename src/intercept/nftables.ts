@@ -33,7 +33,14 @@ export function claimText({ fwmark, table, priority, families, rules }: Claim): 
 
 export function claimOfPlan(plan: PlanFacts): string {
   const rules = ruleSet(plan).chains.flatMap((chain) => chain.rules);
-  return claimText({ ...plan, rules: rules.filter(({ comment }) => comment !== counted.dropped).length });
+  const { fwmark, table, priority, families } = plan;
+  return claimText({
+    fwmark,
+    table,
+    priority,
+    families,
+    rules: rules.filter(({ comment }) => comment !== counted.dropped).length,
+  });
 }
 
 export function parseClaim(comment: string): Claim | undefined {

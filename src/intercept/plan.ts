@@ -158,7 +158,7 @@ function planOf(facts: PlanFacts): Plan {
     rules: facts.families.flatMap((family) => policyRules(family, facts)),
     get nftables() {
       checkIds(facts.ownHost);
-      nftables ??= nftablesOperations(facts);
+      nftables ??= nftablesOperations(plan);
       return nftables;
     },
     toString: () => planText(plan),

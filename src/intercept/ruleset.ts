@@ -76,8 +76,16 @@ const ROUND = 'sent by this host itself: round by the loopback interface';
 const BEFORE_MANGLE = { name: 'mangle - 1', number: -151 } as const;
 const BEHIND_MANGLE = { name: 'mangle + 1', number: -149 } as const;
 
+const known = new WeakMap<PlanFacts, RuleSet>();
+
 /** The table as words. What is not intercepted at all (`intercept: {}`) needs the divert part alone. */
 export function ruleSet(plan: PlanFacts): RuleSet {
+  const found = known.get(plan) ?? makeRuleSet(plan);
+  known.set(plan, found);
+  return found;
+}
+
+function makeRuleSet(plan: PlanFacts): RuleSet {
   const { tcp, udp, ownHost } = plan;
   const intercepts = tcp !== undefined || udp !== undefined;
   return {

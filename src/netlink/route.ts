@@ -1,8 +1,16 @@
 /** `ip rule`, `ip route`, `ip link` and `ip address` without the command: rtnetlink over one socket. */
-import { type NativeRouteSocket, native } from '../native.js';
+import { type NativeGuard, type NativeRouteSocket, native } from '../native.js';
 import type { Family } from '../types.js';
-import { checkFamily, checkRoute, checkRouteFilter, checkRule, checkSocketOptions, checkWatch } from './check.js';
-import type { Address, Link, Route, RouteChange, Rule } from './types.js';
+import {
+  checkFamily,
+  checkRoute,
+  checkRouteFilter,
+  checkRouteOperations,
+  checkRouteWatch,
+  checkRule,
+  checkSocketOptions,
+} from './check.js';
+import type { Address, Link, Route, RouteChange, RouteOperation, Rule } from './types.js';
 
 export interface NetlinkSocketOptions {
   /** Path of the network namespace to work in, such as `/run/netns/router`. Default: that of the process. */
@@ -27,6 +35,21 @@ export class RouteSocket {
   /** What `watch` tells as the origin of changes made through this socket. */
   get portId(): number {
     return this.#native.portId;
+  }
+
+  /**
+   * Equivalent to: `ip -force -batch`, in one message to the kernel. Each operation is one of its own: those that can be
+   * done are done. `NetlinkError.errors` has those that could not, each with its index.
+   */
+  async commit(operations: readonly RouteOperation[]): Promise<void> {
+    checkRouteOperations(operations);
+    await this.#native.commit(operations);
+  }
+
+  /** The same at once, for `process.on('exit')`. */
+  commitSync(operations: readonly RouteOperation[]): void {
+    checkRouteOperations(operations);
+    this.#native.commitSync(operations);
   }
 
   /**
@@ -98,17 +121,21 @@ export class RouteSocket {
   }
 
   /**
-   * Starts a guard: a small child process that deletes these rules and routes when this process has ended, in whatever way
-   * (`kill -9` too). It outlives everything but a signal to itself. Call what this gives when they are deleted, or need
-   * not be: it ends the guard.
+   * Begins to start a guard: a small child process that changes rules and routes when this process has ended, in whatever
+   * way (`kill -9` too). It outlives everything but a signal to itself. When nothing refers to it any more it does its work.
    * Equivalent to: `( while read _; do :; done; ip rule del ...; ip route del ... ) <pipe &`
-   *
-   * Throws `SocketError` where it cannot be started.
    */
-  guard(rules: readonly Rule[], routes: readonly Route[]): () => void {
-    for (const rule of rules) checkRule(rule);
-    for (const route of routes) checkRoute(route);
-    return this.#native.guard(rules, routes);
+  guard(): Guard {
+    const guard: NativeGuard = this.#native.guard();
+    guard.started.catch(() => {}); // told by arm()
+    return {
+      async arm(operations) {
+        checkRouteOperations(operations);
+        await guard.arm(operations);
+      },
+      end: () => guard.end(),
+      endSync: () => guard.endSync(),
+    };
   }
 
   /**
@@ -116,7 +143,7 @@ export class RouteSocket {
    * is closed or the function that this gives is called. Does not keep the process alive.
    */
   watch(onChanges: (changes: RouteChange[]) => void, filter: { readonly table?: number } = {}): () => void {
-    checkWatch(filter, onChanges, 'u32');
+    checkRouteWatch(filter, onChanges);
     const end = this.#native.watch(filter, onChanges);
     this.#watches.add(end);
     return () => {
@@ -126,9 +153,19 @@ export class RouteSocket {
   }
 
   /** Ends the watches. A call under way is finished first; those that wait for it, and later ones, fail with `EBADF`. */
-  close(): void {
+  close(): Promise<void> {
     for (const end of this.#watches) end();
     this.#watches.clear();
-    this.#native.close();
+    return this.#native.close();
   }
+}
+
+/** See `RouteSocket.guard`. */
+export interface Guard {
+  /** What it does then; once. From when this is kept on it will be done. `SocketError` where the guard could not be started. */
+  arm(operations: readonly RouteOperation[]): Promise<void>;
+  /** Ends it before it does anything: what it guards is deleted, or need not be. */
+  end(): Promise<void>;
+  /** The same at once, for `process.on('exit')`. */
+  endSync(): void;
 }
