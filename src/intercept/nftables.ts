@@ -32,8 +32,10 @@ export function claimText({ fwmark, table, priority, families, rules }: Claim): 
 }
 
 export function claimOfPlan(plan: PlanFacts): string {
+  const { fwmark, table, priority, families } = plan;
   const rules = ruleSet(plan).chains.flatMap((chain) => chain.rules);
-  return claimText({ ...plan, rules: rules.filter(({ comment }) => comment !== counted.dropped).length });
+  const lasting = rules.filter(({ comment }) => comment !== counted.dropped);
+  return claimText({ fwmark, table, priority, families, rules: lasting.length });
 }
 
 export function parseClaim(comment: string): Claim | undefined {

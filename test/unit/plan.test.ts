@@ -158,6 +158,10 @@ test('the claim counts the rules, but for those of onDown', () => {
   assert.equal(claimOf({ tcp: [80], families: ['ipv6'] })?.families, ['ipv6']);
 });
 
+test('a plan prints without a look at who its users are', () => {
+  assert.match(String(plan({ tcp: [80], ownHost: { users: ['nobody', 1234] } })), /meta skuid/);
+});
+
 test('the longest claim fits into a comment, of which nft takes 127 bytes', () => {
   const fwmark = { value: 0x40000000, mask: 0xc0000000 };
   const claim = { fwmark, table: 0xffffffff, priority: 32766, families: ['ipv4', 'ipv6'], rules: 99999 } as const;
