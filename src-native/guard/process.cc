@@ -9,11 +9,13 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <csignal>
 #include <exception>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "socket/error.h"
 
@@ -21,6 +23,7 @@ namespace tproxy::guard {
 
 namespace {
 
+constexpr int firstSocket = STDOUT_FILENO;
 constexpr int workTimeoutMs = 1000;  // a guard that takes longer (somebody has stopped it) is not waited for
 
 void check(int errnum, const std::string& call) {
@@ -64,12 +67,16 @@ struct Attributes {
   posix_spawnattr_t value{};
 };
 
-pid_t spawn(int standardInput, int standardOutput) {
+// The netlink sockets become standard output and standard error: those of ours the guard must not keep open for whoever
+// reads them to their end.
+pid_t spawn(int standardInput, std::span<const int> sockets) {
   Actions actions;
   check(posix_spawn_file_actions_adddup2(&actions.value, standardInput, STDIN_FILENO), "posix_spawn");
-  check(posix_spawn_file_actions_adddup2(&actions.value, standardOutput, STDOUT_FILENO), "posix_spawn");
-  // Not ours: who reads our standard error to its end must not wait for the guard.
-  check(posix_spawn_file_actions_addopen(&actions.value, STDERR_FILENO, "/dev/null", O_WRONLY, 0), "posix_spawn");
+  for (const int descriptor : {STDOUT_FILENO, STDERR_FILENO})
+    check(posix_spawn_file_actions_addopen(&actions.value, descriptor, "/dev/null", O_WRONLY, 0), "posix_spawn");
+  for (size_t i = 0; i < sockets.size(); ++i)
+    check(posix_spawn_file_actions_adddup2(&actions.value, sockets[i], firstSocket + static_cast<int>(i)),
+          "posix_spawn");
   Attributes attributes;
   sigset_t all;
   sigfillset(&all);
@@ -88,8 +95,19 @@ pid_t spawn(int standardInput, int standardOutput) {
 
 }  // namespace
 
-Process::Process(int netlinkSocket, std::span<const std::uint8_t> requests) {
-  if (requests.size() > capacity) throw socket::Error(EMSGSIZE, "guard");
+Process::Process(std::span<const Datagram> work) {
+  std::vector<int> sockets;
+  std::vector<std::uint8_t> bytes;
+  for (const Datagram& datagram : work) {
+    auto known = std::ranges::find(sockets, datagram.socket);
+    if (known == sockets.end()) known = sockets.insert(known, datagram.socket);
+    const Header header{.descriptor = static_cast<std::uint32_t>(firstSocket + (known - sockets.begin())),
+                        .length = static_cast<std::uint32_t>(datagram.bytes.size())};
+    const auto* raw = reinterpret_cast<const std::uint8_t*>(&header);
+    bytes.insert(bytes.end(), raw, raw + sizeof header);
+    bytes.insert(bytes.end(), datagram.bytes.begin(), datagram.bytes.end());
+  }
+  if (bytes.size() > capacity) throw socket::Error(EMSGSIZE, "guard");
   int ends[2];
   if (pipe2(ends, O_CLOEXEC) != 0) throw socket::Error(errno, "pipe");
   const UniqueFd standardInput(ends[0]);
@@ -99,7 +117,7 @@ Process::Process(int netlinkSocket, std::span<const std::uint8_t> requests) {
   std::thread([&] {
     try {
       makeNetAdminAmbient();
-      pid_ = spawn(standardInput.get(), netlinkSocket);
+      pid_ = spawn(standardInput.get(), sockets);
     } catch (...) {
       failure = std::current_exception();
     }
@@ -108,15 +126,15 @@ Process::Process(int netlinkSocket, std::span<const std::uint8_t> requests) {
 
   pidfd_.reset(static_cast<int>(syscall(SYS_pidfd_open, pid_, 0)));
   // Until all of it is there the guard could only do a part: nothing is installed yet.
-  while (!requests.empty()) {
-    const ssize_t size = write(life_.get(), requests.data(), requests.size());
+  for (std::span<const std::uint8_t> rest = bytes; !rest.empty();) {
+    const ssize_t size = write(life_.get(), rest.data(), rest.size());
     if (size < 0 && errno == EINTR) continue;
     if (size < 0) {
       const int errnum = errno;
       disarm();
       throw socket::Error(errnum, "write to the guard");
     }
-    requests = requests.subspan(static_cast<std::size_t>(size));
+    rest = rest.subspan(static_cast<std::size_t>(size));
   }
 }
 
