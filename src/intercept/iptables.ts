@@ -131,6 +131,7 @@ function arriving(plan: PlanFacts, family: Family): ChainOfWords[] {
         live: true,
         rules: (next) => [
           rule(ingress('lo'), returnToCaller),
+          ...toThisHost(family),
           ...skip(plan, family),
           rule(next),
         ],
@@ -189,7 +190,6 @@ function stages(plan: PlanFacts, list: readonly Stage[]): ChainOfWords[] {
 /** Why a new connection is left alone. */
 function skip({ exclude }: PlanFacts, family: Family): RuleOfWords[] {
   return [
-    ...toThisHost(family),
     ...prefixes(family, exclude.to).map((each) => rule(address(family, 'daddr', each), returnToCaller)),
     ...prefixes(family, exclude.from).map((each) => rule(address(family, 'saddr', each), returnToCaller)),
   ];

@@ -7,7 +7,10 @@ import { isIP } from 'node:net';
 import { checkOptions, invalidType, invalidValue, outOfRange } from '../errors.js';
 import type { NftOperation, Route, Rule } from '../netlink/types.js';
 import type { Family, Fwmark, InterceptOptions } from '../types.js';
-import { nftablesOperations } from './nftables.js';
+import { LONGEST_NAME } from './iptables.js';
+import { CGROUP_PATH_BYTES } from './iptables-words.js';
+import { mangleOperations, nothing } from './mangle.js';
+import { nftablesOperations, tableObject } from './nftables.js';
 import { parsePorts, parsePrefixes, type Range } from './ranges.js';
 import { ownMark } from './ruleset.js';
 import { planText } from './text.js';
@@ -47,7 +50,8 @@ export interface OwnHost {
 
 export interface Plan {
   readonly name: string;
-  /** Name of the nf_tables table, of family inet. */
+  readonly backend: 'nftables' | 'iptables';
+  /** Name of the nf_tables table, of family inet; with backend `iptables` also of the first of our chains in `mangle`. */
   readonly nftTable: string;
   readonly families: readonly Family[];
   readonly port: number;
@@ -72,7 +76,10 @@ export interface Plan {
   readonly socketMark: number;
   readonly table: number;
   readonly priority: number;
-  /** What goes into the kernel, in this order; taken out in reverse. */
+  /**
+   * What goes into the kernel, in this order; taken out in reverse. (With backend `iptables` the table `mangle` and its
+   * built-in chains are among it, as if nobody had them yet: those that are there stay as they are.)
+   */
   readonly routes: readonly Route[];
   readonly rules: readonly Rule[];
   /** @throws {TypeError} where names in `ownHost` are not looked up: such a plan is text only */
@@ -103,6 +110,7 @@ const OPTIONS = [
   'name',
   'lifetime',
   'repair',
+  'backend',
 ];
 
 /**
@@ -122,8 +130,10 @@ export function planIntercept(options: PlanOptions): Plan {
   const table = integer('table', options.table ?? DEFAULT_TABLE, 1, 0xffffffff);
   if (table >= 253 && table <= 255) throw outOfRange('table', 'none of 253, 254, 255 (default, main, local)', table);
   const priority = integer('priority', options.priority ?? DEFAULT_PRIORITY, 1, 32766 - PRIORITIES);
+  const backend = oneOf('backend', options.backend ?? 'nftables', ['nftables', 'iptables']);
   const facts = {
     name,
+    backend,
     nftTable: `${TABLE_PREFIX}${name}`,
     families,
     port,
@@ -135,22 +145,24 @@ export function planIntercept(options: PlanOptions): Plan {
     exclude: parseExclude(options.exclude),
     ...(options.interfaces && { interfaces: parseInterfaces(options.interfaces) }),
     ...(options.ownHost !== undefined && { ownHost: parseOwnHost(options) }),
-    onDown: oneOf('onDown', options.onDown ?? 'open', ['open', 'closed']),
+    onDown: parseOnDown(backend, options.onDown),
     lifetime: oneOf('lifetime', options.lifetime ?? 'process', ['process', 'permanent']),
     fwmark,
     socketMark: fwmark.mask,
     table,
     priority,
   } satisfies PlanFacts;
+  if (backend === 'iptables') checkForIptables(facts);
   return planOf(facts);
 }
 
 /** The same plan with another `onDown`. */
 export function withOnDown(plan: Plan, onDown: Plan['onDown']): Plan {
-  return planOf({ ...plan, onDown: oneOf('onDown', onDown, ['open', 'closed']) });
+  return planOf({ ...plan, onDown: parseOnDown(plan.backend, onDown) });
 }
 
-function planOf(facts: PlanFacts): Plan {
+/** Of a plan's facts, the plan. */
+export function planOf(facts: PlanFacts): Plan {
   let nftables: readonly NftOperation[] | undefined;
   const plan: Plan = {
     ...facts,
@@ -158,7 +170,10 @@ function planOf(facts: PlanFacts): Plan {
     rules: facts.families.flatMap((family) => policyRules(family, facts)),
     get nftables() {
       checkIds(facts.ownHost);
-      nftables ??= nftablesOperations(facts);
+      nftables ??=
+        facts.backend === 'iptables'
+          ? [{ verb: 'add', object: tableObject(facts) }, ...mangleOperations(facts, nothing)]
+          : nftablesOperations(facts);
       return nftables;
     },
     toString: () => planText(plan),
@@ -227,6 +242,28 @@ function parseFwmark(fwmark: Fwmark): Fwmark {
   if ((value & mask) >>> 0 !== value || rest === 0)
     throw outOfRange('fwmark.value', 'some, but not all, of the bits of fwmark.mask (such as 0x1 of 0x3)', fwmark);
   return { value, mask };
+}
+
+/** Nobody's packet ever leaves iptables' TPROXY: who would have it is there, or it is dropped. */
+function parseOnDown(backend: Plan['backend'], onDown?: Plan['onDown']): Plan['onDown'] {
+  if (backend === 'iptables' && onDown === 'open')
+    throw invalidValue(
+      'onDown',
+      "'closed' with backend 'iptables', whose TPROXY drops what nobody listens for. Backend 'nftables' can let it pass",
+      onDown,
+    );
+  return oneOf('onDown', onDown ?? (backend === 'iptables' ? 'closed' : 'open'), ['open', 'closed']);
+}
+
+function checkForIptables({ name, interfaces = [], ownHost }: PlanFacts): void {
+  if (name.length > LONGEST_NAME)
+    throw invalidValue('name', `at most ${LONGEST_NAME} long with backend 'iptables', for its chains' names are short`, name);
+  for (const each of interfaces)
+    if (each.endsWith('+') || each.startsWith('!'))
+      throw invalidValue('interfaces: a name', "without `+` at its end or `!` in front with backend 'iptables'", each);
+  for (const { path } of ownHost?.cgroups ?? [])
+    if (Buffer.byteLength(path) > CGROUP_PATH_BYTES)
+      throw invalidValue('ownHost.cgroups: a cgroup', `at most ${CGROUP_PATH_BYTES} bytes long with backend 'iptables'`, path);
 }
 
 function parseExclude(exclude: InterceptOptions['exclude'] = {}): Plan['exclude'] {
