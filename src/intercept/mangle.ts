@@ -6,6 +6,7 @@
 import type { NftChain, NftExpression, NftFamily, NftOperation, NftRule, NftTable } from '../netlink/types.js';
 import { decodeComment, encodeComment } from '../netlink/userdata.js';
 import type { Family } from '../types.js';
+import { canonical } from './canonical.js';
 import { type ChainOfWords, chainName, iptablesChains, LONGEST_NAME } from './iptables.js';
 import { expressionsOf, jump, PORTS, type RuleOfWords } from './iptables-words.js';
 import type { PlanFacts } from './plan.js';
@@ -41,6 +42,11 @@ export function nameOfChain(chain: string): string | undefined {
   return new RegExp(`^linux-tproxy-([A-Za-z0-9_.-]{1,${LONGEST_NAME}})(/[a-z-]+)?$`).exec(chain)?.[1];
 }
 
+export function namesInMangle(chains: readonly NftChain[]): string[] {
+  const names = chains.flatMap(({ family, table, name }) => (isMangle(family, table) ? [nameOfChain(name) ?? []] : []));
+  return [...new Set(names.flat())];
+}
+
 const builtIn = {
   PREROUTING: { type: 'filter', hook: 'prerouting' },
   OUTPUT: { type: 'route', hook: 'output' },
@@ -57,7 +63,14 @@ const chainsOf = (plan: PlanFacts): ChainOfFamily[] =>
     plan.families.includes(spoken) ? iptablesChains(plan, spoken).map((each) => ({ ...each, family })) : [],
   );
 
-export function mangleOperations(plan: PlanFacts, found: Mangle): NftOperation[] {
+/** All of it. */
+export const mangleOperations = (plan: PlanFacts, found: Mangle): NftOperation[] => [
+  ...mangleFrame(plan, found),
+  ...mangleRules(plan),
+];
+
+/** The chains, and the way into them, with nothing in them yet. */
+export function mangleFrame(plan: PlanFacts, found: Mangle): NftOperation[] {
   return families.flatMap(([family]): NftOperation[] => {
     const chains = chainsOf(plan).filter((chain) => chain.family === family);
     if (chains.length === 0) return [];
@@ -72,17 +85,18 @@ export function mangleOperations(plan: PlanFacts, found: Mangle): NftOperation[]
           const base = { ...builtIn[name], priority: PRIORITY, policy: 'accept' as const };
           return { verb: 'create', object: { kind: 'chain', family, table: TABLE, name, ...base, userdata: OURS } };
         }),
-      ...chains.flatMap(rulesOf),
-      ...chains.flatMap(hookRules),
+      ...chains.flatMap(waysIn),
     ];
   });
 }
+
+export const mangleRules = (plan: PlanFacts): NftOperation[] => chainsOf(plan).flatMap(rulesOf);
 
 const rulesOf = ({ family, name, rules }: ChainOfFamily): NftOperation[] =>
   rules.map((rule) => ({ verb: 'add', object: ruleObject(family, name, rule) }));
 
 /** From the built-in chain into ours. */
-function hookRules({ family, name, from }: ChainOfFamily): NftOperation[] {
+function waysIn({ family, name, from }: ChainOfFamily): NftOperation[] {
   if (!from) return [];
   const object = ruleObject(family, from.chain, { matches: [], target: jump(name) });
   return [from.at === 'end' ? { verb: 'add', object } : { verb: 'insert', object }];
@@ -107,6 +121,37 @@ export function mangleChanges(before: PlanFacts, after: PlanFacts): NftOperation
 
 // ---- out ----------------------------------------------------------------------------------------------------------------
 
+interface Ours {
+  readonly chains: readonly NftChain[];
+  /** The rules that lead into them. */
+  readonly leading: readonly NftRule[];
+}
+
+function oursIn(found: Mangle, name: string, family: NftFamily): Ours {
+  const chains = found.chains.filter((chain) => chain.family === family && nameOfChain(chain.name) === name);
+  const isOne = (chain: string | undefined) => chains.some((each) => each.name === chain);
+  return {
+    chains,
+    leading: found.rules.filter(
+      (rule) => rule.family === family && !isOne(rule.chain) && isOne(targetOf(rule)),
+    ),
+  };
+}
+
+const flushing = ({ chains }: Ours): NftOperation[] => chains.map((object) => ({ verb: 'flush', object }));
+const deleting = ({ chains, leading }: Ours): NftOperation[] =>
+  [...leading, ...chains].map((object) => ({ verb: 'delete', object }));
+
+/** One batch that makes all of it anew. */
+export function mangleRebuilt(plan: PlanFacts, found: Mangle): NftOperation[] {
+  const ours = families.map(([family]) => oursIn(found, plan.name, family));
+  const chains = found.chains.filter((chain) => nameOfChain(chain.name) !== plan.name);
+  return [
+    ...ours.flatMap((each) => [...flushing(each), ...deleting(each)]),
+    ...mangleOperations(plan, { ...found, chains }),
+  ];
+}
+
 /**
  * Batches that take the chains of an interception out, in this order, each for itself: the first stop it, whatever became of
  * the rest; then the chains go, and the rules that lead there; the last are for what is nobody's any more, and fail
@@ -114,21 +159,15 @@ export function mangleChanges(before: PlanFacts, after: PlanFacts): NftOperation
  */
 export function mangleRemoval(name: string, found: Mangle): NftOperation[][] {
   return families.flatMap(([family]) => {
-    const ours = found.chains.filter((chain) => chain.family === family && nameOfChain(chain.name) === name);
-    const others = found.chains.filter((chain) => chain.family === family && !ours.includes(chain));
-    const leading = found.rules.filter(
-      (rule) =>
-        rule.family === family &&
-        others.some(({ name }) => name === rule.chain) &&
-        ours.some(({ name }) => name === targetOf(rule)),
-    );
-    const table = found.tables.filter((each) => each.family === family);
+    const ours = oursIn(found, name, family);
+    const inFamily = <T extends NftTable | NftChain>(objects: readonly T[]) =>
+      objects.filter((each) => each.family === family && isOurs(each));
     return [
-      ours.map((object): NftOperation => ({ verb: 'flush', object })),
-      [...leading, ...ours].map((object): NftOperation => ({ verb: 'delete', object })),
-      ...[...others.filter((chain) => chain.name in builtIn), ...table]
-        .filter(isOurs)
-        .map((object): NftOperation[] => [{ verb: 'deleteEmpty', object }]),
+      flushing(ours),
+      deleting(ours),
+      ...[...inFamily(found.chains), ...inFamily(found.tables)].map((object): NftOperation[] => [
+        { verb: 'deleteEmpty', object },
+      ]),
     ].filter((batch) => batch.length > 0);
   });
 }
@@ -253,15 +292,4 @@ function prefixOf({ expressions }: NftRule, family: Family, which: 'saddr' | 'da
   const rest =
     mask?.kind === 'bitwise' ? (1n << BigInt(8 * bytes)) - 1n - fromBytes(mask.mask) : (1n << width) - 1n;
   return [{ start, end: start + rest }];
-}
-
-/** Equal for equal values, whatever the order of their keys and the class of their bytes. */
-export function canonical(value: unknown): string {
-  if (value instanceof Uint8Array) return Buffer.from(value).toString('hex');
-  if (Array.isArray(value)) return `[${value.map(canonical)}]`;
-  if (typeof value === 'object' && value !== null)
-    return `{${Object.entries(value)
-      .sort(([one], [other]) => (one < other ? -1 : 1))
-      .map(([key, member]) => `${key}:${canonical(member)}`)}}`;
-  return String(value);
 }

@@ -161,8 +161,22 @@ export function withOnDown(plan: Plan, onDown: Plan['onDown']): Plan {
   return planOf({ ...plan, onDown: parseOnDown(plan.backend, onDown) });
 }
 
-/** Of a plan's facts, the plan. */
-export function planOf(facts: PlanFacts): Plan {
+/** The same plan with other things in these sets (of named-sets.ts). */
+export function withSets(plan: Plan, sets: readonly { readonly set: string; readonly ranges: readonly Range[] }[]): Plan {
+  let { tcp, udp, from, to, exclude } = plan;
+  for (const { set, ranges } of sets) {
+    const family = set.endsWith('4') ? 'ipv4' : 'ipv6';
+    if (set === 'tcp_ports') tcp = ranges;
+    else if (set === 'udp_ports') udp = ranges;
+    else if (set.startsWith('exclude_to')) exclude = { ...exclude, to: { ...exclude.to, [family]: ranges } };
+    else if (set.startsWith('exclude_from')) exclude = { ...exclude, from: { ...exclude.from, [family]: ranges } };
+    else if (set.startsWith('to') && to) to = { ...to, [family]: ranges };
+    else if (from) from = { ...from, [family]: ranges };
+  }
+  return planOf({ ...plan, exclude, ...(tcp && { tcp }), ...(udp && { udp }), ...(from && { from }), ...(to && { to }) });
+}
+
+function planOf(facts: PlanFacts): Plan {
   let nftables: readonly NftOperation[] | undefined;
   const plan: Plan = {
     ...facts,

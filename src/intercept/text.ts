@@ -73,13 +73,13 @@ export function iptablesText(plan: Plan, family: Family): string {
   return [
     '*mangle',
     ...chains.map(({ name }) => `:${name} - [0:0]`),
+    ...chains.flatMap(({ name, from }) =>
+      from ? [`${from.at === 'end' ? '-A' : '-I'} ${from.chain} -j ${name}`] : [],
+    ),
     ...chains.flatMap(({ name, rules }) =>
       rules.map(({ matches, target }) =>
         [`-A ${name}`, ...matches.map(({ text }) => text), target?.text].filter(Boolean).join(' '),
       ),
-    ),
-    ...chains.flatMap(({ name, from }) =>
-      from ? [`${from.at === 'end' ? '-A' : '-I'} ${from.chain} -j ${name}`] : [],
     ),
     'COMMIT',
   ].join('\n');

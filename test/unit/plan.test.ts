@@ -143,7 +143,7 @@ test('the claim in the table comment reads back', () => {
   const fwmark = { value: 0x10000, mask: 0x30000 };
   for (const families of [['ipv4'], ['ipv6'], ['ipv4', 'ipv6']] as const)
     for (const ownHost of [false, true]) {
-      const claim = { fwmark, table: 101, priority: 93, families, ownHost, rules: 17 };
+      const claim = { fwmark, table: 101, priority: 93, families, ownHost, rules: 17, backend: 'nftables' as const };
       assert.equal(parseClaim(claimText(claim)), claim);
     }
   assert.is(parseClaim('something else'), undefined);
@@ -167,7 +167,7 @@ test('a plan prints without a look at who its users are', () => {
 test('the longest claim fits into a comment, of which nft takes 127 bytes', () => {
   const fwmark = { value: 0x40000000, mask: 0xc0000000 };
   const families = ['ipv4', 'ipv6'] as const;
-  const claim = { fwmark, table: 0xffffffff, priority: 32766, families, ownHost: true, rules: 99999 };
+  const claim = { fwmark, table: 0xffffffff, priority: 32766, families, ownHost: true, rules: 99999, backend: 'iptables' as const };
   assert.ok(claimText(claim).length <= 127);
 });
 
