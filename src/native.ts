@@ -83,11 +83,7 @@ export interface NativeRouteSocket {
    * the child before it does so. When nothing refers to that any more it is as if the process had ended. `batches`: of
    * nf_tables, committed before, each for itself.
    */
-  guard(
-    rules: readonly Rule[],
-    routes: readonly Route[],
-    batches: readonly (readonly NftOperation[])[],
-  ): () => void;
+  guard(rules: readonly Rule[], routes: readonly Route[], batches: readonly (readonly NftOperation[])[]): () => void;
   /** `ip monitor rule route link`. `table`: of routes only those in it. */
   watch: NativeWatch<{ readonly table?: number }, RouteChange>;
   close(): void;

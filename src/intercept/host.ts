@@ -8,8 +8,8 @@ import type { RouteSocket } from '../netlink/route.js';
 import type { NftExpression, NftTable, Route, Rule } from '../netlink/types.js';
 import { decodeComment } from '../netlink/userdata.js';
 import type { Family, Fwmark } from '../types.js';
-import { lookUpIds } from './names.js';
 import { namesInMangle } from './mangle.js';
+import { lookUpIds } from './names.js';
 import { type Claim, parseClaim } from './nftables.js';
 import { nameOfTable, type PlanOptions, PRIORITIES, planIntercept, ROUTE_PROTOCOL } from './plan.js';
 
@@ -57,7 +57,9 @@ export function staleRules({ rules, claims }: HostState): Rule[] {
 
 /** Names whose chains in iptables' table no table claims. */
 export function staleNames({ inMangle, tables }: HostState): string[] {
-  return inMangle.filter((name) => !tables.some((table) => nameOfTable(table.name) === name && claimOf(table).length > 0));
+  return inMangle.filter(
+    (name) => !tables.some((table) => nameOfTable(table.name) === name && claimOf(table).length > 0),
+  );
 }
 
 export function isClaimed(claims: readonly Claim[], { priority = 0 }: Rule): boolean {
@@ -239,7 +241,8 @@ export function markBitsOf(expressions: readonly NftExpression[]): number {
       const [first, second] = [word(each.info, 0), word(each.info, 4)];
       // struct xt_mark_tginfo2 and xt_mark_mtinfo1 are { mark, mask }, struct xt_tproxy_target_info_v1 { mask, value }.
       // The connection's likewise, where it is not the packet's as it is: xt_connmark_mtinfo1, xt_connmark_tginfo2.
-      const isMarks = ['MARK', 'mark', 'connmark'].includes(each.name) || (each.name === 'CONNMARK' && each.info[14] === 0);
+      const isMarks =
+        ['MARK', 'mark', 'connmark'].includes(each.name) || (each.name === 'CONNMARK' && each.info[14] === 0);
       if (isMarks) bits |= bitsOf({ value: first, mask: second });
       if (each.name === 'TPROXY') bits |= bitsOf({ value: second, mask: first });
     }

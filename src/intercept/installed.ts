@@ -238,9 +238,7 @@ async function mangleSays(kernel: Kernel, table: NftTable, claim: Claim): Promis
     sets: setsOfMangle(name, mangle),
     counters: sumCounters(rules, commentOfRule),
     lost:
-      size === claim.rules
-        ? []
-        : [`chains of table mangle, and rules that lead into them: ${size} of ${claim.rules}`],
+      size === claim.rules ? [] : [`chains of table mangle, and rules that lead into them: ${size} of ${claim.rules}`],
   };
 }
 

@@ -80,7 +80,10 @@ export const LONGEST_NAME = 28 - 'linux-tproxy-'.length - '/o-from'.length;
 
 // ---- chains -------------------------------------------------------------------------------------------------------------
 
-const rule = (...words: [...Word[], Word]): RuleOfWords => ({ matches: words.slice(0, -1), target: words.at(-1) as Word });
+const rule = (...words: [...Word[], Word]): RuleOfWords => ({
+  matches: words.slice(0, -1),
+  target: words.at(-1) as Word,
+});
 const noMark = ({ fwmark: { mask } }: PlanFacts): Fwmark => ({ value: 0, mask });
 const own = (plan: PlanFacts): Fwmark => ({ value: ownMark(plan), mask: plan.fwmark.mask });
 const ofProxy = ({ socketMark, fwmark: { mask } }: PlanFacts): Fwmark => ({ value: socketMark, mask });
@@ -118,7 +121,10 @@ function synChain(plan: PlanFacts): RuleOfWords[] {
   ];
 }
 
-const divert = ({ fwmark }: PlanFacts): RuleOfWords[] => [rule(comment(counted.diverted), setMark(fwmark)), rule(accept)];
+const divert = ({ fwmark }: PlanFacts): RuleOfWords[] => [
+  rule(comment(counted.diverted), setMark(fwmark)),
+  rule(accept),
+];
 
 /** New connections and datagrams: what is left alone returns, the rest goes from chain to chain. */
 function arriving(plan: PlanFacts, family: Family): ChainOfWords[] {
@@ -260,7 +266,7 @@ function output(plan: PlanFacts, family: Family, answers: boolean): RuleOfWords[
 
 function leaving(plan: PlanFacts, family: Family, ownHost: OwnHost): ChainOfWords[] {
   const { tcp, udp } = plan;
-  const senders = [...ownHost.users.map(owner), ...ownHost.cgroups.map(({ path }) => cgroup(path))];
+  const senders = [...ownHost.users.map(owner), ...ownHost.cgroups.map(pathOf).map(cgroup)];
   return [
     ...stages(plan, [
       { part: 'o-new', live: true, rules: (next) => [...skip(plan, family), rule(next)] },
@@ -271,7 +277,9 @@ function leaving(plan: PlanFacts, family: Family, ownHost: OwnHost): ChainOfWord
         // UDP has no SYN: where all ports are intercepted, only conntrack knows answers from questions.
         rules: (next) => [...toPorts('tcp', tcp, next), ...toPorts('udp', udp, next, ctDirection('ORIGINAL'))],
       },
-      ...(senders.length > 0 ? [{ part: 'o-who', rules: (next: Word) => senders.map((each) => rule(each, next)) }] : []),
+      ...(senders.length > 0
+        ? [{ part: 'o-who', rules: (next: Word) => senders.map((each) => rule(each, next)) }]
+        : []),
       {
         part: 'o-take',
         // Of what conntrack does not follow, the rest would go direct: so all of it does.
@@ -282,6 +290,9 @@ function leaving(plan: PlanFacts, family: Family, ownHost: OwnHost): ChainOfWord
     ]),
   ];
 }
+
+/** From the root of the cgroup hierarchy on, wherever that is mounted. */
+export const pathOf = ({ path, level }: OwnHost['cgroups'][number]) => path.split('/').slice(-level).join('/');
 
 /** What `output` has sent round arrives, already routed to this host. */
 function fromOwnHost(plan: PlanFacts, family: Family): RuleOfWords[] {

@@ -77,8 +77,13 @@ export function mangleFrame(plan: PlanFacts, found: Mangle): NftOperation[] {
     const isMissing = (kind: 'tables' | 'chains', name: string) =>
       !found[kind].some((each) => each.family === family && each.name === name);
     return [
-      { verb: 'add', object: { kind: 'table', family, name: TABLE, ...(isMissing('tables', TABLE) && { userdata: OURS }) } },
-      ...chains.map(({ name }): NftOperation => ({ verb: 'create', object: { kind: 'chain', family, table: TABLE, name } })),
+      {
+        verb: 'add',
+        object: { kind: 'table', family, name: TABLE, ...(isMissing('tables', TABLE) && { userdata: OURS }) },
+      },
+      ...chains.map(
+        ({ name }): NftOperation => ({ verb: 'create', object: { kind: 'chain', family, table: TABLE, name } }),
+      ),
       ...chains
         .flatMap(({ from }) => (from && isMissing('chains', from.chain) ? [from.chain] : []))
         .map((name): NftOperation => {
@@ -132,9 +137,7 @@ function oursIn(found: Mangle, name: string, family: NftFamily): Ours {
   const isOne = (chain: string | undefined) => chains.some((each) => each.name === chain);
   return {
     chains,
-    leading: found.rules.filter(
-      (rule) => rule.family === family && !isOne(rule.chain) && isOne(targetOf(rule)),
-    ),
+    leading: found.rules.filter((rule) => rule.family === family && !isOne(rule.chain) && isOne(targetOf(rule))),
   };
 }
 
@@ -197,8 +200,7 @@ const leadsTo = ({ rules }: Mangle, family: NftFamily, from: string, to: string)
   rules.some((rule) => rule.family === family && rule.chain === from && targetOf(rule) === to);
 
 /** What the claim counts: how many chains there are and rules that lead to them. What is in the chains may change. */
-export const mangleSize = (plan: PlanFacts) =>
-  chainsOf(plan).reduce((sum, { from }) => sum + (from ? 2 : 1), 0);
+export const mangleSize = (plan: PlanFacts) => chainsOf(plan).reduce((sum, { from }) => sum + (from ? 2 : 1), 0);
 export const sizeOfMangle = (name: string, { chains, rules }: Mangle) =>
   chains.filter((chain) => nameOfChain(chain.name) === name).length +
   rules.filter((rule) => rule.chain in builtIn && nameOfChain(targetOf(rule) ?? '') === name).length;
@@ -260,7 +262,9 @@ export function setsOfMangle(name: string, { chains, rules }: Mangle): Record<st
     if (has('to')) put(`to${digit}`, addresses('to', 'daddr'), type);
     if (has('from')) put(`from${digit}`, addresses('from', 'saddr'), type);
   }
-  const interfaces = rulesIn('in').flatMap(({ expressions: [, name] }) => (name?.kind === 'cmp' ? [textOf(name.data)] : []));
+  const interfaces = rulesIn('in').flatMap(({ expressions: [, name] }) =>
+    name?.kind === 'cmp' ? [textOf(name.data)] : [],
+  );
   if (interfaces.length > 0) sets['interfaces'] = [...new Set(interfaces)];
   return sets;
 }
@@ -289,7 +293,6 @@ function prefixOf({ expressions }: NftRule, family: Family, which: 'saddr' | 'da
   const mask = expressions.find((each) => each.kind === 'bitwise');
   const width = BigInt(8 * (bytes - compared.data.length));
   const start = fromBytes(compared.data) << width;
-  const rest =
-    mask?.kind === 'bitwise' ? (1n << BigInt(8 * bytes)) - 1n - fromBytes(mask.mask) : (1n << width) - 1n;
+  const rest = mask?.kind === 'bitwise' ? (1n << BigInt(8 * bytes)) - 1n - fromBytes(mask.mask) : (1n << width) - 1n;
   return [{ start, end: start + rest }];
 }

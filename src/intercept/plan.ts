@@ -7,7 +7,7 @@ import { isIP } from 'node:net';
 import { checkOptions, invalidType, invalidValue, outOfRange } from '../errors.js';
 import type { NftOperation, Route, Rule } from '../netlink/types.js';
 import type { Family, Fwmark, InterceptOptions } from '../types.js';
-import { LONGEST_NAME } from './iptables.js';
+import { LONGEST_NAME, pathOf } from './iptables.js';
 import { CGROUP_PATH_BYTES } from './iptables-words.js';
 import { mangleOperations, nothing } from './mangle.js';
 import { nftablesOperations, tableObject } from './nftables.js';
@@ -162,7 +162,10 @@ export function withOnDown(plan: Plan, onDown: Plan['onDown']): Plan {
 }
 
 /** The same plan with other things in these sets (of named-sets.ts). */
-export function withSets(plan: Plan, sets: readonly { readonly set: string; readonly ranges: readonly Range[] }[]): Plan {
+export function withSets(
+  plan: Plan,
+  sets: readonly { readonly set: string; readonly ranges: readonly Range[] }[],
+): Plan {
   let { tcp, udp, from, to, exclude } = plan;
   for (const { set, ranges } of sets) {
     const family = set.endsWith('4') ? 'ipv4' : 'ipv6';
@@ -173,7 +176,14 @@ export function withSets(plan: Plan, sets: readonly { readonly set: string; read
     else if (set.startsWith('to') && to) to = { ...to, [family]: ranges };
     else if (from) from = { ...from, [family]: ranges };
   }
-  return planOf({ ...plan, exclude, ...(tcp && { tcp }), ...(udp && { udp }), ...(from && { from }), ...(to && { to }) });
+  return planOf({
+    ...plan,
+    exclude,
+    ...(tcp && { tcp }),
+    ...(udp && { udp }),
+    ...(from && { from }),
+    ...(to && { to }),
+  });
 }
 
 function planOf(facts: PlanFacts): Plan {
@@ -271,13 +281,21 @@ function parseOnDown(backend: Plan['backend'], onDown?: Plan['onDown']): Plan['o
 
 function checkForIptables({ name, interfaces = [], ownHost }: PlanFacts): void {
   if (name.length > LONGEST_NAME)
-    throw invalidValue('name', `at most ${LONGEST_NAME} long with backend 'iptables', for its chains' names are short`, name);
+    throw invalidValue(
+      'name',
+      `at most ${LONGEST_NAME} long with backend 'iptables', for its chains' names are short`,
+      name,
+    );
   for (const each of interfaces)
     if (each.endsWith('+') || each.startsWith('!'))
       throw invalidValue('interfaces: a name', "without `+` at its end or `!` in front with backend 'iptables'", each);
-  for (const { path } of ownHost?.cgroups ?? [])
+  for (const path of (ownHost?.cgroups ?? []).map(pathOf))
     if (Buffer.byteLength(path) > CGROUP_PATH_BYTES)
-      throw invalidValue('ownHost.cgroups: a cgroup', `at most ${CGROUP_PATH_BYTES} bytes long with backend 'iptables'`, path);
+      throw invalidValue(
+        'ownHost.cgroups: a cgroup',
+        `at most ${CGROUP_PATH_BYTES} bytes long with backend 'iptables'`,
+        path,
+      );
 }
 
 function parseExclude(exclude: InterceptOptions['exclude'] = {}): Plan['exclude'] {

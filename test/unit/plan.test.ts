@@ -167,7 +167,15 @@ test('a plan prints without a look at who its users are', () => {
 test('the longest claim fits into a comment, of which nft takes 127 bytes', () => {
   const fwmark = { value: 0x40000000, mask: 0xc0000000 };
   const families = ['ipv4', 'ipv6'] as const;
-  const claim = { fwmark, table: 0xffffffff, priority: 32766, families, ownHost: true, rules: 99999, backend: 'iptables' as const };
+  const claim = {
+    fwmark,
+    table: 0xffffffff,
+    priority: 32766,
+    families,
+    ownHost: true,
+    rules: 99999,
+    backend: 'iptables' as const,
+  };
   assert.ok(claimText(claim).length <= 127);
 });
 
