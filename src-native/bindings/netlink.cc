@@ -99,9 +99,8 @@ rtnetlink::Verb verbArgument(Napi::Value js) {
 }
 
 constexpr std::pair<const char*, nftables::Verb> verbs[] = {
-    {"add", nftables::Verb::add},       {"create", nftables::Verb::create},
-    {"insert", nftables::Verb::insert}, {"delete", nftables::Verb::erase},
-    {"flush", nftables::Verb::flush},   {"deleteEmpty", nftables::Verb::eraseEmpty},
+    {"add", nftables::Verb::add},      {"create", nftables::Verb::create}, {"insert", nftables::Verb::insert},
+    {"delete", nftables::Verb::erase}, {"flush", nftables::Verb::flush},   {"deleteEmpty", nftables::Verb::eraseEmpty},
 };
 
 std::vector<nftables::Operation> operationsArgument(Napi::Value js) {
@@ -331,7 +330,12 @@ class RouteSocket : public Napi::ObjectWrap<RouteSocket> {
       work.push_back({connection->descriptor(), std::move(requests)});
       // Deleted with the function that ends it.
       auto process = std::make_shared<guard::Process>(work);
-      return Napi::Function::New(info.Env(), [process](const Napi::CallbackInfo&) { process->disarm(); });
+      return Napi::Function::New(info.Env(), [process](const Napi::CallbackInfo& how) {
+        if (how[0].ToBoolean())
+          process->work();
+        else
+          process->disarm();
+      });
     });
   }
   Napi::Value watch(const Napi::CallbackInfo& info) {
@@ -447,9 +451,8 @@ Napi::Value encodeRoute(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value encodeBatch(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), [&] {
-    return toBuffer(info.Env(), batchBytes(operationsArgument(info[0]), batchOptions(info[1])));
-  });
+  return guarded(info.Env(),
+                 [&] { return toBuffer(info.Env(), batchBytes(operationsArgument(info[0]), batchOptions(info[1]))); });
 }
 
 Napi::Value decodeRule(const Napi::CallbackInfo& info) {

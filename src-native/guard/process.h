@@ -1,13 +1,12 @@
-// Starting and ending the guard (main.cc), an executable that lies beside the addon and has its name: `x.node`,
-// `x.guard`.
+// Starting and ending the guard (main.cc).
 #pragma once
-#include <sys/types.h>
-
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
+#include "child/process.h"
 #include "unique_fd.h"
 
 namespace tproxy::guard {
@@ -28,21 +27,21 @@ inline constexpr std::size_t capacity = 128 << 10;
 // A guard that runs. Destroyed, it does its work as if the process had ended, and is waited for.
 class Process {
  public:
-  // When this process ends, in whatever way, `work` is sent, one after the other. Its sockets, two different ones at the
-  // most, the guard has copies of. It has CAP_NET_ADMIN where this process has it. Throws socket::Error.
-  explicit Process(std::span<const Datagram> work);
+  // When this process ends, in whatever way, these are sent, one after the other, through one or two sockets, of which the
+  // guard has copies. It has CAP_NET_ADMIN where this process has it. Throws socket::Error.
+  explicit Process(std::span<const Datagram> datagrams);
   Process(const Process&) = delete;
   Process& operator=(const Process&) = delete;
-  ~Process();
+  ~Process() { work(); }
 
+  // Has the guard do its work now, and waits for it.
+  void work();
   // Ends the guard before it does anything.
   void disarm();
 
  private:
-  void reap();
-
-  pid_t pid_ = -1;
-  UniqueFd pidfd_, life_;
+  UniqueFd life_;
+  std::optional<child::Process> child_;
 };
 
 }  // namespace tproxy::guard

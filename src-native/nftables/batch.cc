@@ -66,8 +66,8 @@ void encode(Verb verb, const T& object, std::vector<Message>& messages) {
   netlink::Slice slice;
   do {
     slice.first = slice.next;
-    Message& message = messages.emplace_back(
-        newMessage(erase ? T::messages.erase : T::messages.add, flagsOf<T>(verb), object.family));
+    Message& message =
+        messages.emplace_back(newMessage(erase ? T::messages.erase : T::messages.add, flagsOf<T>(verb), object.family));
     Encoder encoder(message, erase ? Encoder::Purpose::erase : Encoder::Purpose::add,
                     Is<T, Elements> ? &slice : nullptr);
     describe(encoder, object);

@@ -117,7 +117,7 @@ export class RouteSocket {
     rules: readonly Rule[],
     routes: readonly Route[],
     batches: readonly (readonly NftOperation[])[] = [],
-  ): () => void {
+  ): (work?: 'work') => void {
     for (const rule of rules) checkRule(rule);
     for (const route of routes) checkRoute(route);
     for (const batch of batches) checkOperations(batch);

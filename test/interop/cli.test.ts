@@ -87,8 +87,8 @@ test('--json: every document can be read, and has what the text has', async () =
   assert.equal([installed.name, installed.port, installed.onDown], ['50080', 50080, 'open']);
   const { installed: all, leftovers } = await json('status');
   assert.equal({ ...all[0], ...installed }, all[0], 'status says what up said');
-  assert.equal(leftovers, { rules: [], routes: [] });
-  assert.equal(await json('down'), { down: ['50080'], leftovers: { rules: 0, routes: 0 } });
+  assert.equal(leftovers, { chains: [], rules: [], routes: [] });
+  assert.equal(await json('down'), { down: ['50080'], leftovers: { chains: [], rules: 0, routes: 0 } });
   const plan = await json('plan', '--to-port', '50080', '--tcp', '80');
   assert.equal([plan.rules.length, plan.routes.length], [6, 2]);
   assert.match(plan.script, 'table inet linux-tproxy-50080');
