@@ -9,8 +9,25 @@ import { connectTransparent, createTransparentServer } from '../../src/index.js'
 import type { InterceptOptions } from '../../src/types.js';
 import { everywhere, expresses } from '../helpers/backends.js';
 import { addresses, createLab, type Lab } from '../helpers/lab.js';
-import { start, startProxy, stop, stopAll } from '../helpers/proxies.js';
+import { rulesOf, start, startProxy, stop, stopAll } from '../helpers/proxies.js';
 import { ask, dial, greet, greeting } from '../helpers/talk.js';
+
+/** A server that ends its side a moment after the other one has. */
+async function lingerer(lab: Lab, address: string) {
+  const { native } = await import('../../src/native.js');
+  const { createServer } = await import('node:net');
+  const port = 9005;
+  const netns = lab.netns('server');
+  const fd = native.openListener({ address, port, backlog: 16, transparent: false, netns });
+  const server = createServer({ allowHalfOpen: true });
+  const ended = new Promise((resolve) =>
+    server.once('connection', (socket) =>
+      socket.resume().once('end', () => setTimeout(() => resolve(socket.end()), 200)),
+    ),
+  );
+  await once(server.listen({ fd }), 'listening');
+  return { port, ended, close: () => new Promise((resolve) => server.close(resolve)) };
+}
 
 for (const { backend, name, sysctls } of everywhere) {
   const test = suite(`rule set of ${backend}, ${name} sysctls`);
@@ -134,6 +151,22 @@ for (const { backend, name, sysctls } of everywhere) {
       assert.is(await ask(lab, 'client', target, port), 'ECONNREFUSED');
     });
 
+    test(`${family}: a listener on a foreign address takes a connection on the tuple of one in TIME_WAIT`, async () => {
+      const foreign = createTransparentServer({ intercept: on, netns: lab.netns('router') }, (socket) => {
+        socket.on('error', () => {});
+        socket.end('foreign\n'); // we close first, so the TIME_WAIT is ours
+      });
+      await start(foreign, 9004, target);
+      for (let round = 0; round < 3; round++) {
+        const call = await dial(lab, 'client', target, 9004, { localAddress: client, localPort: 40004 });
+        assert.is(call.who, 'foreign');
+        call.socket.end();
+        if (!call.socket.destroyed) await once(call.socket, 'close');
+        assert.match(lab.exec('router', 'ss', '-tanH', 'state', 'time-wait'), ':40004');
+      }
+      await stop(foreign);
+    });
+
     test(`${family}: relayed connections reach the server from the client's own address`, async () => {
       const server = createTransparentServer({
         intercept: { ...on, tcp: [80] },
@@ -149,6 +182,40 @@ for (const { backend, name, sysctls } of everywhere) {
       await call.hangUp();
       // Not relayed, it would have kept its source port: that it did not shows that there are two connections.
       assert.is.not(call.sawPort, call.socket.localPort);
+      await stop(server);
+    });
+
+    test(`${family}: by the counters: intercepted once, answers diverted, also the last ones of an orphan`, async () => {
+      const server = createTransparentServer({
+        intercept: { ...on, tcp: [80] },
+        relay: true,
+        netns: lab.netns('router'),
+      });
+      await start(server);
+      const rules = rulesOf(server);
+      for (let round = 1n; round <= 3n; round++) {
+        const call = await dial(lab, 'client', target, 80);
+        assert.is(call.who, 'server');
+        await call.hangUp();
+        assert.is(
+          (await rules.counters()).intercepted.packets,
+          round,
+          'what the relay sends itself is not intercepted',
+        );
+      }
+      // We end first and forget the socket; the server ends a moment later.
+      const late = await lingerer(lab, target);
+      const outOfClient = () => lab.exec('client', 'nstat', '-asz', 'TcpOutRsts');
+      const [resets, { diverted }] = [outOfClient(), await rules.counters()];
+      const netns = lab.netns('router');
+      const socket = await connectTransparent({ address: target, port: late.port, localAddress: client, netns });
+      socket.destroy();
+      await late.ended;
+      await new Promise((resolve) => setTimeout(resolve, 100));
+      assert.is(lab.exec('server', 'ss', '-tanH', 'state', 'last-ack'), '', 'its end has been acknowledged');
+      assert.is(outOfClient(), resets, 'the client has seen nothing of it');
+      assert.ok((await rules.counters()).diverted.packets >= diverted.packets + 3n);
+      await late.close();
       await stop(server);
     });
 

@@ -37,7 +37,7 @@ test('every option of an interception arrives where planIntercept takes it', () 
     ...['--to', '192.0.2.0/24', '--to', '2001:db8::/32', '--exclude-from', '10.1.2.3', '--exclude-to', '192.0.2.1'],
     ...['--interface', 'eth0', '--family', 'ipv4', '--on-address', '127.0.0.1', '--on-down', 'closed'],
     ...['--udp', '53', '--own-host', '--own-user', 'nobody,1000', '--own-cgroup', 'user.slice'],
-    ...['--name', 'web', '--mark', '0x10/0x30', '--table', '123', '--priority', '1000'],
+    ...['--backend', 'nftables', '--name', 'web', '--mark', '0x10/0x30', '--table', '123', '--priority', '1000'],
   ]);
   const options = toInterceptOptions(values);
   assert.equal(options, {
@@ -52,6 +52,7 @@ test('every option of an interception arrives where planIntercept takes it', () 
     families: ['ipv4'],
     address: '127.0.0.1',
     onDown: 'closed',
+    backend: 'nftables',
     name: 'web',
     fwmark: { value: 0x10, mask: 0x30 },
     table: 123,

@@ -128,6 +128,9 @@ test('bad input is refused before anything else', () => {
     [{ priority: 0 }, 'ERR_OUT_OF_RANGE', /priority/],
     [{ onDown: 'ajar' }, 'ERR_INVALID_ARG_VALUE', /onDown/],
     [{ lifetime: 'eternal' }, 'ERR_INVALID_ARG_VALUE', /lifetime/],
+    [{ backend: 'ipset' }, 'ERR_INVALID_ARG_VALUE', /backend must be 'nftables' or 'iptables'/],
+    [{ backend: 'iptables', onDown: 'open' }, 'ERR_INVALID_ARG_VALUE', /onDown.*Backend 'nftables' can let it pass/],
+    [{ backend: 'iptables', name: 'ninechars' }, 'ERR_INVALID_ARG_VALUE', /name must be at most 8 long/],
     [{ address: 'localhost' }, 'ERR_INVALID_ARG_VALUE', /address/],
     [{ address: '::1', families: ['ipv4'] }, 'ERR_INVALID_ARG_VALUE', /address/],
   ];
