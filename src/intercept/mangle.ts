@@ -141,38 +141,34 @@ function oursIn(found: Mangle, name: string, family: NftFamily): Ours {
   };
 }
 
-const flushing = ({ chains }: Ours): NftOperation[] => chains.map((object) => ({ verb: 'flush', object }));
-const deleting = ({ chains, leading }: Ours): NftOperation[] =>
-  [...leading, ...chains].map((object) => ({ verb: 'delete', object }));
+/** In the order in which the kernel lets go of them. By handle: of chains that others have made meanwhile all of it fails. */
+const deleting = ({ chains, leading }: Ours): NftOperation[] => [
+  ...chains.map((object): NftOperation => ({ verb: 'flush', object })),
+  ...[...leading, ...chains].map((object): NftOperation => ({ verb: 'delete', object })),
+];
 
 /** One batch that makes all of it anew. */
 export function mangleRebuilt(plan: PlanFacts, found: Mangle): NftOperation[] {
-  const ours = families.map(([family]) => oursIn(found, plan.name, family));
   const chains = found.chains.filter((chain) => nameOfChain(chain.name) !== plan.name);
   return [
-    ...ours.flatMap((each) => [...flushing(each), ...deleting(each)]),
+    ...families.flatMap(([family]) => deleting(oursIn(found, plan.name, family))),
     ...mangleOperations(plan, { ...found, chains }),
   ];
 }
 
 /**
- * Batches that take the chains of an interception out, in this order, each for itself: the first stop it, whatever became of
- * the rest; then the chains go, and the rules that lead there; the last are for what is nobody's any more, and fail
- * with EBUSY where it is somebody's.
+ * Batches that take the chains of an interception out, and the rules that lead there, each for itself; the last are for what
+ * is nobody's any more, and fail with EBUSY where it is somebody's.
  */
 export function mangleRemoval(name: string, found: Mangle): NftOperation[][] {
-  return families.flatMap(([family]) => {
-    const ours = oursIn(found, name, family);
-    const inFamily = <T extends NftTable | NftChain>(objects: readonly T[]) =>
-      objects.filter((each) => each.family === family && isOurs(each));
-    return [
-      flushing(ours),
-      deleting(ours),
-      ...[...inFamily(found.chains), ...inFamily(found.tables)].map((object): NftOperation[] => [
-        { verb: 'deleteEmpty', object },
-      ]),
-    ].filter((batch) => batch.length > 0);
-  });
+  return families
+    .flatMap(([family]) => [
+      deleting(oursIn(found, name, family)),
+      ...[...found.chains.filter(({ policy }) => policy === 'accept'), ...found.tables]
+        .filter((each) => each.family === family && isOurs(each))
+        .map((object): NftOperation[] => [{ verb: 'deleteEmpty', object }]),
+    ])
+    .filter((batch) => batch.length > 0);
 }
 
 // ---- is it there --------------------------------------------------------------------------------------------------------
