@@ -117,7 +117,9 @@ function synChain(plan: PlanFacts): RuleOfWords[] {
     rule(setMark(own(plan))),
     rule(socketTransparent({ restoreMark: true }), markIs(own(plan), 'not'), jump(chainName(plan, 'div'))),
     rule(setMark(noMark(plan))),
-    ...(plan.tcp ? [rule(goTo(chainName(plan, 'new')))] : []),
+    ...(plan.tcp ? [rule(jump(chainName(plan, 'new')))] : []),
+    // Not intercepted, so it is the socket of such a listener.
+    rule(socketTransparent(), jump(chainName(plan, 'div'))),
   ];
 }
 

@@ -184,6 +184,8 @@ function synChain(plan: PlanFacts): RuleOfStatements[] {
           ...droppedIfClosed(plan, arrived),
         ]
       : []),
+    // Not intercepted, so a half-open or TIME_WAIT socket is that of a listener on a foreign address.
+    rule(jump('divert')),
   ];
 }
 
