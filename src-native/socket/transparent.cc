@@ -55,6 +55,7 @@ Connecting connectFrom(const ConnectOptions& options, const std::optional<Addres
   // On every socket, so that a port can be bound exactly beside sockets that were given it for other destinations.
   setReuseAddress(fd.get());
   setNoDelay(fd.get());
+  setUrgentInline(fd.get());
   if (from) bindForeign(fd.get(), *from);
   const bool established = ::connect(fd.get(), options.to.data(), options.to.size()) == 0;
   if (!established && errno != EINPROGRESS) throw failed("connect", options.to);
@@ -102,6 +103,8 @@ int takeError(int fd) {
 UniqueFd listen(const ListenOptions& options) {
   UniqueFd fd = open(options.address.family());
   setReuseAddress(fd.get());
+  // What is accepted inherits it. Whoever reads by JavaScript has no other way to an urgent byte.
+  setUrgentInline(fd.get());
   if (options.reusePort) setReusePort(fd.get());
   if (options.address.family() == AF_INET6) setV6Only(fd.get(), options.v6Only);
   if (options.transparent) setTransparent(fd.get());
