@@ -24,7 +24,9 @@ for pair in $wanted; do
 done
 [ -e /usr/include/linux/netfilter/nf_tables.h ] || missing="$missing linux-libc-dev"
 if [ "${1:-all}" = all ]; then
-  [ -e /usr/lib/python3/dist-packages/aiosmtpd ] || missing="$missing python3-aiosmtpd"
+  for module in aiosmtpd websockets; do
+    [ -e /usr/lib/python3/dist-packages/$module ] || missing="$missing python3-$module"
+  done
   ls /usr/lib/*/libwrap.so.0 >/dev/null 2>&1 || missing="$missing libwrap0" # for vsftpd
 fi
 

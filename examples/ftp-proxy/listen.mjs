@@ -1,13 +1,7 @@
 /** A listener for one connection, on an address that is not ours. */
 import { once } from 'node:events';
 import { createTransparentServer } from 'linux-tproxy';
-
-/**
- * The peer's address as everybody writes it: IPv4 through a dual-stack socket shows as `::ffff:10.0.0.1`.
- *
- * @param {import('node:net').Socket} socket
- */
-export const addressOf = (socket) => (socket.remoteAddress ?? '').replace('::ffff:', '');
+import { addressOf } from '../dialogue.mjs';
 
 /**
  * Takes the first connection that comes from `from` to `address`, and resets what others try. No rule is needed for it: the

@@ -3,7 +3,7 @@
  */
 import { parseArgs } from 'node:util';
 import { connectTransparent, createTransparentServer } from 'linux-tproxy';
-import { addressOf } from './listen.mjs';
+import { addressOf } from '../dialogue.mjs';
 import { Session } from './session.mjs';
 
 const help = `usage: npm start -- --port PORT [--interface IF]... [--data-timeout S] [--tls refuse|pass]
@@ -43,15 +43,14 @@ proxy.on('connection', async (client) => {
   try {
     const from = { localAddress: addressOf(client), timeoutMs: 30_000, allowHalfOpen: true };
     const server = await connectTransparent({ address, port, ...from });
-    server.on('error', () => {}).setKeepAlive(true);
+    server.setKeepAlive(true);
     const session = new Session(client, server, {
       passTls: options.tls === 'pass',
       dataTimeoutMs: Number(options['data-timeout']) * 1000,
       log: console.log,
     });
     sessions.add(session);
-    await session.run();
-    sessions.delete(session);
+    await session.run().finally(() => sessions.delete(session));
   } catch (error) {
     console.log(`${addressOf(client)} > ${address}: ${error}`);
     client.resetAndDestroy();

@@ -1,27 +1,6 @@
 /** The words of FTP (RFC 959, RFC 2428), pure: text in, values out. Text is latin1, one character per byte. */
 import { isIP, SocketAddress } from 'node:net';
 
-/** Longer lines than any path needs are an attack. */
-const LONGEST_LINE = 8192;
-
-/**
- * The lines of a control connection, each with its end. The socket stays open when the loop over them is left.
- *
- * @param {import('node:net').Socket} socket
- */
-export async function* lines(socket) {
-  let rest = '';
-  for await (const chunk of socket.iterator({ destroyOnReturn: false })) {
-    rest += chunk.toString('latin1');
-    for (let end = rest.indexOf('\n'); end >= 0; end = rest.indexOf('\n')) {
-      const line = rest.slice(0, end + 1);
-      rest = rest.slice(end + 1);
-      yield line;
-    }
-    if (rest.length > LONGEST_LINE) throw new Error(`A line of more than ${LONGEST_LINE} bytes`);
-  }
-}
-
 /**
  * A control connection is a telnet connection: before ABOR come "interrupt process" and "data mark" (IAC IP IAC DM), and
  * everywhere else the like could hide a command from us that the server then sees. An escaped byte 255 (IAC IAC) stays.

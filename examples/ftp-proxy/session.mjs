@@ -4,33 +4,20 @@
  */
 import { isIP } from 'node:net';
 import { connectTransparent, relay } from 'linux-tproxy';
-import { addressOf, listenOnce } from './listen.mjs';
-import { formatEprt, formatPort, lines, parseCommand, parseEprt, parsePassive, parsePort } from './protocol.mjs';
+import { addressOf, Dialogue } from '../dialogue.mjs';
+import { listenOnce } from './listen.mjs';
+import { formatEprt, formatPort, parseCommand, parseEprt, parsePassive, parsePort } from './protocol.mjs';
 
 /** @typedef {import('node:net').Socket} Socket */
 
 /** A transfer over which nothing went for so long is dead; servers give up earlier. */
 const IDLE_MS = 3_600_000;
 
-export class Session {
-  /** The control connections, and whose they are. */
-  #client;
-  #server;
+export class Session extends Dialogue {
   #clientAddress;
   #serverAddress;
-  #passTls;
-  #timeoutMs;
-  #log;
-
-  /**
-   * Commands whose last reply is still to come, in order. One that we refuse ourselves waits here for its turn, with its answer.
-   *
-   * @type {{ verb: string, answer?: string, settled?: () => void }[]}
-   */
-  #pending = [{ verb: 'greeting' }];
+  #options;
   #onlyEpsv = false;
-  /** AUTH TLS was accepted: we see nothing any more. @type {import('linux-tproxy').Relay | undefined} */
-  #opaque;
   /** @type {{ close(): void } | undefined} */
   #listener;
   /** @type {Set<import('linux-tproxy').Relay>} */
@@ -41,70 +28,37 @@ export class Session {
    * @param {Socket} server
    * @param {{ passTls: boolean, dataTimeoutMs: number, log: (text: string) => void }} options
    */
-  constructor(client, server, { passTls, dataTimeoutMs, log }) {
-    this.#client = client;
-    this.#server = server;
+  constructor(client, server, options) {
+    super(client, server);
     this.#clientAddress = addressOf(client);
     this.#serverAddress = client.originalDestination.address;
-    this.#passTls = passTls;
-    this.#timeoutMs = dataTimeoutMs;
-    this.#log = (/** @type {string} */ text) => log(`${this.#clientAddress} > ${this.#serverAddress}: ${text}`);
+    this.#options = options;
   }
 
-  /** Until both control connections have ended; transfers that run then may end by themselves. */
+  /**
+   * Transfers that run at the end of the session may end by themselves.
+   *
+   * @override
+   */
   async run() {
-    try {
-      await Promise.all([this.#readCommands(), this.#readReplies()]);
-      await this.#opaque?.closed;
-    } catch (error) {
-      this.#log(String(error));
-    } finally {
-      this.#listener?.close();
-      this.#client.destroy();
-      this.#server.destroy();
-    }
+    await super.run().finally(() => this.#listener?.close());
   }
 
-  /** Ends it now, whatever runs. */
+  /** @override */
   close() {
-    this.#client.destroy();
-    this.#server.destroy();
-    this.#opaque?.destroy();
+    super.close();
     this.#abort();
   }
 
   // ---- control ------------------------------------------------------------------------------------------------------------
 
-  async #readCommands() {
-    for await (const line of lines(this.#client)) {
-      await this.#command(line);
-      if (this.#opaque) return;
-    }
-    this.#server.end();
-  }
-
-  async #readReplies() {
-    /** The code of a reply of several lines, until its last one. */
-    let several;
-    for await (const line of lines(this.#server)) {
-      const [, code, dash] = line.match(/^([1-5]\d\d)([ -])/) ?? [];
-      if (several ? several !== code || dash === '-' : dash === '-') {
-        several ??= code;
-        await send(this.#client, line);
-        continue;
-      }
-      several = undefined;
-      await this.#reply(Number(code), line);
-      if (this.#opaque) return;
-    }
-    // What a client still says to a server that has gone is of no use to anybody.
-    this.#client.destroySoon();
-  }
-
-  /** @param {string} line */
-  async #command(line) {
+  /**
+   * @override
+   * @param {string} line
+   */
+  command(line) {
     const command = parseCommand(line);
-    if (!command) return this.#refuse('500 That is no command.');
+    if (!command) return this.refuse('500 That is no command.');
     const { verb, argument, text } = command;
     switch (verb) {
       case 'EPSV':
@@ -113,68 +67,48 @@ export class Session {
         break;
       case 'PASV':
         this.#listener?.close();
-        if (this.#onlyEpsv) return this.#refuse('503 Only EPSV after EPSV ALL.');
+        if (this.#onlyEpsv) return this.refuse('503 Only EPSV after EPSV ALL.');
         break;
       case 'PORT':
       case 'EPRT':
         this.#listener?.close();
-        if (this.#onlyEpsv) return this.#refuse('503 Only EPSV after EPSV ALL.');
+        if (this.#onlyEpsv) return this.refuse('503 Only EPSV after EPSV ALL.');
         return this.#active(verb, argument);
       case 'LPRT': // RFC 1639, which EPRT and EPSV replaced
       case 'LPSV':
-        return this.#refuse(`502 ${verb} is not for this way: use EPRT or EPSV.`);
+        return this.refuse(`502 ${verb} is not for this way: use EPRT or EPSV.`);
       case 'AUTH':
-        if (!this.#passTls) return this.#refuse('502 TLS is refused on this way: no data connection would be found.');
-        return this.#forward(verb, text, { wait: true });
+        if (this.#options.passTls) return this.forward(verb, text, { wait: true });
+        return this.refuse('502 TLS is refused on this way: no data connection would be found.');
       case 'ABOR':
         // Node cannot send it as urgent, so that a busy server would see it too late: it sees its data connection go.
         this.#listener?.close();
         this.#abort();
         break;
     }
-    return this.#forward(verb, text);
+    return this.forward(verb, text);
   }
 
   /**
-   * @param {number} code
-   * @param {string} line The last one of the reply.
-   */
-  async #reply(code, line) {
-    const { verb, settled } = this.#pending[0] ?? {};
-    if (code < 200) return send(this.#client, line);
-    if ((verb === 'PASV' && code === 227) || (verb === 'EPSV' && code === 229)) line = await this.#passive(verb, line);
-    if ((verb === 'PORT' || verb === 'EPRT') && code >= 300) this.#listener?.close();
-    await send(this.#client, line);
-    if (verb === 'AUTH' && code === 234) this.#opaque = relay(this.#client, this.#server);
-    this.#pending.shift();
-    settled?.();
-    this.#answer();
-  }
-
-  /**
+   * @override
    * @param {string} verb
+   * @param {number} code
    * @param {string} text
-   * @param {{ wait?: boolean }} [options] wait: until it has its reply
    */
-  async #forward(verb, text, { wait = false } = {}) {
-    /** @type {Promise<void> | undefined} */
-    let replied;
-    if (wait) replied = new Promise((settled) => this.#pending.push({ verb, settled }));
-    else this.#pending.push({ verb });
-    await send(this.#server, text);
-    await replied;
+  reply(verb, code, text) {
+    if ((verb === 'PASV' && code === 227) || (verb === 'EPSV' && code === 229)) return this.#passive(verb, text);
+    if ((verb === 'PORT' || verb === 'EPRT') && code >= 300) this.#listener?.close();
+    if (verb === 'AUTH' && code === 234) this.isOpaque = true;
+    return text;
   }
 
-  /** @param {string} answer */
-  #refuse(answer) {
+  /**
+   * @override
+   * @param {string} answer
+   */
+  refuse(answer) {
     this.#log(answer);
-    this.#pending.push({ verb: 'refused', answer });
-    this.#answer();
-  }
-
-  /** Our own answers, when all that was asked before has its own. */
-  #answer() {
-    while (this.#pending[0]?.answer) this.#client.write(`${this.#pending.shift()?.answer}\r\n`, 'latin1');
+    super.refuse(answer);
   }
 
   // ---- data ---------------------------------------------------------------------------------------------------------------
@@ -192,14 +126,15 @@ export class Session {
     const { address = server, port, moved } = passive;
     // It may stand behind a NAT of its own, or try to send the client to somebody else.
     if (address !== server) this.#log(`names ${address}: not believed`);
+    /** @type {(at: number) => ReturnType<typeof listenOnce>} */
+    const listen = (at) =>
+      listenOnce({ address: server, port: at, from: client, timeoutMs: this.#options.dataTimeoutMs }, (socket) =>
+        this.#transfer(verb, socket, { address: server, port, localAddress: client }, (other) => [socket, other]),
+      );
     try {
-      const place = { address: server, from: client, timeoutMs: this.#timeoutMs };
-      /** @param {Socket} socket */
-      const onConnection = (socket) =>
-        this.#transfer(verb, socket, { address: server, port, localAddress: client }, (other) => [socket, other]);
-      const listener = await listenOnce({ ...place, port }, onConnection).catch((error) => {
+      const listener = await listen(port).catch((error) => {
         if (error.code !== 'EADDRINUSE') throw error;
-        return listenOnce({ ...place, port: 0 }, onConnection);
+        return listen(0);
       });
       this.#listener = listener;
       return address === server && listener.port === port ? reply : moved(server, listener.port);
@@ -219,13 +154,13 @@ export class Session {
   async #active(verb, argument) {
     const [client, server] = [this.#clientAddress, this.#serverAddress];
     const place = verb === 'PORT' ? parsePort(argument) : parseEprt(argument);
-    if (!place) return this.#refuse(`501 ${verb} of what?`);
-    if (isIP(place.address) !== isIP(client)) return this.#refuse(`522 Use (${isIP(client) === 4 ? 1 : 2}).`);
+    if (!place) return this.refuse(`501 ${verb} of what?`);
+    if (isIP(place.address) !== isIP(client)) return this.refuse(`522 Use (${isIP(client) === 4 ? 1 : 2}).`);
     // Else anybody could be sent anything from anywhere: RFC 2577, the bounce attack.
     if (place.address !== client || place.port < 1024)
-      return this.#refuse(`500 Illegal ${verb}: only to your own address, from port 1024 upwards.`);
+      return this.refuse(`500 Illegal ${verb}: only to your own address, from port 1024 upwards.`);
+    const at = { address: client, port: 0, from: server, timeoutMs: this.#options.dataTimeoutMs };
     try {
-      const at = { address: client, port: 0, from: server, timeoutMs: this.#timeoutMs };
       const listener = await listenOnce(at, (socket) => {
         // The port of the server's own choice: 20, as a rule. Firewalls in front of clients look for it.
         const localPort = socket.remotePort ?? 20;
@@ -233,9 +168,9 @@ export class Session {
         this.#transfer(verb, socket, to, (other) => [other, socket]);
       });
       this.#listener = listener;
-      await this.#forward(verb, `${verb} ${(verb === 'PORT' ? formatPort : formatEprt)(client, listener.port)}\r\n`);
+      await this.forward(verb, `${verb} ${(verb === 'PORT' ? formatPort : formatEprt)(client, listener.port)}\r\n`);
     } catch (error) {
-      this.#refuse(`425 No port for it: ${error}`);
+      this.refuse(`425 No port for it: ${error}`);
     }
   }
 
@@ -250,7 +185,8 @@ export class Session {
   async #transfer(verb, half, to, order) {
     half.on('error', () => {});
     try {
-      const other = await connectTransparent({ ...to, timeoutMs: this.#timeoutMs, allowHalfOpen: true });
+      const timeoutMs = this.#options.dataTimeoutMs;
+      const other = await connectTransparent({ ...to, timeoutMs, allowHalfOpen: true });
       const transfer = relay(...order(other), { idleTimeoutMs: IDLE_MS });
       this.#transfers.add(transfer);
       const { bytesFromClient, bytesFromServer, reason } = await transfer.closed;
@@ -266,14 +202,9 @@ export class Session {
   #abort() {
     for (const transfer of this.#transfers) transfer.destroy();
   }
-}
 
-/**
- * Resolves when it is on its way, or never will be.
- *
- * @param {Socket} socket
- * @param {string} text
- */
-function send(socket, text) {
-  return new Promise((resolve) => socket.write(text, 'latin1', resolve));
+  /** @param {string} text */
+  #log(text) {
+    this.#options.log(`${this.#clientAddress} > ${this.#serverAddress}: ${text}`);
+  }
 }

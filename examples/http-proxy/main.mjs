@@ -21,6 +21,8 @@ const help = `usage: npm start -- --port PORT [--interface IF]... [--request-hea
   --response-header  the same for what the client gets
 `;
 const CONNECT_MS = 10_000;
+/** For what is open when we are told to end. */
+const GRACE_MS = 10_000;
 
 const { values: options } = parseArgs({
   options: {
@@ -70,7 +72,7 @@ class Upstream extends Agent {
           null,
           socket.once('close', () => this.#client.end()),
         ),
-      (error) => done(error, this.#client),
+      (error) => done(error, /** @type {never} */ (undefined)),
     );
     return undefined;
   }
@@ -111,7 +113,8 @@ function carry(request, response) {
   toServer.on('response', (fromServer) => {
     const { statusCode = 502, statusMessage = '' } = fromServer;
     log(request, String(statusCode));
-    const close = /\bclose\b/i.test(fromServer.headers.connection ?? '') ? ['Connection', 'close'] : [];
+    const isLast = !proxy.listening || /\bclose\b/i.test(fromServer.headers.connection ?? '');
+    const close = isLast ? ['Connection', 'close'] : [];
     response.writeHead(statusCode, statusMessage, [...changed(endToEnd(fromServer), responseHeaders), ...close]);
     // A body that broke off must not look like one that ended.
     fromServer.on('error', () => request.socket.destroy()).pipe(response);
@@ -231,4 +234,5 @@ for (const signal of ['SIGTERM', 'SIGINT'])
   process.once(signal, () => {
     proxy.close(); // the rules go when the last connection has gone
     http.closeIdleConnections();
+    setTimeout(() => process.exit(), GRACE_MS).unref(); // or with the process
   });

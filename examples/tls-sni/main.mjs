@@ -14,6 +14,8 @@ const help = `usage: npm start -- --port PORT [--interface IF]... [--allow NAME]
   --nameless deny  nor those that name nobody. Default: they may, unless there are allowed names
 `;
 const HELLO_MS = 5000;
+/** For what is open when we are told to end. */
+const GRACE_MS = 10_000;
 
 const { values: options } = parseArgs({
   options: {
@@ -54,7 +56,11 @@ proxy.on('error', (error) => {
   process.exitCode = 1;
 });
 proxy.listen(Number(options.port), () => console.log(`ready on port ${options.port}`));
-for (const signal of ['SIGTERM', 'SIGINT']) process.once(signal, () => proxy.close());
+for (const signal of ['SIGTERM', 'SIGINT'])
+  process.once(signal, () => {
+    proxy.close(); // the rules go when the last connection has gone
+    setTimeout(() => process.exit(), GRACE_MS).unref(); // or with the process
+  });
 
 /**
  * Looks at the first bytes until they say the name. They stay where they are: the relay sends them on as they came.
