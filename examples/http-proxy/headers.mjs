@@ -39,21 +39,26 @@ const without = (headers, isOut) =>
  * The original destination decides where a request goes, never its Host header: else anybody could reach, through us, what
  * he cannot reach himself. A name is passed on as it is, for servers have many names; an address must be the one that was connected to.
  *
- * @param {{ rawHeaders: string[], headers: import('node:http').IncomingHttpHeaders, url?: string | undefined }} request
+ * @param {Pick<import('node:http').IncomingMessage, 'rawHeaders' | 'headers' | 'url' | 'httpVersion'>} request
  * @param {{ address: string }} originalDestination
  * @returns {{ status: number, message: string } | undefined}
  */
-export function problemWith({ rawHeaders, headers, url = '' }, { address }) {
+export function problemWith({ rawHeaders, headers, url = '', httpVersion }, originalDestination) {
+  if (!/^1\.[01]$/.test(httpVersion)) return { status: 400, message: `HTTP ${httpVersion}` };
   const hosts = rawHeaders.filter((name, index) => index % 2 === 0 && name.toLowerCase() === 'host').length;
   if (hosts > 1) return { status: 400, message: 'two Host headers' };
   if (!/^(\/|\*$|http:\/\/)/.test(url)) return { status: 400, message: 'no path, and no address' };
   const { host = '' } = headers;
   if (!/^([\w.-]*|\[[\da-f:.]+\])(:\d+)?$/i.test(host)) return { status: 400, message: 'no Host' };
   const name = host.replace(/:\d+$/, '').replace(/^\[(.*)\]$/, '$1');
-  if (isIP(name) && new URL(`http://${bracketed(name)}`).host !== new URL(`http://${bracketed(address)}`).host)
-    return { status: 421, message: `${name} is not ${address}` };
+  if (isIP(name) && hostOf({ address: name }) !== hostOf(originalDestination))
+    return { status: 421, message: `${name} is not ${originalDestination.address}` };
   return undefined;
 }
 
-/** @param {string} address */
-const bracketed = (address) => (isIP(address) === 6 ? `[${address}]` : address);
+/**
+ * An address as it stands in a URL.
+ *
+ * @param {{ address: string }} endpoint
+ */
+export const hostOf = ({ address }) => new URL(`http://${isIP(address) === 6 ? `[${address}]` : address}`).host;

@@ -5,7 +5,7 @@
 import { Agent, createServer, request as httpRequest } from 'node:http';
 import { parseArgs } from 'node:util';
 import { connectTransparent, createTransparentServer, relay } from 'linux-tproxy';
-import { changed, endToEnd, problemWith } from './headers.mjs';
+import { changed, endToEnd, hostOf, problemWith } from './headers.mjs';
 
 /**
  * @typedef {import('node:http').IncomingMessage} IncomingMessage
@@ -42,20 +42,20 @@ const { 'request-header': requestHeaders = [], 'response-header': responseHeader
 // ---- connections --------------------------------------------------------------------------------------------------------
 
 /**
- * Each client connection has one of its own to the server it meant, from the client's address. What is logged in by the
- * connection (NTLM), or limited by it, stays as it was.
+ * Each client connection has one of its own to the server it meant, from the client's address. Who logs in by the connection
+ * (NTLM), or is limited by it, finds it as it was.
  *
  * @type {WeakMap<import('node:stream').Duplex, Agent>}
  */
 const upstreams = new WeakMap();
 
 class Upstream extends Agent {
-  #client;
+  #connection;
 
-  /** @param {TransparentSocket} client */
-  constructor(client) {
+  /** @param {import('node:net').Socket | Error} connection The one there is, or why there is none. */
+  constructor(connection) {
     super({ keepAlive: true, maxSockets: 1 });
-    this.#client = client;
+    this.#connection = connection;
   }
 
   /**
@@ -63,27 +63,28 @@ class Upstream extends Agent {
    * @type {Agent['createConnection']}
    */
   createConnection(_options, done = () => {}) {
-    const { address, port } = this.#client.originalDestination;
-    const localAddress = (this.#client.remoteAddress ?? '').replace('::ffff:', '');
-    connectTransparent({ address, port, localAddress, timeoutMs: CONNECT_MS }).then(
-      // Where the server hangs up between two requests, so do we: the client asks again, as it would without us.
-      (socket) =>
-        done(
-          null,
-          socket.once('close', () => this.#client.end()),
-        ),
-      (error) => done(error, /** @type {never} */ (undefined)),
-    );
+    const connection = this.#connection;
+    if (!(connection instanceof Error)) return connection;
+    process.nextTick(done, connection);
     return undefined;
   }
 }
 
 const proxy = createTransparentServer(
   { intercept: { tcp: [80], ...(options.interface && { interfaces: options.interface }) }, noDelay: true },
-  (client) => {
-    const upstream = new Upstream(client);
-    upstreams.set(client, upstream);
-    client.once('close', () => upstream.destroy());
+  async (client) => {
+    client.on('error', () => {});
+    const { address, port } = client.originalDestination;
+    const localAddress = (client.remoteAddress ?? '').replace('::ffff:', '');
+    const server = await connectTransparent({ address, port, localAddress, timeoutMs: CONNECT_MS }).catch(
+      (/** @type {Error} */ error) => error,
+    );
+    upstreams.set(client, new Upstream(server));
+    if (!(server instanceof Error)) {
+      client.once('close', () => server.destroy());
+      // Where the server hangs up between two requests, so do we: the client asks again, as it would without us.
+      server.on('error', () => {}).once('close', () => client.end());
+    }
     http.emit('connection', client);
   },
 );
@@ -172,8 +173,10 @@ function upgrade(request, socket, head) {
  * @param {string[]} more headers
  */
 function send(request, more = []) {
-  const { method, url, socket } = request;
+  const { method, url } = request;
+  const socket = /** @type {TransparentSocket} */ (request.socket);
   const headers = [...changed(endToEnd(request), requestHeaders), ...more];
+  if (request.headers.host === undefined) headers.push('Host', hostOf(socket.originalDestination)); // HTTP/1.0
   return httpRequest({ method, path: url, headers, agent: upstreams.get(socket), setHost: false });
 }
 
@@ -225,6 +228,8 @@ function log({ socket, method, url }, outcome) {
   console.log(`${(socket.remoteAddress ?? '').replace('::ffff:', '')} > ${to.address}: ${method} ${url} ${outcome}`);
 }
 
+// From here on Node's server has an eye on its connections: headersTimeout, requestTimeout, closeIdleConnections().
+proxy.on('listening', () => http.emit('listening'));
 proxy.on('error', (error) => {
   console.error(String(error));
   process.exitCode = 1;

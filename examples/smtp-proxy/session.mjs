@@ -108,7 +108,7 @@ export class Session extends Dialogue {
   /** @param {string} offer a reply to EHLO, a line for each extension */
   #offer(offer) {
     const hidden = this.#policy.tls === 'hide' ? [...HIDDEN, 'STARTTLS'] : HIDDEN;
-    const [greeting = '', ...extensions] = offer.match(/.*\n/g) ?? [];
+    const [greeting = '', ...extensions] = offer.match(/[^\n]*\n/g) ?? [];
     const shown = extensions.filter(
       (line) => !hidden.includes(line.slice(4).trim().split(' ')[0]?.toUpperCase() ?? ''),
     );

@@ -30,7 +30,7 @@ class Handler:
         return '250 OK'
 context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
 context.load_cert_chain('/run/certificate', '/run/key')
-login = lambda server, session, envelope, mechanism, data: AuthResult(success=data.password == b'right')
+login = lambda server, session, envelope, mechanism, data: AuthResult(success=data.password == b'right', handled=False)
 for host in ['${addresses.server.ipv4}', '${addresses.server.ipv6}']:
     Controller(Handler(), hostname=host, port=25, tls_context=context, authenticator=login, auth_require_tls=False).start()
 print('ready', flush=True)
@@ -89,11 +89,14 @@ async function call(): Promise<Call> {
 }
 
 /** With a proxy of its own, which leaves nothing behind. */
-function behind(args: string[], name: string, body: (proxy: Program) => Promise<void>): void {
+function behind(args: string[], name: string, body: () => Promise<void>): void {
   test(name, async () => {
     const proxy = await startExample(lab, 'smtp-proxy', ...args);
-    await body(proxy);
-    assert.is(await proxy.stop(), 0, proxy.output());
+    try {
+      await body();
+    } finally {
+      assert.is(await proxy.stop(), 0, proxy.output());
+    }
     assert.is(lab.snapshot('router'), before);
   });
 }
@@ -117,9 +120,9 @@ behind(deny, 'mail arrives from the client, but not for those that are denied', 
 });
 
 behind(deny, 'a large message, AUTH with a challenge, and what looks like a command in a message', async () => {
-  const lines = Array.from({ length: 40_000 }, (_, index) => `RCPT TO:<a@bad.example> ${index}`).join('\n');
+  const lines = Array.from({ length: 10_000 }, (_, index) => `RCPT TO:<a@bad.example> ${index}`).join('\n');
   writeFileSync('/run/body', `${lines}\n..\nthe end\n`);
-  const login = ['--auth', 'LOGIN', '--auth-user', 'me', '--auth-password', 'right'];
+  const login = (password: string) => ['--auth', 'LOGIN', '--auth-user', 'me', '--auth-password', password];
   const shown = await swaks(
     'two@good.example',
     '--server',
@@ -127,14 +130,11 @@ behind(deny, 'a large message, AUTH with a challenge, and what looks like a comm
     '--body',
     '/run/body',
     '--hide-all',
-    ...login,
+    ...login('right'),
   );
-  const [, size] = await server.until(/^got \S+ plain two@good.example (\d+) .*39999\|\.\.\|the end/m);
+  const [, size] = await server.until(/^got \S+ plain two@good.example (\d+) .*9999\|\.\.\|the end/m);
   assert.ok(Number(size) > lines.length, shown);
-  assert.match(
-    await swaks('two@good.example', '--server', addresses.server.ipv4, ...login, '--auth-password', 'wrong'),
-    '535 ',
-  );
+  assert.match(await swaks('two@good.example', '--server', addresses.server.ipv4, ...login('wrong')), '535 ');
 });
 
 behind(deny, 'refusals wait for their turn among pipelined commands', async () => {
@@ -186,7 +186,7 @@ behind(
 behind([], 'STARTTLS is hidden by default, and refused', async () => {
   assert.match(
     await swaks('two@good.example', '--server', addresses.server.ipv4, '--tls'),
-    /STARTTLS not supported|TLS not/i,
+    /did not advertise STARTTLS/i,
   );
   const { socket, say } = await call();
   await say('STARTTLS\r\n', /^502 /);
