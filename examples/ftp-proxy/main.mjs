@@ -1,6 +1,7 @@
 /**
  * A transparent FTP proxy. Clients connect to servers as they always did, and neither knows of it: `npm start -- --help`.
  */
+import { setMaxListeners } from 'node:events';
 import { parseArgs } from 'node:util';
 import { connectTransparent, createTransparentServer } from 'linux-tproxy';
 import { addressOf } from '../dialogue.mjs';
@@ -31,6 +32,8 @@ if (options.help || !options.port) {
 
 /** @type {Set<Session>} */
 const sessions = new Set();
+const ending = new AbortController();
+setMaxListeners(0, ending.signal); // one for each connection that is being made
 const proxy = createTransparentServer({
   intercept: { tcp: [21], ...(options.interface && { interfaces: options.interface }) },
   allowHalfOpen: true,
@@ -41,7 +44,7 @@ proxy.on('connection', async (client) => {
   client.on('error', () => {}); // whoever reads is told
   const { address, port } = client.originalDestination;
   try {
-    const from = { localAddress: addressOf(client), timeoutMs: 30_000, allowHalfOpen: true };
+    const from = { localAddress: addressOf(client), timeoutMs: 30_000, allowHalfOpen: true, signal: ending.signal };
     const server = await connectTransparent({ address, port, ...from });
     server.setKeepAlive(true);
     const session = new Session(client, server, {
@@ -65,5 +68,6 @@ proxy.listen(Number(options.port), () => console.log(`ready on port ${options.po
 for (const signal of ['SIGTERM', 'SIGINT'])
   process.once(signal, () => {
     proxy.close(); // the rules go when the last session has gone
+    ending.abort(new Error('The proxy ends'));
     for (const session of sessions) session.close();
   });

@@ -1,6 +1,7 @@
 /**
  * A transparent SMTP proxy. Mail goes from servers to servers as it always did, and neither knows of it: `npm start -- --help`.
  */
+import { setMaxListeners } from 'node:events';
 import { parseArgs } from 'node:util';
 import { connectTransparent, createTransparentServer } from 'linux-tproxy';
 import { addressOf } from '../dialogue.mjs';
@@ -33,6 +34,8 @@ const policy = { deny: options.deny ?? [], tls: options.tls ?? 'hide' };
 
 /** @type {Set<Session>} */
 const sessions = new Set();
+const ending = new AbortController();
+setMaxListeners(0, ending.signal); // one for each connection that is being made
 const proxy = createTransparentServer({
   intercept: { tcp: [25], ...(options.interface && { interfaces: options.interface }) },
   allowHalfOpen: true,
@@ -44,7 +47,7 @@ proxy.on('connection', async (client) => {
   const log = (/** @type {string} */ text) => console.log(`${addressOf(client)} > ${address}: ${text}`);
   try {
     // At once, for the server speaks first.
-    const from = { localAddress: addressOf(client), timeoutMs: 30_000, allowHalfOpen: true };
+    const from = { localAddress: addressOf(client), timeoutMs: 30_000, allowHalfOpen: true, signal: ending.signal };
     const session = new Session(client, await connectTransparent({ address, port, ...from }), { policy, log });
     sessions.add(session);
     await session.run().finally(() => sessions.delete(session));
@@ -63,5 +66,6 @@ proxy.listen(Number(options.port), () => console.log(`ready on port ${options.po
 for (const signal of ['SIGTERM', 'SIGINT'])
   process.once(signal, () => {
     proxy.close(); // the rules go when the last session has gone
+    ending.abort(new Error('The proxy ends'));
     for (const session of sessions) session.close();
   });

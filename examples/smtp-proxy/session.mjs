@@ -73,7 +73,8 @@ export class Session extends Dialogue {
    * @param {string} text
    */
   reply(verb, code, text) {
-    this.#expected = verb === 'DATA' && code === 354 ? 'message' : verb === 'AUTH' && code === 334 ? 'AUTH' : 'command';
+    if (verb === 'DATA' && code === 354) this.#expected = 'message';
+    if (verb === 'AUTH') this.#expected = code === 334 ? 'AUTH' : 'command';
     if (verb === 'STARTTLS' && code === 220) {
       this.#log('STARTTLS: relayed unseen from here on');
       this.isOpaque = true;
