@@ -2,7 +2,9 @@
 import { isIP } from 'node:net';
 
 /** For one connection only (RFC 9110, section 7.6.1); Node makes those of the next one. */
-const HOP_BY_HOP = new Set(['connection', 'keep-alive', 'proxy-connection', 'te', 'transfer-encoding', 'upgrade']);
+const HOP_BY_HOP = ['connection', 'keep-alive', 'proxy-connection', 'te', 'transfer-encoding', 'upgrade'];
+/** Never, whatever Connection says: a body without its length is the next request. */
+const END_TO_END = ['host', 'content-length'];
 
 /**
  * The headers that are meant for the other end.
@@ -10,8 +12,8 @@ const HOP_BY_HOP = new Set(['connection', 'keep-alive', 'proxy-connection', 'te'
  * @param {{ rawHeaders: string[], headers: import('node:http').IncomingHttpHeaders }} message
  */
 export function endToEnd({ rawHeaders, headers }) {
-  const named = (headers.connection ?? '').toLowerCase().split(/ *, */);
-  return without(rawHeaders, (name) => HOP_BY_HOP.has(name) || named.includes(name));
+  const named = (headers.connection ?? '').toLowerCase().split(/[ \t]*,[ \t]*/);
+  return without(rawHeaders, (name) => [...HOP_BY_HOP, ...named].includes(name) && !END_TO_END.includes(name));
 }
 
 /**

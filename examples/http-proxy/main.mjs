@@ -176,6 +176,8 @@ function send(request, more = []) {
   const { method, url } = request;
   const socket = /** @type {TransparentSocket} */ (request.socket);
   const headers = [...changed(endToEnd(request), requestHeaders), ...more];
+  // Node would do so for a POST, and send the body of a GET as it is: as the next request.
+  if (request.headers['transfer-encoding'] !== undefined) headers.push('Transfer-Encoding', 'chunked');
   if (request.headers.host === undefined) headers.push('Host', hostOf(socket.originalDestination)); // HTTP/1.0
   return httpRequest({ method, path: url, headers, agent: upstreams.get(socket), setHost: false });
 }

@@ -21,10 +21,11 @@ const file = randomBytes(1_000_003);
 /** Of the test's own server, and of the one for WebSockets; nginx has the server's own addresses. */
 const ours = '10.77.8.8';
 const webSockets = '10.77.8.9';
+const otherClients = { ipv4: '10.77.9.9', ipv6: 'fd77:9::9' };
 const { client, server } = addresses;
 
 test.before(async () => {
-  lab = await createLab({ moreAddresses: { server: [ours, webSockets] } });
+  lab = await createLab({ moreAddresses: { client: Object.values(otherClients), server: [ours, webSockets] } });
   writeFileSync('/run/file', file);
   writeFileSync(
     '/run/nginx.conf',
@@ -36,6 +37,7 @@ test.before(async () => {
       server {
         listen ${server.ipv4}:80; listen [${server.ipv6}]:80;
         location / { root /run; }
+        location = /inside { allow ${client.ipv4}; allow ${client.ipv6}; deny all; return 200 "come in\\n"; }
         location = /who { return 200 "$remote_addr, $connection_requests, $http_via, $http_cookie, $host\\n"; }
       }
     }`,
@@ -106,6 +108,14 @@ for (const family of families)
     await proxy.until(new RegExp(`^${client[family]} > ${server[family]}: GET /file 200$`, 'm'));
   });
 
+test("a server's access list knows its clients through the proxy", async () => {
+  for (const family of families) {
+    const inside = urlOf(server[family], '/inside');
+    assert.is(await curl(inside), 'come in\n');
+    assert.match(await curl('--interface', otherClients[family], inside), '403 Forbidden');
+  }
+});
+
 test('a name in Host is passed on to where the client connected; an address must be that', async () => {
   assert.match(await curl('-H', 'Host: www.example.org', urlOf(server.ipv4, '/who')), 'www.example.org\n');
   assert.match(await curl('-H', `Host: ${ours}`, urlOf(server.ipv4, '/who')), `${ours} is not ${server.ipv4}`);
@@ -171,6 +181,22 @@ test('what is no HTTP is refused, and the server never hears of it', async () =>
       JSON.stringify(bytes),
     );
   assert.equal(heard, []);
+});
+
+test('a body is never the next request', async () => {
+  const heard: string[] = [];
+  await using _ = await serve(async (request, response) => {
+    let body = '';
+    for await (const chunk of request) body += chunk;
+    heard.push(`${request.method} ${request.url} ${body.length}`);
+    response.end();
+  });
+  const inner = 'GET /inner HTTP/1.1\r\nHost: a\r\n\r\n';
+  const outer = (headers: string, body: string) => `GET /outer HTTP/1.1\r\nHost: a\r\n${headers}\r\n\r\n${body}`;
+  const chunk = `${inner.length.toString(16)}\r\n${inner}\r\n0\r\n\r\n`;
+  await talk(outer('Transfer-Encoding: chunked\r\nConnection: close', chunk));
+  await talk(outer(`Content-Length: ${inner.length}\r\nConnection: close, content-length, host`, inner));
+  assert.equal(heard, Array(2).fill(`GET /outer ${inner.length}`));
 });
 
 test('requests that are pipelined are answered in turn', async () => {
