@@ -22,6 +22,7 @@ export async function findLosses(kernel: Kernel, plan: Plan): Promise<Loss[]> {
 }
 
 export async function findRoutingLosses({ route }: Kernel, plan: Plan): Promise<Loss[]> {
+  if (plan.rules.length === 0) return [];
   const [rules, routes] = await Promise.all([route.ruleList(), route.routeList({ table: plan.table })]);
   return routingLosses(plan, { rules, routes });
 }
