@@ -24,7 +24,8 @@ export interface HostState {
   readonly claims: readonly Claim[];
   readonly tables: readonly NftTable[];
   /** Mark bits that the host's nf_tables rules read or write. */
-  readonly markBits: number;}
+  readonly markBits: number;
+}
 
 export async function lookAtHost({ route, nftables }: Kernel): Promise<HostState> {
   const { id: generation } = await nftables.generation();

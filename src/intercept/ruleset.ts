@@ -27,8 +27,8 @@ import {
   nfproto,
   nfprotoIsNot,
   notFromLoopback,
-  redirect,
   type RuleOfStatements,
+  redirect,
   rememberFlow,
   returnToCaller,
   type Statement,
@@ -88,7 +88,7 @@ export function ruleSet(plan: PlanFacts): RuleSet {
   const intercepts = tcp !== undefined || udp !== undefined;
   if (mode === 'redirect') return redirectRuleSet(plan);
   return {
-    sets: intercepts ? namedSets(plan) : [],
+    sets: namedSets(plan).filter(({ flags }) => intercepts || flags.includes('dynamic')),
     chains: [
       {
         name: 'prerouting',
@@ -119,9 +119,10 @@ export function ruleSet(plan: PlanFacts): RuleSet {
   };
 }
 
-/** A chain of type nat sees the first packet of each connection only: what is open already is not touched, nor counted. */
+/** A chain of type nat sees the first packet of each connection only, so that is what is counted. */
 function redirectRuleSet(plan: PlanFacts): RuleSet {
-  const redirected = [...arriving(plan, 'tcp'), counter, redirect(plan.port)];
+  // To conntrack, which may begin with this chain, the next packet of a connection that was open before is a first one.
+  const redirected = [syn, ...arriving(plan, 'tcp'), counter, redirect(plan.port)];
   return {
     sets: namedSets(plan).filter(({ flags }) => !flags.includes('dynamic')),
     chains: [
@@ -338,11 +339,9 @@ function outputSyn(plan: PlanFacts, ownHost: OwnHost): RuleOfStatements[] {
 function zoneChains(plan: PlanFacts, zone: number): ChainOfRules[] {
   const { tcp, fwmark, socketMark: ours } = plan;
   const known = (direction: 'forward' | 'reverse') =>
-    tcp
-      ? both(plan, (family) =>
-          rule(l4proto('tcp'), flowIn(family, setFor('flows', family), direction), setZone(zone), returnToCaller),
-        )
-      : [];
+    both(plan, (family) =>
+      rule(l4proto('tcp'), flowIn(family, setFor('flows', family), direction), setZone(zone), returnToCaller),
+    );
   return [
     {
       name: 'zone_prerouting',
@@ -369,10 +368,7 @@ function zoneChains(plan: PlanFacts, zone: number): ChainOfRules[] {
     },
     {
       name: 'zone_listener',
-      rules: [
-        ...(tcp ? both(plan, (family) => rule(rememberFlow(family, setFor('flows', family)))) : []),
-        rule(setZone(zone)),
-      ],
+      rules: [...both(plan, (family) => rule(rememberFlow(family, setFor('flows', family)))), rule(setZone(zone))],
     },
     {
       name: 'zone_output',
