@@ -27,6 +27,7 @@ const { client, server } = addresses;
 test.before(async () => {
   lab = await createLab({ moreAddresses: { client: Object.values(otherClients), server: [ours, webSockets] } });
   writeFileSync('/run/file', file);
+  writeFileSync('/run/inside', 'come in\n');
   writeFileSync(
     '/run/nginx.conf',
     `user root; daemon off; master_process off; pid /run/nginx.pid; error_log stderr;
@@ -37,7 +38,7 @@ test.before(async () => {
       server {
         listen ${server.ipv4}:80; listen [${server.ipv6}]:80;
         location / { root /run; }
-        location = /inside { allow ${client.ipv4}; allow ${client.ipv6}; deny all; return 200 "come in\\n"; }
+        location = /inside { allow ${client.ipv4}; allow ${client.ipv6}; deny all; alias /run/inside; }
         location = /who { return 200 "$remote_addr, $connection_requests, $http_via, $http_cookie, $host\\n"; }
       }
     }`,
