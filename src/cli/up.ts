@@ -41,12 +41,13 @@ export const up: Verb = {
       ...netnsOf(values),
       lifetime: 'permanent',
     });
-    const { name, backend, nftTable, families, port, address, onDown, fwmark, table, priority } = plan;
+    const { name, backend, mode, nftTable, families, port, address, onDown, fwmark, table, priority } = plan;
     print(
       values,
       {
         name,
         backend,
+        mode,
         nftTable,
         families,
         port,

@@ -176,7 +176,7 @@ async function claim(kernel: Kernel, plan: Plan, { generation }: HostState): Pro
 interface Removal {
   /** Batches that leave the claim. */
   readonly batches: NftOperation[][];
-  endGuard(): void;
+  readonly endGuard: EndGuard;
 }
 
 async function apply(kernel: Kernel, plan: Plan, host: HostState): Promise<Removal> {
@@ -222,9 +222,10 @@ async function removalOf(kernel: Kernel, plan: Plan): Promise<Removal> {
   return { batches, endGuard: startGuard(kernel.route, plan, outlives ? batches : []) };
 }
 
+type EndGuard = ReturnType<RouteSocket['guard']>;
 /** The table dies with this process by itself. A guard sees to it that the rest does, too. */
-function startGuard(route: RouteSocket, plan: Plan, batches: readonly NftOperation[][]): () => void {
-  if (plan.lifetime !== 'process') return () => {};
+function startGuard(route: RouteSocket, plan: Plan, batches: readonly NftOperation[][]): EndGuard {
+  if (plan.lifetime !== 'process' || plan.rules.length === 0) return () => {};
   try {
     return route.guard([...plan.rules].reverse(), [...plan.routes].reverse(), batches);
   } catch (error) {
@@ -286,7 +287,15 @@ function installed(
   // nobody takes what we have not removed yet for left over, or for free. One failure does not keep the others.
   const uninstall = async () => {
     await watch?.stop();
-    await takeOut(kernel, await backend.unmake(kernel, plan, table));
+    try {
+      await takeOut(kernel, await backend.unmake(kernel, plan, table));
+    } catch (error) {
+      if (plan.lifetime !== 'process' || !(error instanceof NetlinkError && error.code === 'EPERM')) throw error;
+      // This process has given up its privileges since. The table goes with its socket, and the guard has kept its own.
+      ended();
+      removal.endGuard('work');
+      return;
+    }
     const failures: unknown[] = [];
     const attempt = (removed: Promise<void>) =>
       ignoring(['ENOENT', 'ESRCH'], removed).catch((error) => failures.push(error));
@@ -294,26 +303,31 @@ function installed(
     for (const each of [...plan.routes].reverse()) await attempt(route.routeDelete(each));
     if (failures.length > 0) throw failures[0];
     await ignoring(['ENOENT'], nftables.commit(remove));
-    atExit.delete(uninstallNow);
-    forgetMark();
     // If any of it failed, the guard tries once more in the end.
     removal.endGuard();
+    ended();
+  };
+  const ended = () => {
+    atExit.delete(uninstallNow);
+    forgetMark();
     closeKernel(kernel);
   };
   const uninstallNow = () => {
     void watch?.stop();
+    let failed = false;
     const attempt = (what: () => void) => {
       try {
         what();
       } catch {
-        // The process ends: nobody is left to tell, and what could not be removed is reaped at the next start.
+        // The process ends: nobody is left to tell. The guard tries once more, and the next start reaps.
+        failed = true;
       }
     };
     for (const batch of removal.batches) attempt(() => nftables.commitSync(batch));
     for (const rule of [...plan.rules].reverse()) attempt(() => route.ruleDeleteSync(rule));
     for (const each of [...plan.routes].reverse()) attempt(() => route.routeDeleteSync(each));
     attempt(() => nftables.commitSync(remove));
-    removal.endGuard();
+    if (!failed) removal.endGuard();
   };
   if (plan.lifetime === 'process') onExit(uninstallNow);
 
@@ -325,7 +339,7 @@ function installed(
       if (operations.length > 0) await nftables.commit(operations, { generation });
     });
     plan = next;
-    present = next;
+    present = withOnDown(present, onDown);
   };
 
   const methods = {

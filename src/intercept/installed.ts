@@ -10,10 +10,10 @@ import { backendOf, readMangle } from './backend.js';
 import { type Counters, commentOf, sumCounters } from './counters.js';
 import { claimOf, type HostState, type Kernel, lookAtHost, staleNames, staleRules } from './host.js';
 import { closeKernel, ignoring, openKernel, reap, takeOut, untilQuiet } from './install.js';
-import { type Routing, routingLosses } from './intact.js';
+import { routingLosses } from './intact.js';
 import { commentOfRule, listenerOfMangle, nameOfChain, setsOfMangle, sizeOfMangle } from './mangle.js';
 import type { Claim } from './nftables.js';
-import { localRoute, nameOfTable, policyRules, ROUTE_PROTOCOL } from './plan.js';
+import { nameOfTable, ROUTE_PROTOCOL, routingOf } from './plan.js';
 import { addressRange, formatRange, fromBytes, portRange, type RangeType, rangesOfElements } from './ranges.js';
 import { counted } from './ruleset.js';
 import { datatype } from './statement.js';
@@ -32,7 +32,9 @@ export interface Installed {
   readonly address?: string;
   /** Whether it intercepts what this host itself sends. */
   readonly ownHost: boolean;
+  readonly mode: 'tproxy' | 'redirect';
   readonly onDown: 'open' | 'closed';
+  /** With mode `redirect` there are no marks and policy rules: 0. */
   readonly fwmark: Fwmark;
   readonly table: number;
   /** First of the four. */
@@ -128,12 +130,6 @@ async function takeDown(kernel: Kernel, name: string): Promise<boolean> {
   return true;
 }
 
-/** What belongs to a claim. */
-const routingOf = (claim: Claim): Routing => ({
-  rules: claim.families.flatMap((family) => policyRules(family, claim)),
-  routes: claim.families.map((family) => localRoute(family, claim.table)),
-});
-
 async function emptyTable(kernel: Kernel, name: string): Promise<NftTable | undefined> {
   const tables = await kernel.nftables.list('table');
   const table = tables.find((each) => nameOfTable(each.name) === name && claimOf(each).length > 0);
@@ -189,6 +185,7 @@ async function describe(
     ...(table.owner !== undefined && { owner: ownerOf(table.owner) }),
     families: claim.families,
     ownHost: claim.ownHost,
+    mode: modeOf(claim),
     fwmark: claim.fwmark,
     table: claim.table,
     priority: claim.priority,
@@ -197,6 +194,8 @@ async function describe(
     missing,
   };
 }
+
+const modeOf = ({ fwmark }: Claim) => (fwmark.mask === 0 ? 'redirect' : 'tproxy');
 
 /** What its rules tell; `lost`: which of them are missing. */
 type Said = Pick<Installed, 'port' | 'address' | 'onDown' | 'sets' | 'counters'> & { readonly lost: readonly string[] };
@@ -210,7 +209,7 @@ async function tableSays({ nftables }: Kernel, { family, name: table }: NftTable
   const whole = claim.rules + dropping;
   return {
     ...listenerOf(nftRules),
-    onDown: dropping > 0 ? 'closed' : 'open',
+    onDown: dropping > 0 || modeOf(claim) === 'redirect' ? 'closed' : 'open',
     sets: Object.fromEntries(
       await Promise.all(
         // What the kernel itself puts into a set is connections, which come and go.
@@ -242,17 +241,17 @@ async function mangleSays(kernel: Kernel, table: NftTable, claim: Claim): Promis
   };
 }
 
-/** Where the table's tproxy expressions deliver to: port and address are loaded into registers before. */
+/** Where the table's tproxy or redir expressions deliver to: port and address are loaded into registers before. */
 function listenerOf(rules: readonly NftRule[]): { port?: number; address?: string } {
   for (const { expressions } of rules) {
-    const tproxy = expressions.find((each) => each.kind === 'tproxy');
-    if (!tproxy) continue;
+    const target = expressions.find((each) => each.kind === 'tproxy' || each.kind === 'redir');
+    if (!target) continue;
     const loaded = (register: number | undefined) =>
       expressions.find((each): each is Extract<NftExpression, { kind: 'immediate' }> => {
         return each.kind === 'immediate' && each.dreg === register;
       })?.data;
-    const port = loaded(tproxy.regPort);
-    const address = tproxy.regAddr === undefined ? undefined : loaded(tproxy.regAddr);
+    const port = loaded(target.kind === 'tproxy' ? target.regPort : target.regProtoMin);
+    const address = target.kind === 'tproxy' && target.regAddr !== undefined ? loaded(target.regAddr) : undefined;
     return {
       ...(port && { port: Number(fromBytes(port)) }),
       ...(address && { address: addressText(address) }),

@@ -291,6 +291,8 @@ test('sets are live, and changes to them leave the counters alone', async () => 
   await rules.exclude.from.delete(addresses.client.ipv6);
   await rules.ports.tcp.delete(80);
   assert.equal(await who(), ['server', 'server']);
+  await rules.setOnDown('closed'); // as it is: it changes nothing, the sets neither
+  assert.equal(await rules.verify(), { intact: true, missing: [] });
   await rules.ports.tcp.add('80-90');
   assert.equal(rules.ports.tcp.values(), ['80-90']);
   await rules.to?.delete('fd77::/16');
@@ -362,6 +364,8 @@ test('what iptables cannot express is refused before anything is touched, with t
   for (const [options, words] of [
     [{ onDown: 'open' }, /onDown must be 'closed' with backend 'iptables'.*Backend 'nftables' can let it pass/],
     [{ name: 'ninechars' }, /name must be at most 8 long/],
+    [{ mode: 'redirect' }, /mode must be 'tproxy'/],
+    [{ zone: 'auto' }, /zone must be left out/],
     [{ interfaces: ['ppp+'] }, /interfaces: a name must be without `\+`/],
     [{ ownHost: { cgroups: ['x'.repeat(600)] } }, /at most 511 bytes/],
   ] as [Partial<InstallOptions>, RegExp][])
