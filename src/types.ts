@@ -63,8 +63,24 @@ export interface InterceptOptions {
   readonly ownHost?: true | OwnHostOptions;
   /** Default both. */
   readonly families?: readonly Family[];
-  /** What happens to matching traffic while nobody listens: it passes unproxied (`open`, default) or is dropped (`closed`). */
+  /**
+   * What happens to matching traffic while nobody listens: it passes unproxied (`open`, default) or is dropped (`closed`,
+   * which is all that backend `iptables` can do).
+   */
   readonly onDown?: 'open' | 'closed';
+  /**
+   * `tproxy` (default). `redirect`: nat REDIRECT, for hosts without tproxy and socket matches: TCP only, and nothing foreign:
+   * connections come to a wildcard listener, and go on from this host's own address. What nobody accepts is refused, and
+   * connections of this host itself are not intercepted.
+   */
+  readonly mode?: 'tproxy' | 'redirect';
+  /**
+   * A conntrack zone (1 to 65535) for the clients' side of each connection: for a proxy that connects from its client's
+   * address and port (`sourcePort: 'preserve'`), on a host that uses conntrack (NAT, a stateful firewall). Both sides are then
+   * one connection to conntrack, which drops or never masquerades it; the zone keeps them apart. `auto`: 84 where the rules
+   * of this host use conntrack when it is installed. Default: none.
+   */
+  readonly zone?: number | 'auto';
   /** Two adjacent free mark bits and the value in them that means "deliver here". Default: chosen free on this host. */
   readonly fwmark?: Fwmark;
   /** Routing table of our own. Default: 100, or the next free one. */
@@ -73,6 +89,13 @@ export interface InterceptOptions {
   readonly priority?: number;
   /** Names the nf_tables table `linux-tproxy-<name>`. Default: the port. */
   readonly name?: string;
+  /**
+   * Where the rules are: in an nf_tables table of our own (default), or in chains of our own in the table `mangle` of iptables'
+   * nft variant, for hosts that are managed by it: `iptables -t mangle -S` lists, `iptables-save` saves them. There conntrack
+   * remembers connections, with the same two bits of its mark, and other bits of the mark are lost of packets that open a
+   * connection to a listener on a foreign address. A `name` has at most 8 characters. Sets are live, but for `ttlMs`.
+   */
+  readonly backend?: 'nftables' | 'iptables';
   /** `process` (default): the nf_tables table dies with this process. `permanent`: all of it stays until uninstalled. */
   readonly lifetime?: 'process' | 'permanent';
   /**

@@ -101,7 +101,7 @@ rtnetlink::Verb verbArgument(Napi::Value js) {
 
 constexpr std::pair<const char*, nftables::Verb> verbs[] = {
     {"add", nftables::Verb::add},      {"create", nftables::Verb::create}, {"insert", nftables::Verb::insert},
-    {"delete", nftables::Verb::erase}, {"flush", nftables::Verb::flush},
+    {"delete", nftables::Verb::erase}, {"flush", nftables::Verb::flush},   {"deleteEmpty", nftables::Verb::eraseEmpty},
 };
 
 // `intervals` of NftElements in src/netlink/types.ts.
@@ -150,6 +150,13 @@ nftables::BatchOptions batchOptions(Napi::Value js) {
   options.generation = optionalMember<uint32_t>(js, "generation", netlink::be32);
   options.dryRun = member(js, "dryRun").ToBoolean();
   return options;
+}
+
+netlink::Bytes batchBytes(std::vector<nftables::Operation> operations, const nftables::BatchOptions& options) {
+  netlink::Bytes bytes;
+  for (const auto& message : nftables::encodeBatch(std::move(operations), options).messages)
+    bytes.insert(bytes.end(), message.bytes().begin(), message.bytes().end());
+  return bytes;
 }
 
 ByteView bytesArgument(Napi::Value js) {
@@ -338,34 +345,37 @@ class RouteSocket : public Napi::ObjectWrap<RouteSocket> {
                     [family = familyArgument(info[0])](Connection& c) { return rtnetlink::listAddresses(c, family); });
   }
   Napi::Value portId(const Napi::CallbackInfo& info) { return Napi::Number::New(info.Env(), portId_); }
-  // Each of the functions keeps it alive; it is deleted with the last of them.
   Napi::Value guard(const Napi::CallbackInfo& info) {
     return guarded(info.Env(), [&] {
-      const auto connection = session_->open();
-      const auto process = std::make_shared<guard::Process>();
-      // Beside everything else, in a session of its own: it takes longer than most of what it is the guard of.
-      const auto aside = std::make_shared<Session>(connection);
-      const auto start = [process](Connection& c) { process->start(c.descriptor()); };
-      auto js = Napi::Object::New(info.Env());
-      js["started"] = aside->transact<When::later>(info.Env(), start);
-      js["arm"] = Napi::Function::New(info.Env(), [session = session_, process, start](const Napi::CallbackInfo& call) {
-        auto changes = guarded(call.Env(), [&] { return changesArgument(call[0]); });
-        return session->transact<When::later>(
-            call.Env(), [process, start, changes = std::move(changes)](Connection& c) {
-              start(c);  // or waits until it is
-              netlink::Bytes requests;
-              for (netlink::Message& message : rtnetlink::encodeChanges(c, changes)) {
-                message.header().nlmsg_flags &= static_cast<uint16_t>(~NLM_F_ACK);
-                requests.insert(requests.end(), message.bytes().begin(), message.bytes().end());
-              }
-              process->arm(requests);
-            });
+      const auto& connection = session_->open();
+      std::vector<guard::Datagram> work;
+      std::optional<Connection> nftables;
+      const auto batches = info[2].As<Napi::Array>();
+      for (uint32_t i = 0; i < batches.Length(); ++i) {
+        if (!nftables) nftables.emplace(NETLINK_NETFILTER, netns_);
+        const Napi::Value operations = batches[i];
+        work.push_back({nftables->descriptor(), batchBytes(operationsArgument(operations), {})});
+      }
+      netlink::Bytes requests;
+      const auto append = [&](netlink::Message message) {
+        message.header().nlmsg_flags &= static_cast<uint16_t>(~NLM_F_ACK);
+        requests.insert(requests.end(), message.bytes().begin(), message.bytes().end());
+      };
+      std::vector<rtnetlink::Rule> rules;
+      std::vector<rtnetlink::Route> routes;
+      JsReader::read(info[0], rules, netlink::list({}, netlink::described));
+      JsReader::read(info[1], routes, netlink::list({}, netlink::described));
+      for (const auto& rule : rules) append(encodeRule(rtnetlink::Verb::erase, rule));
+      for (auto& route : routes) append(encodeRoute(rtnetlink::Verb::erase, resolved(*connection, std::move(route))));
+      work.push_back({connection->descriptor(), std::move(requests)});
+      // Deleted with the function that ends it.
+      auto process = std::make_shared<guard::Process>(work);
+      return Napi::Function::New(info.Env(), [process](const Napi::CallbackInfo& how) {
+        if (how[0].ToBoolean())
+          process->work();
+        else
+          process->disarm();
       });
-      js["end"] = Napi::Function::New(info.Env(), [session = session_, process](const Napi::CallbackInfo& call) {
-        return session->transact<When::later>(call.Env(), [process] { process->disarm(); });
-      });
-      js["endSync"] = Napi::Function::New(info.Env(), [process](const Napi::CallbackInfo&) { process->disarm(); });
-      return js;
     });
   }
   Napi::Value watch(const Napi::CallbackInfo& info) {
@@ -505,12 +515,8 @@ Napi::Value encodeRoute(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value encodeBatch(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), [&] {
-    netlink::Bytes bytes;
-    for (const auto& message : nftables::encodeBatch(operationsArgument(info[0]), batchOptions(info[1])).messages)
-      bytes.insert(bytes.end(), message.bytes().begin(), message.bytes().end());
-    return toBuffer(info.Env(), bytes);
-  });
+  return guarded(info.Env(),
+                 [&] { return toBuffer(info.Env(), batchBytes(operationsArgument(info[0]), batchOptions(info[1]))); });
 }
 
 Napi::Value decodeRule(const Napi::CallbackInfo& info) {

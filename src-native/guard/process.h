@@ -1,47 +1,47 @@
-// Starting and ending the guard (main.cc), an executable that lies beside the addon and has its name: `x.node`,
-// `x.guard`.
+// Starting and ending the guard (main.cc).
 #pragma once
-#include <sys/types.h>
-
 #include <cstddef>
 #include <cstdint>
-#include <exception>
-#include <mutex>
+#include <optional>
 #include <span>
+#include <vector>
 
+#include "child/process.h"
 #include "unique_fd.h"
 
 namespace tproxy::guard {
 
-// Bytes of requests that a guard takes.
-inline constexpr std::size_t capacity = 64 << 10;
+// Netlink messages, without NLM_F_ACK, that are sent through a socket in one piece.
+struct Datagram {
+  int socket;
+  std::vector<std::uint8_t> bytes;
+};
 
-// A guard. Destroyed, it does its work as if the process had ended, and is waited for.
+// How a datagram goes to the guard: this, then its bytes. `descriptor` is the socket's in the guard.
+struct Header {
+  std::uint32_t descriptor, length;
+};
+// Bytes that a guard takes.
+inline constexpr std::size_t capacity = 128 << 10;
+
+// A guard that runs. Destroyed, it does its work as if the process had ended, and is waited for.
 class Process {
  public:
-  // Nothing runs yet.
-  Process() = default;
+  // When this process ends, in whatever way, these are sent, one after the other, through one or two sockets, of which the
+  // guard has copies. It has CAP_NET_ADMIN where this process has it. Throws socket::Error.
+  explicit Process(std::span<const Datagram> datagrams);
   Process(const Process&) = delete;
   Process& operator=(const Process&) = delete;
-  ~Process();
+  ~Process() { work(); }
 
-  // The guard gets a copy of `netlinkSocket`, and CAP_NET_ADMIN where this process has it. Throws socket::Error, the same
-  // again at each further call; otherwise those do nothing.
-  void start(int netlinkSocket);
-  // When this process ends, in whatever way, `requests` (netlink messages one behind the other, without NLM_F_ACK) are
-  // sent through its socket. Throws socket::Error.
-  void arm(std::span<const std::uint8_t> requests);
+  // Has the guard do its work now, and waits for it.
+  void work();
   // Ends the guard before it does anything.
   void disarm();
 
  private:
-  void reap();
-
-  std::mutex mutex_;
-  bool started_ = false;
-  std::exception_ptr failure_;
-  pid_t pid_ = -1;
-  UniqueFd pidfd_, life_;
+  UniqueFd life_;
+  std::optional<child::Process> child_;
 };
 
 }  // namespace tproxy::guard

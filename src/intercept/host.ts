@@ -9,6 +9,7 @@ import { sequence } from '../netlink/sequence.js';
 import type { Address, Link, NftExpression, NftTable, Route, Rule } from '../netlink/types.js';
 import { decodeComment } from '../netlink/userdata.js';
 import type { Family, Fwmark } from '../types.js';
+import { namesInMangle } from './mangle.js';
 import { lookUpIds } from './names.js';
 import { type Claim, parseClaim } from './nftables.js';
 import { nameOfTable, type PlanOptions, PRIORITIES, planIntercept, ROUTE_PROTOCOL } from './plan.js';
@@ -26,24 +27,21 @@ export interface HostState {
   readonly rules: readonly Rule[];
   readonly claims: readonly Claim[];
   readonly tables: readonly NftTable[];
+  /** Chains of ours in iptables' table that belong to these names. */
+  readonly inMangle: readonly string[];
   /** Mark bits that the host's nf_tables rules read or write. */
   readonly markBits: number;
   readonly links: readonly Link[];
   readonly addresses: readonly Address[];
-  /** Those in the routing table `routesOf`; of all tables, where that is not there. */
-  readonly routes: readonly Route[];
-  readonly routesOf?: number;
 }
 
-/** `table`: the routing table that is the first choice. */
-export async function lookAtHost({ route, nftables }: Kernel, table?: number): Promise<HostState> {
-  // Routes and policy rules before tables: whoever made one of ours had claimed it by a table before. So one without a claim
-  // is stale.
-  const [{ id: generation }, routes, rules, tables, nftRules, links, addresses] = await Promise.all(
+export async function lookAtHost({ route, nftables }: Kernel): Promise<HostState> {
+  // Policy rules before tables: whoever made one of ours had claimed it by a table before. So a rule without a claim is stale.
+  const [{ id: generation }, rules, chains, tables, nftRules, links, addresses] = await Promise.all(
     sequence(() => [
       nftables.generation(),
-      route.routeList(table === undefined ? {} : { table }),
       route.ruleList(),
+      nftables.list('chain'),
       nftables.list('table'),
       nftables.list('rule'),
       route.linkList(),
@@ -51,12 +49,9 @@ export async function lookAtHost({ route, nftables }: Kernel, table?: number): P
     ]),
   );
   const markBits = nftRules.reduce((bits, rule) => bits | markBitsOf(rule.expressions), 0) >>> 0;
-  const claims = tables.flatMap(claimOf);
-  return { generation, rules, tables, claims, markBits, links, addresses, routes, ...(table && { routesOf: table }) };
+  const inMangle = namesInMangle(chains);
+  return { generation, rules, inMangle, tables, claims: tables.flatMap(claimOf), markBits, links, addresses };
 }
-
-const routesIn = async ({ route }: Kernel, { routes, routesOf }: HostState, table: number) =>
-  table === routesOf ? routes : await route.routeList({ table });
 
 export function claimOf(table: NftTable): Claim[] {
   if (nameOfTable(table.name) === undefined) return [];
@@ -73,14 +68,21 @@ export function staleRules({ rules, claims }: HostState): Rule[] {
   );
 }
 
+/** Names whose chains in iptables' table no table claims. */
+export function staleNames({ inMangle, tables }: HostState): string[] {
+  return inMangle.filter(
+    (name) => !tables.some((table) => nameOfTable(table.name) === name && claimOf(table).length > 0),
+  );
+}
+
 export function isClaimed(claims: readonly Claim[], { priority = 0 }: Rule): boolean {
   return claims.some((claim) => priority >= claim.priority && priority < claim.priority + PRIORITIES);
 }
 
 /** Our routes in the tables which those rules, or an interrupted removal, have left behind. */
 export async function staleRoutes(
-  kernel: Kernel,
-  host: HostState,
+  { route }: Kernel,
+  { claims }: HostState,
   stale: readonly Rule[],
   table: number,
 ): Promise<Route[]> {
@@ -90,8 +92,8 @@ export async function staleRoutes(
   ]);
   const routes = await Promise.all(
     [...candidates]
-      .filter((each) => !host.claims.some((claim) => claim.table === each))
-      .map((each) => routesIn(kernel, host, each)),
+      .filter((each) => !claims.some((claim) => claim.table === each))
+      .map((each) => route.routeList({ table: each })),
   );
   return routes.flat().filter((each) => each.protocol === ROUTE_PROTOCOL && each.type === 'local');
 }
@@ -108,16 +110,28 @@ export async function completeOptions(kernel: Kernel, host: HostState, options: 
     Array.from({ length: PRIORITIES }, (_, index) => ({ fwmark, table, priority: priority + index })),
   );
   const rules = [...host.rules, ...claimed];
-  const priority = freePriority(rules, options.priority);
+  if (options.mode === 'redirect') return { ...options, families };
+  const { zone, ...rest } = options;
   return {
-    ...options,
+    ...rest,
+    ...(zone !== undefined && (zone !== 'auto' || (await usesConntrack(kernel))) && { zone }),
     ids: lookUpIds(options.ownHost),
     families,
-    priority,
+    priority: freePriority(rules, options.priority),
     fwmark: freeFwmark({ ...host, rules }, options.fwmark),
-    table: await freeTable(kernel, host, rules, options.table),
+    table: await freeTable(kernel, rules, options.table),
   };
 }
+
+/** Whether the host's rules (also iptables', nft variant) make the kernel track connections. */
+async function usesConntrack({ nftables }: Kernel): Promise<boolean> {
+  if ((await nftables.list('chain')).some(({ type }) => type === 'nat')) return true;
+  return (await nftables.list('rule')).some(({ expressions }) =>
+    expressions.some((each) => each.kind === 'ct' || ('name' in each && CONNTRACK_NAMES.test(each.name))),
+  );
+}
+/** Of expressions, and of iptables' matches and targets. */
+const CONNTRACK_NAMES = /^(flow_offload|connlimit|synproxy|conntrack|state|connmark|connbytes|CONNMARK|CT|SYNPROXY)$/;
 
 /** The families that the loopback interface speaks: IPv6 may be disabled. */
 function familiesOf({ links, addresses }: HostState): Family[] {
@@ -208,14 +222,9 @@ export function freePriority(rules: readonly Pick<Rule, 'priority'>[], wanted?: 
   );
 }
 
-async function freeTable(
-  kernel: Kernel,
-  host: HostState,
-  rules: readonly Pick<Rule, 'table'>[],
-  wanted?: number,
-): Promise<number> {
+async function freeTable({ route }: Kernel, rules: readonly Pick<Rule, 'table'>[], wanted?: number): Promise<number> {
   const isFree = async (table: number) =>
-    !rules.some((rule) => rule.table === table) && (await routesIn(kernel, host, table)).length === 0;
+    !rules.some((rule) => rule.table === table) && (await route.routeList({ table })).length === 0;
   if (wanted !== undefined) {
     if (await isFree(wanted)) return wanted;
     throw new InterceptError(
@@ -233,28 +242,31 @@ async function freeTable(
 }
 
 /**
- * The mark bits that one rule compares or sets: of `meta mark & 0xff == 5` those of 0xff, of `meta mark set mark | 0x10`
+ * The mark bits, of packets and connections, that one rule compares or sets: of `meta mark & 0xff == 5` those of 0xff, of `meta mark set mark | 0x10`
  * those that are not kept, of a plain value its own. iptables' (nft variant) MARK, mark and TPROXY likewise.
  */
 export function markBitsOf(expressions: readonly NftExpression[]): number {
   let bits = 0;
-  if (expressions.some((each) => each.kind === 'meta' && each.key === 'mark'))
+  const isMark = (each: NftExpression | undefined) =>
+    (each?.kind === 'meta' || each?.kind === 'ct') && each.key === 'mark' ? each : undefined;
+  if (expressions.some(isMark))
     expressions.forEach((each, index) => {
-      const next = expressions[index + 1];
-      const sets = next?.kind === 'meta' && next.sreg !== undefined;
+      const sets = isMark(expressions[index + 1])?.sreg !== undefined;
       if (each.kind === 'bitwise' && each.length === 4)
         bits |= sets ? ~word(each.mask) | word(each.xor) : word(each.mask);
       else if (each.kind === 'immediate' && each.data.length === 4 && sets) bits |= word(each.data);
       else if (each.kind === 'cmp' && each.data.length === 4) {
-        const before = expressions[index - 1];
-        if (before?.kind === 'meta' && before.key === 'mark') bits |= word(each.data);
+        if (isMark(expressions[index - 1])) bits |= word(each.data);
       }
     });
   for (const each of expressions)
     if (each.kind === 'match' || each.kind === 'target') {
       const [first, second] = [word(each.info, 0), word(each.info, 4)];
       // struct xt_mark_tginfo2 and xt_mark_mtinfo1 are { mark, mask }, struct xt_tproxy_target_info_v1 { mask, value }.
-      if (each.name === 'MARK' || each.name === 'mark') bits |= bitsOf({ value: first, mask: second });
+      // The connection's likewise, where it is not the packet's as it is: xt_connmark_mtinfo1, xt_connmark_tginfo2.
+      const isMarks =
+        ['MARK', 'mark', 'connmark'].includes(each.name) || (each.name === 'CONNMARK' && each.info[14] === 0);
+      if (isMarks) bits |= bitsOf({ value: first, mask: second });
       if (each.name === 'TPROXY') bits |= bitsOf({ value: second, mask: first });
     }
   return bits >>> 0;

@@ -8,9 +8,11 @@ import { setTimeout as startTimer } from 'node:timers';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { type InstallStep, InterceptError, NetlinkError } from '../errors.js';
 import { NftablesSocket } from '../netlink/nftables.js';
-import { type Guard, RouteSocket } from '../netlink/route.js';
+import { RouteSocket } from '../netlink/route.js';
 import { sequence } from '../netlink/sequence.js';
-import type { NftOperation, NftTable, Route, RouteOperation, Rule } from '../netlink/types.js';
+import type { NftOperation, Route, RouteOperation, Rule } from '../netlink/types.js';
+import { backendOf, unmakeMangle } from './backend.js';
+import { type Counters, sumCounters } from './counters.js';
 import {
   claimOf,
   completeOptions,
@@ -18,16 +20,16 @@ import {
   isClaimed,
   type Kernel,
   lookAtHost,
+  staleNames,
   staleRoutes,
   staleRules,
 } from './host.js';
-
-import { findLosses } from './intact.js';
+import { findRoutingLosses } from './intact.js';
+import { mangleChanges } from './mangle.js';
 import { announceMark, namespaceOf } from './marks.js';
 import { ruleChanges, tableObject } from './nftables.js';
-import { type Plan, type PlanOptions, planIntercept, withOnDown } from './plan.js';
-import { type LiveSets, liveSets } from './sets.js';
-import { type Counters, sumCounters } from './verify.js';
+import { type Plan, type PlanOptions, planIntercept, withOnDown, withSets } from './plan.js';
+import { type LiveSets, liveSets, type Rewrite } from './sets.js';
 import { Watch, type WatchEvents } from './watch.js';
 
 export interface InstallOptions extends PlanOptions {
@@ -55,8 +57,19 @@ export interface InstalledRules extends EventEmitter<WatchEvents>, LiveSets {
 
 /** How often to begin anew when somebody else changed the host between our look at it and our change. */
 const ATTEMPTS = 50;
-/** Several who get into each other's way part by waiting unequally long. */
-const breathe = (attempt: number) => sleep(Math.random() * Math.min(attempt, 20));
+
+/** A look and a change that belong together, again where somebody else came between them. */
+export async function untilQuiet<T>(lookAndChange: () => Promise<T>): Promise<T> {
+  for (let attempt = 1; ; attempt++) {
+    try {
+      return await lookAndChange();
+    } catch (error) {
+      if (attempt === ATTEMPTS || !isRace(error)) throw error;
+      // Several who get into each other's way part by waiting unequally long.
+      await sleep(Math.random() * Math.min(attempt, 20));
+    }
+  }
+}
 
 /**
  * Makes the host deliver matching traffic to a proxy that listens on `port`, whoever that proxy is.
@@ -72,28 +85,21 @@ export async function installIntercept(options: InstallOptions): Promise<Install
   planIntercept(planOptions);
   const kernel = openKernel(netns);
   try {
-    for (let attempt = 1; ; attempt++) {
-      const guard = planOptions.lifetime === 'permanent' ? undefined : startGuard(kernel.route);
-      try {
-        const { plan, host } = await choose(kernel, planOptions);
-        await apply(kernel, plan, host, guard);
-        return installed(kernel, plan, guard, announceMark(netns, plan.socketMark), options.repair ?? true);
-      } catch (error) {
-        await guard?.end();
-        if (attempt === ATTEMPTS || !isRace(error)) throw error;
-        await breathe(attempt);
-      }
-    }
+    return await untilQuiet(async () => {
+      const { plan, host } = await choose(kernel, planOptions);
+      const removal = await apply(kernel, plan, host);
+      return installed(kernel, plan, removal, announceMark(netns, plan.socketMark), options.repair ?? true);
+    });
   } catch (error) {
     // What could not be undone the kernel deletes then.
-    await Promise.all([kernel.route.close(), kernel.nftables.close()]);
+    await close(kernel);
     throw error;
   }
 }
 
 /**
- * Sockets that nobody uses, by namespace, for a while: one to nf_tables that is closed right after a deletion keeps the whole
- * rule set locked until the kernel has cleared away what was deleted, some 10 to 20 ms.
+ * Sockets that nobody uses, for a while: one to nf_tables that is closed right after a deletion keeps the rule set locked
+ * until the kernel has cleared away what was deleted, some 10 to 20 ms.
  */
 const idle = new Map<Kernel, NodeJS.Timeout>();
 const IDLE_MS = 100;
@@ -115,24 +121,26 @@ export function openKernel(netns: string | undefined): Kernel {
   }
 }
 
+/** Once nothing belongs to it any more. */
 export function closeKernel(kernel: Kernel): void {
-  const close = () => {
+  const later = () => {
     idle.delete(kernel);
-    void kernel.route.close();
-    void kernel.nftables.close();
+    void close(kernel);
   };
-  idle.set(kernel, startTimer(close, IDLE_MS).unref());
+  idle.set(kernel, startTimer(later, IDLE_MS).unref());
 }
+
+const close = ({ route, nftables }: Kernel) => Promise.all([route.close(), nftables.close()]);
 
 /** Looks at the host, clears away what a killed process of ours left, and plans with what is free. */
 async function choose(kernel: Kernel, options: PlanOptions): Promise<{ plan: Plan; host: HostState }> {
-  const { table } = planIntercept(options);
-  let host = await lookAtHost(kernel, table);
+  let host = await lookAtHost(kernel);
   const stale = staleRules(host);
-  const routes = await staleRoutes(kernel, host, stale, table);
-  if (stale.length > 0 || routes.length > 0) {
-    await reap(kernel, stale, routes);
-    host = await lookAtHost(kernel, table);
+  const routes = await staleRoutes(kernel, host, stale, planIntercept(options).table);
+  const names = staleNames(host);
+  if (stale.length + routes.length + names.length > 0) {
+    await reap(kernel, { names, rules: stale, routes });
+    host = await lookAtHost(kernel);
   }
   return { plan: planIntercept(await completeOptions(kernel, host, options)), host };
 }
@@ -142,10 +150,12 @@ async function choose(kernel: Kernel, options: PlanOptions): Promise<{ plan: Pla
  * before, and have put the very same rule into its place.
  */
 export async function reap(
-  { route, nftables }: Kernel,
-  rules: readonly Rule[],
-  routes: readonly Route[],
+  kernel: Kernel,
+  { names, rules, routes }: { names: readonly string[]; rules: readonly Rule[]; routes: readonly Route[] },
 ): Promise<void> {
+  const { route, nftables } = kernel;
+  for (const name of names)
+    if (staleNames(await lookAtHost(kernel)).includes(name)) await takeOut(kernel, await unmakeMangle(kernel, name));
   const claims = async () => (await nftables.list('table')).flatMap(claimOf);
   for (const rule of rules) if (!isClaimed(await claims(), rule)) await ignoring(['ENOENT'], route.ruleDelete(rule));
   for (const each of routes)
@@ -153,223 +163,237 @@ export async function reap(
       await ignoring(['ESRCH', 'ENOENT'], route.routeDelete(each));
 }
 
-/** The table with nothing in it: the marks stop, and what belongs to it stays claimed. */
-export const emptied = (table: NftTable): NftOperation[] => [
-  { verb: 'delete', object: table },
-  { verb: 'create', object: table },
-];
+/** What is gone already is no error, nor what somebody else has begun to use. */
+export async function takeOut({ nftables }: Kernel, batches: readonly NftOperation[][]): Promise<void> {
+  for (const batch of batches) await ignoring(['ENOENT', 'EBUSY'], nftables.commit(batch));
+}
 
 /**
- * Somebody changes the rule set all the time, so that no look at it is of its present generation: then we claim first and look
- * then. Of two who claimed the same, the older claim holds.
+ * The empty table, if what the plan takes is still free. Normally the rule set's generation tells: nothing at all has
+ * changed since we looked. Where somebody changes it all the time, we claim first and look then; of two who claimed the same,
+ * the older claim holds.
  */
-async function claimAndLook(kernel: Kernel, plan: Plan, changed: unknown): Promise<void> {
+async function claim(kernel: Kernel, plan: Plan, { generation }: HostState): Promise<void> {
   const table = tableObject(plan);
-  await kernel.nftables.commit([{ verb: 'create', object: table }]);
-  const host = await lookAtHost(kernel, plan.table);
-  const ours = host.tables.find(({ family, name }) => family === table.family && name === table.name);
-  const tables = host.tables.filter(({ handle = 0n }) => handle < (ours?.handle ?? 0n));
+  const create: NftOperation[] = [{ verb: 'create', object: table }];
   try {
-    const { fwmark, table: number, priority } = plan;
-    const taken = { port: plan.port, name: plan.name, families: plan.families, fwmark, table: number, priority };
-    await completeOptions(kernel, { ...host, tables, claims: tables.flatMap(claimOf) }, taken);
-  } catch {
-    await kernel.nftables.commit([{ verb: 'delete', object: table }]);
-    throw changed;
+    await kernel.nftables.commit(create, { generation });
+  } catch (changed) {
+    if (!(changed instanceof NetlinkError && changed.code === 'ERESTART')) throw changed;
+    await kernel.nftables.commit(create);
+    const host = await lookAtHost(kernel);
+    const ours = host.tables.find(({ family, name }) => family === table.family && name === table.name);
+    const tables = host.tables.filter(({ handle = 0n }) => handle < (ours?.handle ?? 0n));
+    try {
+      const { fwmark, table: number, priority } = plan;
+      const taken = { port: plan.port, name: plan.name, families: plan.families, fwmark, table: number, priority };
+      await completeOptions(kernel, { ...host, tables, claims: tables.flatMap(claimOf) }, taken);
+    } catch {
+      await kernel.nftables.commit([{ verb: 'delete', object: table }]);
+      throw changed;
+    }
   }
 }
 
-/**
- * Makes calls in one go. Where one fails, `goesOn` says whether the others shall be made all the same, or throws. What it
- * gives is the first call that they end with.
- */
-async function inOrder(
-  calls: readonly (() => Promise<void>)[],
-  goesOn: (error: unknown, index: number) => boolean | Promise<boolean>,
-): Promise<{ readonly index: number; readonly error: unknown } | undefined> {
-  for (let next = 0; next < calls.length; next++) {
-    const results = await Promise.allSettled(sequence(() => calls.slice(next).map((call) => call())));
-    const failed = results.findIndex(({ status }) => status === 'rejected');
-    if (failed < 0) return undefined;
-    next += failed;
-    const { reason: error } = results[failed] as PromiseRejectedResult;
-    if (!(await goesOn(error, next))) return { index: next, error };
-  }
-  return undefined;
+/** How what is installed goes again when nobody can look at it any more. */
+interface Removal {
+  /** Batches that leave the claim. */
+  readonly batches: NftOperation[][];
+  readonly endGuard: EndGuard;
 }
+
+async function apply(kernel: Kernel, plan: Plan, host: HostState): Promise<Removal> {
+  const { route, nftables } = kernel;
+  const { frame, make, unmake } = backendOf(plan);
+  const table = tableObject(plan);
+  const undo: (() => Promise<unknown>)[] = [];
+  /** What failed may have happened all the same (its answer was lost), so it is undone too, unless it surely has not. */
+  const step = async (name: InstallStep, doIt: Promise<void>, undoIt: (failure?: unknown) => Promise<unknown>) => {
+    undo.push(undoIt);
+    try {
+      await doIt;
+    } catch (error) {
+      undo.pop();
+      if (isOfMany(name) || !isRefused(error)) undo.push(() => undoIt(error));
+      throw atStep(name, error);
+    }
+  };
+  const added = changesOf('add', plan);
+  const removed = changesOf('delete', plan);
+  try {
+    // The kernel is not asked beforehand whether it can do all of it: to take back a batch takes it 10 ms.
+    const first = await frame(kernel, plan);
+    const takeOutAll = async () => takeOut(kernel, await unmake(kernel, plan, table));
+    await step('table', claim(kernel, plan, host), () => nftables.commit([{ verb: 'delete', object: table }]));
+    if (first.length > 0) await step('table', nftables.commit(first), takeOutAll);
+    const removal = await removalOf(kernel, plan);
+    undo.push(async () => removal.endGuard());
+    const calls = sequence(() => [route.commit(added.routes), route.commit(added.rules), nftables.commit(make(plan))]);
+    for (const each of calls) each.catch(() => {}); // told here, one after the other
+    await step('routes', calls[0], (failure) => route.commit(ours(removed.routes, failure)));
+    await step('rules', calls[1], (failure) => route.commit(ours(removed.rules, failure)));
+    await step('batch', calls[2], takeOutAll);
+    return removal;
+  } catch (error) {
+    for (const undoIt of undo.reverse()) await undoIt().catch(() => {});
+    throw error;
+  }
+}
+
+/** Each of them fails for itself. */
+const isOfMany = (step: InstallStep) => step === 'routes' || step === 'rules';
+const isRefused = (error: unknown) => error instanceof NetlinkError && ['EEXIST', 'ERESTART'].includes(error.code);
 
 const changesOf = (verb: RouteOperation['verb'], { rules, routes }: Pick<Plan, 'rules' | 'routes'>) => ({
   rules: rules.map((rule): RouteOperation => ({ verb, kind: 'rule', rule })),
   routes: routes.map((route): RouteOperation => ({ verb, kind: 'route', route })),
 });
 
-/** What takes a plan's rules and routes out again, in the reverse order. */
-function removalOf(plan: Pick<Plan, 'rules' | 'routes'>): ReturnType<typeof changesOf> {
-  const { rules, routes } = changesOf('delete', plan);
-  return { rules: rules.reverse(), routes: routes.reverse() };
+/** Without those that were there before: they are somebody else's. */
+function ours(removed: readonly RouteOperation[], failure: unknown): RouteOperation[] {
+  const errors = (failure instanceof NetlinkError && failure.errors) || [];
+  return removed.filter((_, at) => !errors.some(({ index, code }) => index === at && code === 'EEXIST')).reverse();
 }
 
-async function apply(kernel: Kernel, plan: Plan, host: HostState, guard: Guard | undefined): Promise<void> {
-  const { route, nftables } = kernel;
-  const table = tableObject(plan);
-  const added = changesOf('add', plan);
-  const removed = removalOf(plan);
-  /** `undo` is given why the step failed, where it did: it may have been done all the same (its answer was lost), or in part. */
-  const steps: {
-    readonly step: InstallStep | 'guard';
-    readonly call: () => Promise<void>;
-    readonly undo: (error: unknown) => Promise<void> | undefined;
-  }[] = [
-    {
-      step: 'table',
-      // If what the plan takes is still free: nothing at all has changed since we looked.
-      call: () => nftables.commit([{ verb: 'create', object: table }], { generation: host.generation }),
-      undo: (error) =>
-        isCode(error, ['EEXIST', 'ERESTART']) ? undefined : nftables.commit([{ verb: 'delete', object: table }]),
-    },
-    ...(guard
-      ? [
-          {
-            step: 'guard' as const,
-            call: () => guard.arm([...removed.rules, ...removed.routes]),
-            undo: () => guard.end(),
-          },
-        ]
-      : []),
-    {
-      step: 'routes',
-      call: () => route.commit(added.routes),
-      undo: (error) => route.commit(but(removed.routes, error)),
-    },
-    {
-      step: 'rules',
-      call: () => route.commit(added.rules),
-      undo: (error) => route.commit(but(removed.rules, error)),
-    },
-    {
-      step: 'batch',
-      call: () => nftables.commit(plan.nftables.slice(1)),
-      undo: () => nftables.commit(emptied(table)),
-    },
-  ];
-  const failure = await inOrder(
-    steps.map(({ call }) => call),
-    async (error, index) => {
-      const { step } = steps[index] ?? {};
-      if (step === 'guard') warnOfNoGuard(error);
-      else if (step === 'table' && isCode(error, ['ERESTART'])) await claimAndLook(kernel, plan, error);
-      else return false;
-      return true;
-    },
-  );
-  if (!failure) return;
-  const { index, error } = failure;
-  const undone = steps.slice(0, index + 1).map(
-    ({ undo }, position) =>
-      () =>
-        undo(position === index ? error : undefined),
-  );
-  for (const undo of undone.reverse()) await undo()?.catch(() => {});
-  throw atStep(steps[index]?.step as InstallStep, error);
+/** Of what is there now, with a guard that begins its life. */
+async function removalOf(kernel: Kernel, plan: Plan): Promise<Removal> {
+  const { unmake, outlives } = backendOf(plan);
+  const batches = await unmake(kernel, plan, tableObject(plan));
+  return { batches, endGuard: startGuard(kernel.route, plan, outlives ? batches : []) };
 }
 
-/** Without those that are not ours to undo: what they would delete was there before. `removed` is in the reverse order. */
-function but(removed: readonly RouteOperation[], error: unknown): RouteOperation[] {
-  const errors = (error instanceof NetlinkError && error.errors) || [];
-  return removed.filter(
-    (_, index) => !errors.some((each) => each.code === 'EEXIST' && each.index === removed.length - 1 - index),
-  );
-}
-
-/** The table dies with this process by itself. A guard sees to it that the rules and routes do, too. */
-function startGuard(route: RouteSocket): Guard | undefined {
+type EndGuard = ReturnType<RouteSocket['guard']>;
+/** The table dies with this process by itself. A guard sees to it that the rest does, too. */
+function startGuard(route: RouteSocket, plan: Plan, batches: readonly NftOperation[][]): EndGuard {
+  if (plan.lifetime !== 'process' || plan.rules.length === 0) return () => {};
   try {
-    return route.guard();
+    return route.guard([...plan.rules].reverse(), [...plan.routes].reverse(), batches);
   } catch (error) {
-    warnOfNoGuard(error);
-    return undefined;
+    // It is a net for the case of a crash, and what is left then does nothing: no reason to refuse.
+    process.emitWarning(
+      `Policy rules and routes will stay behind if this process is killed, until the next start: ${(error as Error).message}`,
+      { code: 'LINUX_TPROXY_NO_GUARD' },
+    );
+    return () => {};
   }
-}
-
-/** It is a net for the case of a crash, and what is left then does nothing: no reason to refuse. */
-function warnOfNoGuard(error: unknown): void {
-  process.emitWarning(
-    `Policy rules and routes will stay behind if this process is killed, until the next start: ${(error as Error).message}`,
-    { code: 'LINUX_TPROXY_NO_GUARD' },
-  );
 }
 
 function installed(
   kernel: Kernel,
   initial: Plan,
-  guard: Guard | undefined,
+  initialRemoval: Removal,
   forgetMark: () => void,
   repair: boolean,
 ): InstalledRules {
   const { route, nftables } = kernel;
+  const backend = backendOf(initial);
   let plan = initial;
-  let switching: Promise<void> = Promise.resolve();
+  let removal = initialRemoval;
+  /** With what is in its sets, where those are rules. */
+  let present = initial;
+  let changing: Promise<void> = Promise.resolve();
   const table = tableObject(plan);
   const ofTable = { family: table.family, table: table.name };
   const remove: NftOperation[] = [{ verb: 'delete', object: table }];
-  const { live, contents } = liveSets(plan, (operations) => nftables.commit(operations));
-  const watch = repair ? new Watch(kernel, () => plan, contents) : undefined;
+  const { live, contents } = liveSets(
+    plan,
+    (operations) => nftables.commit(operations),
+    plan.backend === 'iptables' ? (sets) => inTurn(() => rewrite(sets)) : undefined,
+  );
+  /** Rules made anew are other ones. */
+  const rebuilt = async () => {
+    if (!backend.outlives) return;
+    const { endGuard } = removal;
+    removal = await removalOf(kernel, plan);
+    endGuard();
+  };
+  const watch = repair ? new Watch(kernel, () => present, contents, rebuilt) : undefined;
   let uninstalling: Promise<void> | undefined;
 
+  /** While nobody compares what is there with what should be, and one after the other. */
+  const inTurn = (change: () => Promise<void>): Promise<void> => {
+    const turn = changing.then(() => (watch ? watch.between(change) : change()));
+    changing = turn.catch(() => {});
+    return turn;
+  };
+  const rewrite = async (sets: Parameters<Rewrite>[0]) => {
+    const next = withSets(present, sets);
+    const operations = mangleChanges(present, next);
+    if (operations.length > 0) await nftables.commit(operations);
+    present = next;
+  };
+
+  const { rules, routes } = changesOf('delete', plan);
+  const removed = { rules: rules.reverse(), routes: routes.reverse() };
   // Reverse of apply: the marks stop first, then the rules that read them, then the routes, and the claim last: until then
-  // nobody takes what we have not removed yet for left over, or for free.
-  const removed = removalOf(plan);
+  // nobody takes what we have not removed yet for left over, or for free. One failure does not keep the others.
   const uninstall = async () => {
     await watch?.stop();
-    const failure = await inOrder(
-      [
-        () => nftables.commit(emptied(table)),
-        () => route.commit(removed.rules),
-        () => route.commit(removed.routes),
-        () => nftables.commit(remove),
-        ...(guard ? [() => guard.end()] : []),
-      ],
-      isGone,
-    );
-    if (failure) throw failure.error;
+    try {
+      await takeOut(kernel, await backend.unmake(kernel, plan, table));
+    } catch (error) {
+      if (plan.lifetime !== 'process' || !(error instanceof NetlinkError && error.code === 'EPERM')) throw error;
+      // This process has given up its privileges since. The table goes with its socket, and the guard has kept its own.
+      ended();
+      await close(kernel);
+      removal.endGuard('work');
+      return;
+    }
+    const failures: unknown[] = [];
+    const attempt = (removed: Promise<void>) =>
+      ignoring(['ENOENT', 'ESRCH'], removed).catch((error) => failures.push(error));
+    await attempt(route.commit(removed.rules));
+    await attempt(route.commit(removed.routes));
+    if (failures.length > 0) throw failures[0];
+    await ignoring(['ENOENT'], nftables.commit(remove));
+    // If any of it failed, the guard tries once more in the end.
+    removal.endGuard();
+    ended();
+    closeKernel(kernel);
+  };
+  const ended = () => {
     atExit.delete(uninstallNow);
     forgetMark();
-    closeKernel(kernel);
   };
   const uninstallNow = () => {
     void watch?.stop();
+    let failed = false;
     const attempt = (what: () => void) => {
       try {
         what();
       } catch {
-        // The process ends: nobody is left to tell, and what could not be removed is reaped at the next start.
+        // The process ends: nobody is left to tell. The guard tries once more, and the next start reaps.
+        failed = true;
       }
     };
-    attempt(() => nftables.commitSync(emptied(table)));
+    for (const batch of removal.batches) attempt(() => nftables.commitSync(batch));
     attempt(() => route.commitSync(removed.rules));
     attempt(() => route.commitSync(removed.routes));
     attempt(() => nftables.commitSync(remove));
-    guard?.endSync();
+    if (!failed) removal.endGuard();
   };
   if (plan.lifetime === 'process') onExit(uninstallNow);
 
   const switchOnDown = async (onDown: Plan['onDown']) => {
     const next = withOnDown(plan, onDown);
-    const operations = ruleChanges(plan, next, await nftables.list('rule', ofTable));
-    if (operations.length > 0) await nftables.commit(operations);
+    await untilQuiet(async () => {
+      const { id: generation } = await nftables.generation();
+      const operations = ruleChanges(plan, next, await nftables.list('rule', ofTable));
+      if (operations.length > 0) await nftables.commit(operations, { generation });
+    });
     plan = next;
+    present = withOnDown(present, onDown);
   };
 
   const methods = {
     ...live,
     setOnDown(onDown: Plan['onDown']) {
-      const turn = switching.then(() => (watch ? watch.between(() => switchOnDown(onDown)) : switchOnDown(onDown)));
-      switching = turn.catch(() => {});
-      return turn;
+      return inTurn(() => switchOnDown(onDown));
     },
-    counters: async () => sumCounters(await nftables.list('rule', ofTable)),
+    counters: async () => sumCounters(await backend.rules(kernel, plan), backend.commentOf),
     async verify() {
-      const missing = (await findLosses(kernel, plan)).map(({ what }) => what);
+      const losses = await Promise.all([findRoutingLosses(kernel, present), backend.losses(kernel, present)]);
+      const missing = losses.flat().map(({ what }) => what);
       return { intact: missing.length === 0, missing };
     },
     uninstall() {
@@ -406,19 +430,10 @@ function onExit(task: () => void): void {
 }
 
 /** Somebody took what we had found free, or changed the rule set meanwhile: look again. */
-export function isRace(error: unknown): boolean {
+function isRace(error: unknown): boolean {
   const cause = error instanceof InterceptError ? error.cause : error;
   return cause instanceof NetlinkError && ['EEXIST', 'ERESTART', 'EINTR', 'ENOBUFS'].includes(cause.code);
 }
-
-/** Whether all that failed is that there was nothing to delete. */
-function isGone(error: unknown): boolean {
-  if (!(error instanceof NetlinkError)) return false;
-  return [error, ...(error.errors ?? [])].every((each) => isCode(each, ['ENOENT', 'ESRCH']));
-}
-
-const isCode = (error: unknown, codes: readonly string[]) =>
-  codes.includes((error as { readonly code?: string } | undefined)?.code ?? '');
 
 function atStep(step: InstallStep, error: unknown): unknown {
   if (!(error instanceof NetlinkError)) return error;
@@ -432,6 +447,7 @@ function atStep(step: InstallStep, error: unknown): unknown {
 
 export async function ignoring(codes: readonly string[], attempt: Promise<void>): Promise<void> {
   await attempt.catch((error) => {
-    if (!(error instanceof NetlinkError && codes.includes(error.code))) throw error;
+    if (!(error instanceof NetlinkError && [error, ...(error.errors ?? [])].every(({ code }) => codes.includes(code))))
+      throw error;
   });
 }

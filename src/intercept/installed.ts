@@ -6,18 +6,22 @@ import { readFileSync } from 'node:fs';
 import { checkOptions, InterceptError, NetlinkError } from '../errors.js';
 import type { NftExpression, NftRule, NftSet, NftTable, Route, Rule } from '../netlink/types.js';
 import type { Family, Fwmark } from '../types.js';
-import { claimOf, type HostState, type Kernel, lookAtHost, staleRules } from './host.js';
-import { closeKernel, emptied, ignoring, openKernel, reap } from './install.js';
+import { backendOf, readMangle } from './backend.js';
+import { type Counters, commentOf, sumCounters } from './counters.js';
+import { claimOf, type HostState, type Kernel, lookAtHost, staleNames, staleRules } from './host.js';
+import { closeKernel, ignoring, openKernel, reap, takeOut, untilQuiet } from './install.js';
+import { routingLosses } from './intact.js';
+import { commentOfRule, listenerOfMangle, nameOfChain, setsOfMangle, sizeOfMangle } from './mangle.js';
 import type { Claim } from './nftables.js';
-import { localRoute, nameOfTable, policyRules, ROUTE_PROTOCOL } from './plan.js';
+import { nameOfTable, ROUTE_PROTOCOL, routingOf } from './plan.js';
 import { addressRange, formatRange, fromBytes, portRange, type RangeType, rangesOfElements } from './ranges.js';
 import { counted } from './ruleset.js';
 import { datatype } from './statement.js';
-import { type Counters, commentOf, missingOf, sumCounters } from './verify.js';
 
 /** One interception as the kernel has it. */
 export interface Installed {
   readonly name: string;
+  readonly backend: 'nftables' | 'iptables';
   readonly nftTable: string;
   readonly lifetime: 'process' | 'permanent';
   /** Who owns the table, and takes it along when it ends. */
@@ -28,7 +32,9 @@ export interface Installed {
   readonly address?: string;
   /** Whether it intercepts what this host itself sends. */
   readonly ownHost: boolean;
+  readonly mode: 'tproxy' | 'redirect';
   readonly onDown: 'open' | 'closed';
+  /** With mode `redirect` there are no marks and policy rules: 0. */
   readonly fwmark: Fwmark;
   readonly table: number;
   /** First of the four. */
@@ -50,6 +56,8 @@ export interface Owner {
 
 /** Policy rules and routes of ours that belong to no table: their process was killed. Without its marks they do nothing. */
 export interface Leftovers {
+  /** Names of interceptions that have chains in iptables' table `mangle` still, which go on dropping what nobody listens for. */
+  readonly chains: readonly string[];
   readonly rules: readonly Rule[];
   readonly routes: readonly Route[];
 }
@@ -71,13 +79,15 @@ export async function listInstalled(
   checkOptions('listInstalled', options, ['netns']);
   const kernel = openKernel(options.netns);
   try {
-    const { host, routes } = await look(kernel);
-    const installed = await Promise.all(
-      host.tables.flatMap((table) =>
-        claimOf(table).map((claim) => describe(kernel, host, routes, table, claim).catch(ifGone)),
-      ),
-    );
-    return { installed: installed.filter((each) => each !== undefined), leftovers: leftoversOf(host, routes) };
+    return await untilQuiet(async () => {
+      const { host, routes } = await look(kernel);
+      const installed = await Promise.all(
+        host.tables.flatMap((table) =>
+          claimOf(table).map((claim) => describe(kernel, host, routes, table, claim).catch(ifGone)),
+        ),
+      );
+      return { installed: installed.filter((each) => each !== undefined), leftovers: leftoversOf(host, routes) };
+    });
   } finally {
     closeKernel(kernel);
   }
@@ -93,11 +103,14 @@ export async function listInstalled(
 export async function uninstallIntercept(options: UninstallOptions = {}): Promise<boolean> {
   checkOptions('uninstallIntercept', options, ['name', 'netns']);
   const kernel = openKernel(options.netns);
+  const { name } = options;
   try {
-    const found = options.name !== undefined && (await takeDown(kernel, options.name));
-    const { host, routes } = await look(kernel);
-    const leftovers = leftoversOf(host, routes);
-    await reap(kernel, leftovers.rules, leftovers.routes);
+    const found = name !== undefined && (await untilQuiet(() => takeDown(kernel, name)));
+    await untilQuiet(async () => {
+      const { host, routes } = await look(kernel);
+      const leftovers = leftoversOf(host, routes);
+      await reap(kernel, { names: leftovers.chains, ...leftovers });
+    });
     return found;
   } finally {
     closeKernel(kernel);
@@ -109,18 +122,16 @@ async function takeDown(kernel: Kernel, name: string): Promise<boolean> {
   const { nftables, route } = kernel;
   const table = await emptyTable(kernel, name);
   if (!table) return false;
-  const [claim] = claimOf(table);
-  for (const family of claim?.families ?? []) {
-    for (const rule of policyRules(family, { ...(claim as Claim), ownHost: true }).reverse())
-      await ignoring(['ENOENT'], route.ruleDelete(rule));
-    await ignoring(['ESRCH', 'ENOENT'], route.routeDelete(localRoute(family, (claim as Claim).table)));
+  for (const { rules, routes } of claimOf(table).map(routingOf)) {
+    for (const rule of [...rules].reverse()) await ignoring(['ENOENT'], route.ruleDelete(rule));
+    for (const each of [...routes].reverse()) await ignoring(['ESRCH', 'ENOENT'], route.routeDelete(each));
   }
   await ignoring(['ENOENT'], nftables.commit([{ verb: 'delete', object: table }]));
   return true;
 }
 
-async function emptyTable({ nftables }: Kernel, name: string): Promise<NftTable | undefined> {
-  const tables = await nftables.list('table');
+async function emptyTable(kernel: Kernel, name: string): Promise<NftTable | undefined> {
+  const tables = await kernel.nftables.list('table');
   const table = tables.find((each) => nameOfTable(each.name) === name && claimOf(each).length > 0);
   if (!table) return undefined;
   if (table.owner !== undefined)
@@ -130,23 +141,21 @@ async function emptyTable({ nftables }: Kernel, name: string): Promise<NftTable 
     );
   const { kind, family, userdata } = table;
   const empty: NftTable = { kind, family, name: table.name, ...(userdata && { userdata }) };
-  try {
-    await nftables.commit(emptied(empty));
-    return empty;
-  } catch (error) {
-    return ifGone(error);
-  }
+  for (const claim of claimOf(table)) await takeOut(kernel, await backendOf(claim).unmake(kernel, { name }, empty));
+  return empty;
 }
 
-/** The host, and which of its routes are ours. */
+/** Routes and policy rules first, tables last: whoever made one of ours had claimed it by a table before. */
 async function look(kernel: Kernel): Promise<{ host: HostState; routes: readonly Route[] }> {
-  const host = await lookAtHost(kernel);
-  const routes = host.routes.filter(({ protocol, type }) => protocol === ROUTE_PROTOCOL && type === 'local');
-  return { routes, host };
+  const routes = (await kernel.route.routeList()).filter(
+    ({ protocol, type }) => protocol === ROUTE_PROTOCOL && type === 'local',
+  );
+  return { routes, host: await lookAtHost(kernel) };
 }
 
 function leftoversOf(host: HostState, routes: readonly Route[]): Leftovers {
   return {
+    chains: staleNames(host),
     rules: staleRules(host),
     routes: routes.filter(({ table }) => !host.claims.some((claim) => claim.table === table)),
   };
@@ -160,39 +169,47 @@ function ifGone(error: unknown): undefined {
 // ---- telling ------------------------------------------------------------------------------------------------------------
 
 async function describe(
-  { nftables }: Kernel,
-  { rules, tables }: HostState,
+  kernel: Kernel,
+  { rules }: HostState,
   routes: readonly Route[],
   table: NftTable,
   claim: Claim,
 ): Promise<Installed> {
-  const ofTable = { family: table.family, table: table.name };
-  const nftRules = await nftables.list('rule', ofTable);
-  const sets = (await nftables.list('set', ofTable)).filter(({ flags }) => !flags?.includes('anonymous'));
-  // What `onDown: 'closed'` adds may have come or gone since.
-  const dropping = nftRules.filter((rule) => commentOf(rule) === counted.dropped).length;
-  const ownHost = nftRules.some(({ chain }) => chain === 'output');
-  const missing = missingOf(
-    {
-      nftTable: table.name,
-      nftRules: claim.rules + dropping,
-      rules: claim.families.flatMap((family) => policyRules(family, { ...claim, ...(ownHost && { ownHost }) })),
-      routes: claim.families.map((family) => localRoute(family, claim.table)),
-    },
-    { rules, routes, tables, nftRules },
-  );
+  const { lost, ...said } = await (claim.backend === 'iptables' ? mangleSays : tableSays)(kernel, table, claim);
+  const missing = [...routingLosses(routingOf(claim), { rules, routes }).map(({ what }) => what), ...lost];
   return {
     name: nameOfTable(table.name) as string,
+    backend: claim.backend,
     nftTable: table.name,
     lifetime: table.owner === undefined ? 'permanent' : 'process',
     ...(table.owner !== undefined && { owner: ownerOf(table.owner) }),
     families: claim.families,
-    ...listenerOf(nftRules),
-    ownHost,
-    onDown: dropping > 0 ? 'closed' : 'open',
+    ownHost: claim.ownHost,
+    mode: modeOf(claim),
     fwmark: claim.fwmark,
     table: claim.table,
     priority: claim.priority,
+    ...said,
+    intact: missing.length === 0,
+    missing,
+  };
+}
+
+const modeOf = ({ fwmark }: Claim) => (fwmark.mask === 0 ? 'redirect' : 'tproxy');
+
+/** What its rules tell; `lost`: which of them are missing. */
+type Said = Pick<Installed, 'port' | 'address' | 'onDown' | 'sets' | 'counters'> & { readonly lost: readonly string[] };
+
+async function tableSays({ nftables }: Kernel, { family, name: table }: NftTable, claim: Claim): Promise<Said> {
+  const ofTable = { family, table };
+  const nftRules = await nftables.list('rule', ofTable);
+  const sets = (await nftables.list('set', ofTable)).filter(({ flags }) => !flags?.includes('anonymous'));
+  // What `onDown: 'closed'` adds may have come or gone since.
+  const dropping = nftRules.filter((rule) => commentOf(rule) === counted.dropped).length;
+  const whole = claim.rules + dropping;
+  return {
+    ...listenerOf(nftRules),
+    onDown: dropping > 0 || modeOf(claim) === 'redirect' ? 'closed' : 'open',
     sets: Object.fromEntries(
       await Promise.all(
         // What the kernel itself puts into a set is connections, which come and go.
@@ -205,22 +222,36 @@ async function describe(
       ),
     ),
     counters: sumCounters(nftRules),
-    intact: missing.length === 0,
-    missing,
+    lost: nftRules.length === whole ? [] : [`rules in table inet ${table}: ${nftRules.length} of ${whole}`],
   };
 }
 
-/** Where the table's tproxy expressions deliver to: port and address are loaded into registers before. */
+async function mangleSays(kernel: Kernel, table: NftTable, claim: Claim): Promise<Said> {
+  const name = nameOfTable(table.name) as string;
+  const mangle = await readMangle(kernel);
+  const rules = mangle.rules.filter(({ chain }) => nameOfChain(chain) === name);
+  const size = sizeOfMangle(name, mangle);
+  return {
+    ...listenerOfMangle(rules),
+    onDown: 'closed',
+    sets: setsOfMangle(name, mangle),
+    counters: sumCounters(rules, commentOfRule),
+    lost:
+      size === claim.rules ? [] : [`chains of table mangle, and rules that lead into them: ${size} of ${claim.rules}`],
+  };
+}
+
+/** Where the table's tproxy or redir expressions deliver to: port and address are loaded into registers before. */
 function listenerOf(rules: readonly NftRule[]): { port?: number; address?: string } {
   for (const { expressions } of rules) {
-    const tproxy = expressions.find((each) => each.kind === 'tproxy');
-    if (!tproxy) continue;
+    const target = expressions.find((each) => each.kind === 'tproxy' || each.kind === 'redir');
+    if (!target) continue;
     const loaded = (register: number | undefined) =>
       expressions.find((each): each is Extract<NftExpression, { kind: 'immediate' }> => {
         return each.kind === 'immediate' && each.dreg === register;
       })?.data;
-    const port = loaded(tproxy.regPort);
-    const address = tproxy.regAddr === undefined ? undefined : loaded(tproxy.regAddr);
+    const port = loaded(target.kind === 'tproxy' ? target.regPort : target.regProtoMin);
+    const address = target.kind === 'tproxy' && target.regAddr !== undefined ? loaded(target.regAddr) : undefined;
     return {
       ...(port && { port: Number(fromBytes(port)) }),
       ...(address && { address: addressText(address) }),

@@ -1,6 +1,10 @@
-/** Whether what a plan has put into the kernel is still there as it was put: what is not, in words and as objects. Only reads. */
+/**
+ * What should be there against what is: what of an interception is missing or changed, in words and as objects. Only reads.
+ * Who has the plan compares all of it (install.ts, watch.ts), who has the claim alone its policy rules and routes (installed.ts).
+ */
 import { NetlinkError } from '../errors.js';
 import type { NftChain, NftExpression, NftObject, NftRule, NftSet, Route, Rule } from '../netlink/types.js';
+import { canonical } from './canonical.js';
 import type { Kernel } from './host.js';
 import { tableObject } from './nftables.js';
 import type { Plan } from './plan.js';
@@ -12,18 +16,23 @@ export type Loss =
   /** `instead`: what has its place. */
   | { readonly kind: 'route'; readonly what: string; readonly route: Route; readonly instead: readonly Route[] }
   /** `gone`: all of it. */
-  | { readonly kind: 'table'; readonly what: string; readonly gone: boolean };
+  | { readonly kind: 'table'; readonly what: string; readonly gone: boolean }
+  /** With backend `iptables`: the table, which holds the claim alone; of our chains. */
+  | { readonly kind: 'claim' | 'mangle'; readonly what: string };
 
-export async function findLosses(kernel: Kernel, plan: Plan): Promise<Loss[]> {
-  return (await Promise.all([findRoutingLosses(kernel, plan), findTableLosses(kernel, plan)])).flat();
+export async function findRoutingLosses({ route }: Kernel, plan: Plan): Promise<Loss[]> {
+  if (plan.rules.length === 0) return [];
+  const [rules, routes] = await Promise.all([route.ruleList(), route.routeList({ table: plan.table })]);
+  return routingLosses(plan, { rules, routes });
 }
 
-/** Of policy rules and routes. */
-export async function findRoutingLosses({ route }: Kernel, plan: Plan): Promise<Loss[]> {
-  const [rules, routes] = await Promise.all([route.ruleList(), route.routeList({ table: plan.table })]);
+/** What makes the kernel deliver the marked packets here. */
+export type Routing = Pick<Plan, 'rules' | 'routes'>;
+
+export function routingLosses(wanted: Routing, found: Routing): Loss[] {
   return [
-    ...plan.routes.flatMap((route) => routeLoss(route, routes)),
-    ...plan.rules.filter((rule) => !rules.some((found) => contains(found, rule))).map(ruleLoss),
+    ...wanted.routes.flatMap((route) => routeLoss(route, found.routes)),
+    ...wanted.rules.filter((rule) => !found.rules.some((each) => contains(each, rule))).map(ruleLoss),
   ];
 }
 
@@ -32,7 +41,8 @@ function routeLoss(route: Route, found: readonly Route[]): Loss[] {
   const { scope: _, ...wanted } = route;
   if (found.some((each) => contains(each, wanted))) return [];
   const instead = found.filter(
-    ({ family, destination }) => family === route.family && destination === route.destination,
+    ({ family, table, destination }) =>
+      family === route.family && table === route.table && destination === route.destination,
   );
   return [{ kind: 'route', what: routeName(route), route, instead }];
 }
@@ -49,7 +59,7 @@ export const routeName = ({ type, destination, table, family }: Route) =>
  * Its chains, sets and rules. What is in the sets may change while it lives. Rules are compared by what they do: rules
  * that somebody has added to our chains are a change, too.
  */
-async function findTableLosses({ nftables }: Kernel, plan: Plan): Promise<Loss[]> {
+export async function findTableLosses({ nftables }: Kernel, plan: Plan): Promise<Loss[]> {
   const table = tableObject(plan);
   const name = `table inet ${table.name}`;
   const found = (await nftables.list('table')).find(({ family, name }) => family === 'inet' && name === table.name);
@@ -97,6 +107,8 @@ function rulesOf(rules: readonly NftRule[], chain: string): string {
 /** Without what changes by itself (counts) and what the kernel chooses (names of anonymous sets, ids for a batch alone). */
 function meaning(expression: NftExpression): unknown {
   if (expression.kind === 'counter') return expression.kind;
+  // The kernel tells a range of one port where none was given.
+  if (expression.kind === 'redir') return { regProtoMax: expression.regProtoMin, ...expression };
   if (!('set' in expression)) return expression;
   const { setId: _, set, ...rest } = expression;
   return { ...rest, set: set.replace(/^__set\d+$/, ANONYMOUS_SET) };
@@ -109,15 +121,4 @@ function contains(found: object, wanted: object): boolean {
   return Object.entries(wanted).every(
     ([key, value]) => canonical((found as Record<string, unknown>)[key]) === canonical(value),
   );
-}
-
-/** Equal for equal values, whatever the order of their keys and the class of their bytes. */
-function canonical(value: unknown): string {
-  if (value instanceof Uint8Array) return Buffer.from(value).toString('hex');
-  if (Array.isArray(value)) return `[${value.map(canonical)}]`;
-  if (typeof value === 'object' && value !== null)
-    return `{${Object.entries(value)
-      .sort(([one], [other]) => (one < other ? -1 : 1))
-      .map(([key, member]) => `${key}:${canonical(member)}`)}}`;
-  return String(value);
 }

@@ -8,6 +8,7 @@ const marks = new Map<string, Set<{ readonly mark: number }>>();
 
 /** Until the function it gives is called. */
 export function announceMark(netns: string | undefined, mark: number): () => void {
+  if (mark === 0) return () => {}; // nothing is marked
   const key = namespaceOf(netns);
   const entry = { mark };
   marks.set(key, (marks.get(key) ?? new Set()).add(entry));

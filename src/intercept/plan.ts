@@ -7,7 +7,10 @@ import { isIP } from 'node:net';
 import { checkOptions, invalidType, invalidValue, outOfRange } from '../errors.js';
 import type { NftOperation, Route, Rule } from '../netlink/types.js';
 import type { Family, Fwmark, InterceptOptions } from '../types.js';
-import { nftablesOperations } from './nftables.js';
+import { LONGEST_NAME, pathOf } from './iptables.js';
+import { CGROUP_PATH_BYTES } from './iptables-words.js';
+import { mangleOperations, nothing } from './mangle.js';
+import { nftablesOperations, tableObject } from './nftables.js';
 import { parsePorts, parsePrefixes, type Range } from './ranges.js';
 import { ownMark } from './ruleset.js';
 import { planText } from './text.js';
@@ -20,6 +23,7 @@ const DEFAULT_TABLE = 100;
 const DEFAULT_PRIORITY = 97;
 /** Policy rules take this many consecutive priorities. */
 export const PRIORITIES = 4;
+const DEFAULT_ZONE = 84;
 
 export type PrefixRanges = Readonly<Record<Family, readonly Range[]>>;
 
@@ -47,7 +51,8 @@ export interface OwnHost {
 
 export interface Plan {
   readonly name: string;
-  /** Name of the nf_tables table, of family inet. */
+  readonly backend: 'nftables' | 'iptables';
+  /** Name of the nf_tables table, of family inet; with backend `iptables` also of the first of our chains in `mangle`. */
   readonly nftTable: string;
   readonly families: readonly Family[];
   readonly port: number;
@@ -60,9 +65,12 @@ export interface Plan {
   readonly exclude: { readonly from: PrefixRanges; readonly to: PrefixRanges };
   readonly interfaces?: readonly string[];
   readonly ownHost?: OwnHost;
+  readonly mode: 'tproxy' | 'redirect';
+  /** Conntrack zone of the clients' side. */
+  readonly zone?: number;
   readonly onDown: 'open' | 'closed';
   readonly lifetime: 'process' | 'permanent';
-  /** "Deliver here." Its value is also the mark for UDP sockets that answer from a foreign address. */
+  /** With mode `redirect` there are no marks, policy rules and routes: this and the numbers of them are 0. "Deliver here." Its value is also the mark for UDP sockets that answer from a foreign address. */
   readonly fwmark: Fwmark;
   /**
    * The mark (SO_MARK) of the proxy's own connections and questions: all bits of the mask. By it they are not intercepted
@@ -72,7 +80,10 @@ export interface Plan {
   readonly socketMark: number;
   readonly table: number;
   readonly priority: number;
-  /** What goes into the kernel, in this order; taken out in reverse. */
+  /**
+   * What goes into the kernel, in this order; taken out in reverse. (With backend `iptables` the table `mangle` and its
+   * built-in chains are among it, as if nobody had them yet: those that are there stay as they are.)
+   */
   readonly routes: readonly Route[];
   readonly rules: readonly Rule[];
   /** @throws {TypeError} where names in `ownHost` are not looked up: such a plan is text only */
@@ -96,6 +107,8 @@ const OPTIONS = [
   'interfaces',
   'ownHost',
   'families',
+  'mode',
+  'zone',
   'onDown',
   'fwmark',
   'table',
@@ -103,6 +116,7 @@ const OPTIONS = [
   'name',
   'lifetime',
   'repair',
+  'backend',
 ];
 
 /**
@@ -118,12 +132,13 @@ export function planIntercept(options: PlanOptions): Plan {
   // The kernel takes names of up to 255 bytes; whoever types one in a shell is glad of a plain alphabet.
   if (typeof name !== 'string' || !/^[A-Za-z0-9_.-]{1,64}$/.test(name))
     throw invalidValue('name', 'of letters, digits, `_`, `.` and `-`, at most 64', name);
-  const fwmark = parseFwmark(options.fwmark ?? DEFAULT_FWMARK);
-  const table = integer('table', options.table ?? DEFAULT_TABLE, 1, 0xffffffff);
-  if (table >= 253 && table <= 255) throw outOfRange('table', 'none of 253, 254, 255 (default, main, local)', table);
-  const priority = integer('priority', options.priority ?? DEFAULT_PRIORITY, 1, 32766 - PRIORITIES);
+  const backend = oneOf('backend', options.backend ?? 'nftables', ['nftables', 'iptables']);
+  const mode = oneOf('mode', options.mode ?? 'tproxy', ['tproxy', 'redirect']);
+  const redirects = mode === 'redirect';
+  if (redirects) checkRedirect(options);
   const facts = {
     name,
+    backend,
     nftTable: `${TABLE_PREFIX}${name}`,
     families,
     port,
@@ -135,30 +150,58 @@ export function planIntercept(options: PlanOptions): Plan {
     exclude: parseExclude(options.exclude),
     ...(options.interfaces && { interfaces: parseInterfaces(options.interfaces) }),
     ...(options.ownHost !== undefined && { ownHost: parseOwnHost(options) }),
-    onDown: oneOf('onDown', options.onDown ?? 'open', ['open', 'closed']),
+    mode,
+    ...(options.zone !== undefined && { zone: parseZone(options.zone) }),
+    onDown: parseOnDown(backend, options.onDown ?? (redirects ? 'closed' : undefined)),
     lifetime: oneOf('lifetime', options.lifetime ?? 'process', ['process', 'permanent']),
-    fwmark,
-    socketMark: fwmark.mask,
-    table,
-    priority,
+    ...(redirects ? NO_ROUTING : parseRouting(options)),
   } satisfies PlanFacts;
+  if (backend === 'iptables') checkForIptables(facts);
   return planOf(facts);
 }
 
 /** The same plan with another `onDown`. */
 export function withOnDown(plan: Plan, onDown: Plan['onDown']): Plan {
-  return planOf({ ...plan, onDown: oneOf('onDown', onDown, ['open', 'closed']) });
+  if (plan.mode === 'redirect') checkRedirect({ onDown });
+  return planOf({ ...plan, onDown: parseOnDown(plan.backend, onDown) });
+}
+
+/** The same plan with other things in these sets (of named-sets.ts). */
+export function withSets(
+  plan: Plan,
+  sets: readonly { readonly set: string; readonly ranges: readonly Range[] }[],
+): Plan {
+  let { tcp, udp, from, to, exclude } = plan;
+  for (const { set, ranges } of sets) {
+    const family = set.endsWith('4') ? 'ipv4' : 'ipv6';
+    if (set === 'tcp_ports') tcp = ranges;
+    else if (set === 'udp_ports') udp = ranges;
+    else if (set.startsWith('exclude_to')) exclude = { ...exclude, to: { ...exclude.to, [family]: ranges } };
+    else if (set.startsWith('exclude_from')) exclude = { ...exclude, from: { ...exclude.from, [family]: ranges } };
+    else if (set.startsWith('to') && to) to = { ...to, [family]: ranges };
+    else if (from) from = { ...from, [family]: ranges };
+  }
+  return planOf({
+    ...plan,
+    exclude,
+    ...(tcp && { tcp }),
+    ...(udp && { udp }),
+    ...(from && { from }),
+    ...(to && { to }),
+  });
 }
 
 function planOf(facts: PlanFacts): Plan {
   let nftables: readonly NftOperation[] | undefined;
   const plan: Plan = {
     ...facts,
-    routes: facts.families.map((family) => localRoute(family, facts.table)),
-    rules: facts.families.flatMap((family) => policyRules(family, facts)),
+    ...routingOf(facts),
     get nftables() {
       checkIds(facts.ownHost);
-      nftables ??= nftablesOperations(plan);
+      nftables ??=
+        facts.backend === 'iptables'
+          ? [{ verb: 'add', object: tableObject(facts) }, ...mangleOperations(facts, nothing)]
+          : nftablesOperations(facts);
       return nftables;
     },
     toString: () => planText(plan),
@@ -169,6 +212,17 @@ function planOf(facts: PlanFacts): Plan {
 /** Name of a table of ours -> the `name` option, or undefined for a table of somebody else. */
 export function nameOfTable(nftTable: string): string | undefined {
   return nftTable.startsWith(TABLE_PREFIX) ? nftTable.slice(TABLE_PREFIX.length) : undefined;
+}
+
+/** The policy rules and routes that deliver what is marked. */
+export function routingOf(
+  facts: Pick<Plan, 'fwmark' | 'table' | 'priority' | 'families'> & { readonly ownHost?: object | boolean },
+): Pick<Plan, 'rules' | 'routes'> {
+  const families = facts.fwmark.mask === 0 ? [] : facts.families;
+  return {
+    routes: families.map((family) => localRoute(family, facts.table)),
+    rules: families.flatMap((family) => policyRules(family, facts)),
+  };
 }
 
 /** Everything routed by our table is delivered here. */
@@ -218,6 +272,40 @@ function parseFamilies(families: readonly Family[] | undefined, address: string 
   return [family];
 }
 
+const NO_ROUTING = { fwmark: { value: 0, mask: 0 }, socketMark: 0, table: 0, priority: 0 } as const;
+function parseRouting(options: PlanOptions): Pick<Plan, keyof typeof NO_ROUTING> {
+  const fwmark = parseFwmark(options.fwmark ?? DEFAULT_FWMARK);
+  const table = integer('table', options.table ?? DEFAULT_TABLE, 1, 0xffffffff);
+  if (table >= 253 && table <= 255) throw outOfRange('table', 'none of 253, 254, 255 (default, main, local)', table);
+  const priority = integer('priority', options.priority ?? DEFAULT_PRIORITY, 1, 32766 - PRIORITIES);
+  return { fwmark, socketMark: fwmark.mask, table, priority };
+}
+
+/** What REDIRECT cannot do is refused, and why. */
+function checkRedirect(options: Partial<PlanOptions>): void {
+  const nothingMarked = 'nothing is marked or routed';
+  const cannot = {
+    udp: 'a redirected datagram does not tell where it was meant to go',
+    ownHost: 'what the proxy itself sends could not be told from the rest',
+    address: 'REDIRECT delivers to the address of the interface that a connection came in by: listen on every address',
+    zone: 'it has no foreign address to connect from',
+    fwmark: nothingMarked,
+    table: nothingMarked,
+    priority: nothingMarked,
+  };
+  for (const [option, why] of Object.entries(cannot))
+    if (options[option as keyof typeof cannot] !== undefined)
+      throw invalidValue(option, `left out with mode 'redirect' (${why})`, options[option as keyof typeof cannot]);
+  if (options.tcp === undefined && options.port !== undefined)
+    throw invalidValue('tcp', "given with mode 'redirect', which can do nothing else", options.tcp);
+  if (options.onDown === 'open')
+    throw invalidValue('onDown', "'closed' with mode 'redirect' (the kernel refuses what nobody accepts)", 'open');
+}
+
+function parseZone(zone: number | 'auto'): number {
+  return zone === 'auto' ? DEFAULT_ZONE : integer('zone', zone, 1, 0xffff);
+}
+
 function parseFwmark(fwmark: Fwmark): Fwmark {
   if (typeof fwmark !== 'object' || fwmark === null) throw invalidType('fwmark', '{ value, mask }', fwmark);
   const mask = integer('fwmark.mask', fwmark.mask, 1, 0xffffffff);
@@ -227,6 +315,39 @@ function parseFwmark(fwmark: Fwmark): Fwmark {
   if ((value & mask) >>> 0 !== value || rest === 0)
     throw outOfRange('fwmark.value', 'some, but not all, of the bits of fwmark.mask (such as 0x1 of 0x3)', fwmark);
   return { value, mask };
+}
+
+/** Nobody's packet ever leaves iptables' TPROXY: who would have it is there, or it is dropped. */
+function parseOnDown(backend: Plan['backend'], onDown?: Plan['onDown']): Plan['onDown'] {
+  if (backend === 'iptables' && onDown === 'open')
+    throw invalidValue(
+      'onDown',
+      "'closed' with backend 'iptables', whose TPROXY drops what nobody listens for. Backend 'nftables' can let it pass",
+      onDown,
+    );
+  return oneOf('onDown', onDown ?? (backend === 'iptables' ? 'closed' : 'open'), ['open', 'closed']);
+}
+
+function checkForIptables({ name, mode, zone, interfaces = [], ownHost }: PlanFacts): void {
+  if (mode === 'redirect') throw invalidValue('mode', "'tproxy' with backend 'iptables'", mode);
+  if (zone !== undefined)
+    throw invalidValue('zone', "left out with backend 'iptables', where the connection's mark knows both sides", zone);
+  if (name.length > LONGEST_NAME)
+    throw invalidValue(
+      'name',
+      `at most ${LONGEST_NAME} long with backend 'iptables', for its chains' names are short`,
+      name,
+    );
+  for (const each of interfaces)
+    if (each.endsWith('+') || each.startsWith('!'))
+      throw invalidValue('interfaces: a name', "without `+` at its end or `!` in front with backend 'iptables'", each);
+  for (const path of (ownHost?.cgroups ?? []).map(pathOf))
+    if (Buffer.byteLength(path) > CGROUP_PATH_BYTES)
+      throw invalidValue(
+        'ownHost.cgroups: a cgroup',
+        `at most ${CGROUP_PATH_BYTES} bytes long with backend 'iptables'`,
+        path,
+      );
 }
 
 function parseExclude(exclude: InterceptOptions['exclude'] = {}): Plan['exclude'] {

@@ -252,6 +252,7 @@ const expressions = unionOf({
   fib: { result: word, flags: words, dreg: u32 },
   socket: { key: word, level: optional(u32), dreg: u32 },
   tproxy: { family: word, regAddr: optional(u32), regPort: optional(u32) },
+  redir: { regProtoMin: optional(u32), regProtoMax: optional(u32), flags: optional(words) },
   ct: { key: word, direction: optional(word), dreg: optional(u32), sreg: optional(u32) },
   counter: { packets: u64, bytes: u64 },
   byteorder: { op: word, sreg: u32, dreg: u32, length: u32, size: u32 },
@@ -287,6 +288,7 @@ const objects = unionOf({
     hook: optional(word),
     priority: optional(i32),
     policy: optional(word),
+    userdata,
     handle: optional(u64),
   },
   rule: {
@@ -294,6 +296,8 @@ const objects = unionOf({
     table: string,
     chain: string,
     expressions: listOf((value, place, key) => checkUnion(value, place, key, expressions)),
+    compatProtocol: optional(u32),
+    compatFlags: optional(u32),
     userdata,
     handle: optional(u64),
     position: optional(u64),
@@ -328,6 +332,7 @@ const VERBS: Readonly<Record<NftOperation['verb'], readonly string[]>> = {
   add: Object.keys(objects),
   create: Object.keys(objects),
   delete: Object.keys(objects),
+  deleteEmpty: ['table', 'chain', 'set'],
   insert: ['rule'],
   flush: ['table', 'chain', 'set'],
 };

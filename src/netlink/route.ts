@@ -1,8 +1,9 @@
 /** `ip rule`, `ip route`, `ip link` and `ip address` without the command: rtnetlink over one socket. */
-import { type NativeGuard, type NativeRouteSocket, native } from '../native.js';
+import { type NativeRouteSocket, native } from '../native.js';
 import type { Family } from '../types.js';
 import {
   checkFamily,
+  checkOperations,
   checkRoute,
   checkRouteFilter,
   checkRouteOperations,
@@ -10,7 +11,7 @@ import {
   checkRule,
   checkSocketOptions,
 } from './check.js';
-import type { Address, Link, Route, RouteChange, RouteOperation, Rule } from './types.js';
+import type { Address, Link, NftOperation, Route, RouteChange, RouteOperation, Rule } from './types.js';
 
 export interface NetlinkSocketOptions {
   /** Path of the network namespace to work in, such as `/run/netns/router`. Default: that of the process. */
@@ -121,21 +122,20 @@ export class RouteSocket {
   }
 
   /**
-   * Begins to start a guard: a small child process that changes rules and routes when this process has ended, in whatever
-   * way (`kill -9` too). It outlives everything but a signal to itself. When nothing refers to it any more it does its work.
+   * Starts a guard: a small child process that deletes these rules and routes when this process has ended, in whatever way
+   * (`kill -9` too), and before that commits these batches of nf_tables. It outlives everything but a signal to itself. Call what this gives when they are deleted, or need
+   * not be: it ends the guard.
    * Equivalent to: `( while read _; do :; done; ip rule del ...; ip route del ... ) <pipe &`
    */
-  guard(): Guard {
-    const guard: NativeGuard = this.#native.guard();
-    guard.started.catch(() => {}); // told by arm()
-    return {
-      async arm(operations) {
-        checkRouteOperations(operations);
-        await guard.arm(operations);
-      },
-      end: () => guard.end(),
-      endSync: () => guard.endSync(),
-    };
+  guard(
+    rules: readonly Rule[],
+    routes: readonly Route[],
+    batches: readonly (readonly NftOperation[])[] = [],
+  ): (work?: 'work') => void {
+    for (const rule of rules) checkRule(rule);
+    for (const route of routes) checkRoute(route);
+    for (const batch of batches) checkOperations(batch);
+    return this.#native.guard(rules, routes, batches);
   }
 
   /**
@@ -158,14 +158,4 @@ export class RouteSocket {
     this.#watches.clear();
     return this.#native.close();
   }
-}
-
-/** See `RouteSocket.guard`. */
-export interface Guard {
-  /** What it does then; once. From when this is kept on it will be done. `SocketError` where the guard could not be started. */
-  arm(operations: readonly RouteOperation[]): Promise<void>;
-  /** Ends it before it does anything: what it guards is deleted, or need not be. */
-  end(): Promise<void>;
-  /** The same at once, for `process.on('exit')`. */
-  endSync(): void;
 }

@@ -234,7 +234,7 @@ ssize_t __wrap_recvmsg(int, msghdr* header, int) {
   std::memcpy(header->msg_name, &sender, sizeof sender);
   header->msg_namelen = sizeof sender;
   const size_t size = std::min(datagram.bytes.size(), header->msg_iov->iov_len);
-  std::memcpy(header->msg_iov->iov_base, datagram.bytes.data(), size);
+  if (size > 0) std::memcpy(header->msg_iov->iov_base, datagram.bytes.data(), size);
   header->msg_flags = size < datagram.bytes.size() ? MSG_TRUNC : 0;
   return static_cast<ssize_t>(size);
 }

@@ -88,7 +88,7 @@ test('killed at any moment of the installation', async () => {
     const output = lab.exec('router', 'sh', '-c', '"$@"; true', 'sh', file, ...args);
     await cleanedUp(before);
     if (output.includes('installed')) {
-      assert.ok(n > 14, `it was killed at ${n - 1} moments`);
+      assert.ok(n > 20, `it was killed at ${n - 1} moments`);
       break;
     }
   }
@@ -292,7 +292,7 @@ test('a guard that nothing refers to does its work', async () => {
   const socket = new RouteSocket({ netns });
   const rule = { family: 'ipv4', action: 'lookup', table: 99, priority: 4000 } as const;
   await socket.ruleAdd(rule);
-  await (() => socket.guard().arm([{ verb: 'delete', kind: 'rule', rule }]))();
+  (() => socket.guard([rule], []))();
   const collect = (globalThis as { gc?: () => void }).gc ?? (await exposedCollector());
   for (let i = 0; i < 20 && (await socket.ruleList('ipv4')).some(({ priority }) => priority === 4000); i++) {
     collect();
@@ -300,14 +300,7 @@ test('a guard that nothing refers to does its work', async () => {
   }
   assert.not.ok((await socket.ruleList('ipv4')).some(({ priority }) => priority === 4000));
   assert.equal(guards(), []);
-  const guard = socket.guard();
-  const wrong = { ...rule, family: 'ipx' as 'ipv4' };
-  await guard.arm([{ verb: 'delete', kind: 'rule', rule: wrong }]).then(
-    () => assert.unreachable(),
-    (error) => assert.match(error.message, /family/),
-  );
-  await guard.end();
-  assert.equal(guards(), []);
+  assert.throws(() => socket.guard([{ ...rule, family: 'ipx' as 'ipv4' }], []), /family/);
   socket.close();
 });
 

@@ -50,7 +50,7 @@ const narrow = () => oneOf(9, 10, 11, 13, 14, 15, 17, 18, 19, 21, 22, 23);
 const set = { name: 's', dynamic: 'd' };
 
 type Kind = NftExpression['kind'];
-const expressions: { readonly [K in Exclude<Kind, 'unknown' | 'match' | 'target'>]: () => NftExpression } = {
+const expressions: { readonly [K in Exclude<Kind, 'unknown' | 'match' | 'target' | 'redir'>]: () => NftExpression } = {
   meta: () =>
     below(3) === 0
       ? { kind: 'meta', key: oneOf('mark', 'priority'), sreg: narrow() }

@@ -421,7 +421,7 @@ test('arguments are checked', () => {
   assert.throws(() => nftables.watch(() => {}, { table: 7 as never }), /filter.table must be a string/);
   route.close();
   nftables.close();
-  assert.throws(() => route.guard(), /EBADF/);
+  assert.throws(() => route.guard([], []), /EBADF/);
 });
 
 test.run();
