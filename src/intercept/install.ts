@@ -6,7 +6,7 @@
 import { EventEmitter } from 'node:events';
 import { setTimeout as startTimer } from 'node:timers';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { type InstallStep, InterceptError, NetlinkError } from '../errors.js';
+import { closedSocket, type InstallStep, InterceptError, NetlinkError } from '../errors.js';
 import { NftablesSocket } from '../netlink/nftables.js';
 import { RouteSocket } from '../netlink/route.js';
 import { sequence } from '../netlink/sequence.js';
@@ -292,12 +292,20 @@ function installed(
   /** With what is in its sets, where those are rules. */
   let present = initial;
   let changing: Promise<void> = Promise.resolve();
+  let over = false;
+  /** The sockets may be somebody else's by then. */
+  const checkOver = () => {
+    if (over) throw closedSocket();
+  };
   const table = tableObject(plan);
   const ofTable = { family: table.family, table: table.name };
   const remove: NftOperation[] = [{ verb: 'delete', object: table }];
   const { live, contents } = liveSets(
     plan,
-    (operations) => nftables.commit(operations),
+    async (operations) => {
+      checkOver();
+      await nftables.commit(operations);
+    },
     plan.backend === 'iptables' ? (sets) => inTurn(() => rewrite(sets)) : undefined,
   );
   /** Rules made anew are other ones. */
@@ -312,7 +320,10 @@ function installed(
 
   /** While nobody compares what is there with what should be, and one after the other. */
   const inTurn = (change: () => Promise<void>): Promise<void> => {
-    const turn = changing.then(() => (watch ? watch.between(change) : change()));
+    const turn = changing.then(() => {
+      checkOver();
+      return watch ? watch.between(change) : change();
+    });
     changing = turn.catch(() => {});
     return turn;
   };
@@ -352,6 +363,7 @@ function installed(
     closeKernel(kernel);
   };
   const ended = () => {
+    over = true;
     atExit.delete(uninstallNow);
     forgetMark();
   };
@@ -390,8 +402,12 @@ function installed(
     setOnDown(onDown: Plan['onDown']) {
       return inTurn(() => switchOnDown(onDown));
     },
-    counters: async () => sumCounters(await backend.rules(kernel, plan), backend.commentOf),
+    async counters() {
+      checkOver();
+      return sumCounters(await backend.rules(kernel, plan), backend.commentOf);
+    },
     async verify() {
+      checkOver();
       const losses = await Promise.all([findRoutingLosses(kernel, present), backend.losses(kernel, present)]);
       const missing = losses.flat().map(({ what }) => what);
       return { intact: missing.length === 0, missing };
