@@ -6,14 +6,32 @@ import { EventEmitter } from 'node:events';
 import { type AddressInfo, createServer, isIP, type Server, type ServerOpts, Socket } from 'node:net';
 import { checkPort } from './connect.js';
 import { checkOptions, invalidType, invalidValue } from './errors.js';
-import { type Acceptor, acceptFlows } from './flows.js';
+import { type Acceptor, acceptFlows, checkTarget } from './flows.js';
 import { type InstalledRules, installIntercept } from './intercept/install.js';
 import { OWN_KEEPALIVE_MS } from './intercept/named-sets.js';
 import { planIntercept } from './intercept/plan.js';
 import { Counter, native } from './native.js';
-import { bytes, chooseEngine, limits, newCounters, type Relay, type RelayLimits, setOwner } from './relay.js';
+import {
+  chooseEngine,
+  counts,
+  endpointOf,
+  limits,
+  newCounters,
+  type Relay,
+  type RelayLimits,
+  setOwner,
+} from './relay.js';
 import { relayThread } from './thread.js';
-import type { Endpoint, Engine, Flow, InterceptOptions, RelayDecision, RelayStats, RepairReport } from './types.js';
+import type {
+  Endpoint,
+  Engine,
+  Flow,
+  InterceptOptions,
+  RelayDecision,
+  RelayStats,
+  RelayTarget,
+  RepairReport,
+} from './types.js';
 
 export interface TransparentServerOptions extends ServerOpts, RelayLimits {
   /**
@@ -23,9 +41,15 @@ export interface TransparentServerOptions extends ServerOpts, RelayLimits {
   readonly intercept?: InterceptOptions;
   /**
    * `true`: relay every connection to its original destination from its client's address, without any JavaScript.
-   * A function decides for each connection.
+   * A decision to relay: the same for every connection, without any JavaScript either. A function decides for each.
    */
-  readonly relay?: true | ((flow: Flow) => RelayDecision | Promise<RelayDecision>);
+  readonly relay?: true | RelayTarget | ((flow: Flow) => RelayDecision | Promise<RelayDecision>);
+  /**
+   * With a function in `relay`: connect to the original destination from the client's address while it decides, so that no
+   * time is lost where it decides so; and `flow.peek()` resolves as soon as the server has spoken, which in protocols like
+   * SMTP or SSH it does first. Where it decides otherwise, that server has seen a connection that was reset. Default false.
+   */
+  readonly preconnect?: boolean;
   /** Path of the network namespace to work in, e.g. /run/netns/router. */
   readonly netns?: string;
   readonly engine?: Engine | 'auto';
@@ -62,6 +86,7 @@ const OPTIONS = [
   'relay',
   'netns',
   'engine',
+  'preconnect',
   'connectTimeoutMs',
   'idleTimeoutMs',
   'halfCloseTimeoutMs',
@@ -115,8 +140,9 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
     if (typeof options !== 'object' || options === null) throw invalidType('options', 'an object', options);
     checkOptions('createTransparentServer options', options, OPTIONS);
     const { relay, intercept } = options;
-    if (relay !== undefined && relay !== true && typeof relay !== 'function')
-      throw invalidType('relay', 'true or a function', relay);
+    if (typeof relay === 'object' && relay !== null) checkTarget(relay);
+    else if (relay !== undefined && relay !== true && typeof relay !== 'function')
+      throw invalidType('relay', 'true, a function, or a decision to relay', relay);
     if (listener !== undefined && typeof listener !== 'function') throw invalidType('listener', 'a function', listener);
     if (intercept !== undefined) planIntercept({ ...intercept, port: 1 });
     this.#engine = chooseEngine(options.engine);
@@ -205,10 +231,9 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
   stats(): RelayStats {
     const count = (index: number) => Number(this.#counters[index]);
     return {
+      engine: this.#engine,
       connections: { open: count(Counter.connectionsOpen), total: count(Counter.connectionsTotal) },
-      ...bytes(this.#counters),
-      spliced: this.#counters[Counter.spliced] as bigint,
-      copied: this.#counters[Counter.copied] as bigint,
+      ...counts(this.#counters),
       connectErrors: count(Counter.connectErrors),
       acceptErrors: count(Counter.acceptErrors),
     };
@@ -335,7 +360,7 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
   }
 
   #handOver(socket: Socket): void {
-    const originalDestination = endpointOf(socket.localAddress ?? '', socket.localPort ?? 0);
+    const originalDestination = endpointOf(socket.localAddress, socket.localPort);
     Object.defineProperty(socket, 'originalDestination', { value: originalDestination, enumerable: true });
     const { keepAliveInitialDelay: delay = OWN_KEEPALIVE_MS } = this.#options;
     if (this.#ownHost) socket.setKeepAlive(true, Math.min(delay, OWN_KEEPALIVE_MS));
@@ -354,6 +379,7 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
       fd,
       thread: relayThread({ netns, engine: this.#engine }),
       decide,
+      preconnect: this.#options.preconnect === true,
       engine: this.#engine,
       counters: this.#counters,
       limits: { ...limits(this.#options), ...(this.#ownHost && { keepAliveMs: OWN_KEEPALIVE_MS }) },
@@ -370,10 +396,4 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
       onError: (error) => this.emit('error', error),
     });
   }
-}
-
-/** IPv4 through a dual-stack socket shows as `::ffff:10.0.0.1`: it is IPv4 all the same. */
-function endpointOf(address: string, port: number): Endpoint {
-  const plain = address.startsWith('::ffff:') && isIP(address.slice(7)) === 4 ? address.slice(7) : address;
-  return { family: isIP(plain) === 4 ? 'ipv4' : 'ipv6', address: plain, port };
 }

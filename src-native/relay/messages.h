@@ -30,6 +30,7 @@ struct Upstream {
   bool localPortOptional = false;
   std::optional<std::uint32_t> mark;
   std::int64_t timeout = 0;
+  int proxyProtocol = 0;  // version of the header that the server gets first; 0 = none
 };
 
 struct ConnectCommand {
@@ -50,11 +51,13 @@ struct AcceptCommand {
   Id id;
   UniqueFd fd;
   bool decide;
+  bool preconnect;  // by `upstream`, before it is decided
+  bool tell;        // of relays that nobody decides
   Engine engine;
   Limits limits;
-  bool fromClient;  // connect from the client's address
-  std::optional<std::uint32_t> mark;
-  std::int64_t timeout;
+  Upstream upstream;  // no address: to the original destination
+  bool fromClient;    // connect from the client's address,
+  bool clientPort;    // and port
   std::uint64_t* counters;
 };
 struct DecideCommand {
@@ -75,11 +78,15 @@ struct PeekCommand {
 struct DestroyCommand {
   Id id;
 };
+struct TellCommand {
+  Id id;
+  bool tell;
+};
 struct StopAcceptingCommand {
   Id id;
 };
 using Command = std::variant<ConnectCommand, RelayCommand, AcceptCommand, DecideCommand, PeekCommand, DestroyCommand,
-                             StopAcceptingCommand>;
+                             TellCommand, StopAcceptingCommand>;
 
 struct Endpoint {
   bool v6;
@@ -89,6 +96,12 @@ struct Endpoint {
 enum class Reason { end, reset, idle, destroyed, error };
 
 struct FlowEvent {
+  Id server;
+  Id id;
+  Endpoint source;
+  Endpoint originalDestination;
+};
+struct RelayedEvent {
   Id server;
   Id id;
   Endpoint source;
@@ -128,7 +141,7 @@ struct AcceptFailedEvent {
 struct ClosedEvent {
   Id server;
 };
-using Event = std::variant<FlowEvent, PeekedEvent, OpenedEvent, ConnectedEvent, SocketEvent, FailedEvent, EndedEvent,
-                           AcceptFailedEvent, ClosedEvent>;
+using Event = std::variant<FlowEvent, RelayedEvent, PeekedEvent, OpenedEvent, ConnectedEvent, SocketEvent, FailedEvent,
+                           EndedEvent, AcceptFailedEvent, ClosedEvent>;
 
 }  // namespace tproxy::relay

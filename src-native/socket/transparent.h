@@ -41,6 +41,8 @@ struct ConnectOptions {
   // When the port of `from` is not to be had, connect from a chosen one.
   bool portOptional = false;
   std::optional<std::uint32_t> mark;
+
+  bool operator==(const ConnectOptions&) const = default;
 };
 struct Connecting {
   UniqueFd fd;
