@@ -116,6 +116,8 @@ export interface LiveSet<Spec> {
   add(specs: Spec | readonly Spec[], options?: { readonly ttlMs?: number }): Promise<void>;
   /** Takes out one or many, or the part of it that is there. Equivalent to: `nft delete element ...`. */
   delete(specs: Spec | readonly Spec[]): Promise<void>;
+  /** Leaves exactly these in it, in one atomic batch: what stays is not out for a moment. */
+  replace(specs: readonly Spec[]): Promise<void>;
   /** What is in it now, merged and in ascending order. */
   values(): Spec[];
 }

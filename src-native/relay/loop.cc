@@ -15,6 +15,7 @@ namespace tproxy::relay {
 namespace {
 
 constexpr int acceptsPerTurn = 64;
+constexpr int acceptsAtClose = 4096;  // as many as wait at most
 constexpr std::int64_t acceptRetryMs = 100;
 
 // A token is an id and what of it became ready. A connect that came before the decision, and may not be of use, has a
@@ -388,8 +389,6 @@ void Loop::connect(Task& task, const socket::ConnectOptions& options, const Upst
 }
 
 void Loop::dial(Task& task, const socket::ConnectOptions& options) {
-  if (options.from && options.from->family() != options.to.family())
-    throw socket::Error(EAFNOSUPPORT, "connect", options.to.text(), options.to.port());
   task.connection.server.fd.reset();
   socket::Connecting connecting;
   try {
@@ -616,6 +615,9 @@ void Loop::on(StopAcceptingCommand& command) {
   const auto found = listeners_.find(command.id);
   if (found == listeners_.end()) return;
   Listener& listener = found->second;
+  // Closing resets connections that nobody has accepted yet; from here on there is only a moment for more to come.
+  for (int i = 0; listener.options.fd && !listener.retry && i < acceptsAtClose && acceptOne(listener); ++i) {
+  }
   timers_.disarm(listener.retry);
   listener.options.fd.reset();
   poller_.forget(listener.watch);
