@@ -118,7 +118,7 @@ function sentence(event: string, data: object): string {
     case 'draining':
       return `Draining: ${open} connections are open. A second signal ends them.`;
     case 'cut off':
-      return `Reset what was left: ${open} connections.`;
+      return `Closed what was left: ${open} connections.`;
     default:
       return `${connections?.total} connections, ${bytesFromClient} bytes from clients, ${bytesFromServer} from servers.`;
   }

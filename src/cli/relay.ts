@@ -3,6 +3,7 @@ import { once } from 'node:events';
 import { readFileSync } from 'node:fs';
 import { isIP } from 'node:net';
 import { usageError } from '../errors.js';
+import { planIntercept } from '../intercept/plan.js';
 import type { TransparentServer } from '../server.js';
 import type { HostPort, InterceptOptions, LiveSet, PortSpec, RelayTarget } from '../types.js';
 import { serveMetrics } from './metrics.js';
@@ -75,7 +76,7 @@ const options: readonly Option[] = [
   {
     flag: 'drain-timeout',
     argument: 'SECONDS',
-    help: 'How long open connections may go on after SIGTERM or SIGINT; those that are left then are reset. Default: as long as they like.',
+    help: 'How long open connections may go on after SIGTERM or SIGINT; those that are left then are closed. Default: as long as they like.',
   },
   {
     flag: 'metrics',
@@ -124,6 +125,7 @@ export const relay: Verb = {
     const target = targetOf(values);
     const { server, port, address } = await serverOf(values, files, target);
     const metrics = metricsOf(values);
+    const deadline = seconds(values, 'drain-timeout');
     const progress = new Progress(values['json'] === true, seconds(values, 'interval') ?? 1);
     await once(server.listen(port, address), 'listening');
     const http = metrics && (await serveMetrics(metrics, server).catch((error) => closeFirst(server, error)));
@@ -133,7 +135,7 @@ export const relay: Verb = {
     const hangUp = () => void reload(server, values, files, progress.tell).catch((error) => progress.complain(error));
     process.on('SIGHUP', hangUp);
     try {
-      await drained(server, seconds(values, 'drain-timeout'), progress);
+      await drained(server, deadline, progress);
     } finally {
       process.off('SIGHUP', hangUp);
       http?.close();
@@ -149,6 +151,7 @@ async function serverOf(values: Values, files: readonly SetFile[], target: Relay
     ...withFiles(values, files),
     'to-port': values['port'],
   });
+  planIntercept({ ...intercept, port });
   const idleTimeoutMs = milliseconds(values, 'idle-timeout');
   const connectTimeoutMs = milliseconds(values, 'connect-timeout');
   // Loaded here, so that the help can be read where the native part cannot be.
@@ -278,5 +281,5 @@ async function drained(server: TransparentServer, deadline: number | undefined, 
   progress.tell('cut off', { open: server.stats().connections.open });
   progress.end();
   await server.rules?.uninstall();
-  process.exit(0); // ends the relay thread, which resets what is left
+  process.exit(0); // closes what is left
 }
