@@ -17,10 +17,14 @@ export interface FlowOptions {
   /** A listening descriptor; it belongs to the relay thread from here on, unless this throws. */
   readonly fd: number;
   readonly thread: RelayThread;
-  /** `true`: relay everything to its original destination, from its client's address. Or one decision for everything. */
+  /** `true`: relay everything to its original destination. Or one decision for everything. */
   readonly decide: true | RelayTarget | Decide;
   /** Connect to the original destination while `decide` decides. */
   readonly preconnect: boolean;
+  /** Conntrack knows where the clients meant to go. */
+  readonly redirected: boolean;
+  /** Whose address the servers see where no decision says so; `proxy`: no decision may say otherwise. */
+  readonly from: 'client' | 'proxy';
   readonly engine: Engine;
   /** Totals of all its connections. */
   readonly counters: BigUint64Array;
@@ -41,14 +45,15 @@ export interface Acceptor {
 }
 
 export function acceptFlows(options: FlowOptions): Acceptor {
-  const { fd, thread, decide, preconnect, engine, counters, limits, upstream } = options;
+  const { fd, thread, decide, preconnect, from, engine, counters, limits, upstream } = options;
   const decides = typeof decide === 'function';
   const id = thread.native.accept({
     fd,
     decide: decides,
     preconnect,
+    redirected: options.redirected,
     engine,
-    upstream: { ...(decides || decide === true ? { from: 'client' as const } : nativeUpstream(decide)), ...upstream },
+    upstream: { ...(decides || decide === true ? { from } : nativeUpstream(decide, from)), ...upstream },
     counters,
     ...limits,
   });
@@ -160,9 +165,13 @@ function carryOut(
   }
 }
 
-function relayDecision({ engine, limits, upstream }: FlowOptions, flow: Flow, decision: RelayTarget): NativeDecision {
-  checkDecision(decision);
-  const { to = flow.originalDestination, from = 'client', sourcePort, proxyProtocol } = decision;
+function relayDecision(
+  { engine, limits, upstream, from: usual }: FlowOptions,
+  flow: Flow,
+  decision: RelayTarget,
+): NativeDecision {
+  checkDecision(decision, usual);
+  const { to = flow.originalDestination, from = usual, sourcePort, proxyProtocol } = decision;
   const source = from === 'client' ? flow.source : from === 'proxy' ? undefined : from;
   const connect = nativeConnectOptions({
     address: to.address,
@@ -176,21 +185,27 @@ function relayDecision({ engine, limits, upstream }: FlowOptions, flow: Flow, de
   return { kind: 'relay', engine, ...connect, ...(proxyProtocol && { proxyProtocol }), ...limits };
 }
 
-function checkDecision(decision: RelayTarget): void {
+function checkDecision(decision: RelayTarget, usual: FlowOptions['from']): void {
   checkOptions('a relay decision', decision, ['kind', 'to', 'from', 'sourcePort', 'proxyProtocol']);
-  if (![undefined, 1, 2].includes(decision.proxyProtocol))
-    throw invalidValue('proxyProtocol', '1 or 2', decision.proxyProtocol);
+  const { from = usual, proxyProtocol } = decision;
+  if (![undefined, 1, 2].includes(proxyProtocol)) throw invalidValue('proxyProtocol', '1 or 2', proxyProtocol);
+  if (usual === 'proxy' && from !== 'proxy')
+    throw invalidValue(
+      "a decision's from",
+      "'proxy' with mode 'redirect': answers to foreign addresses are not brought here",
+      from,
+    );
 }
 
 /** Whether it can be meant for every connection. */
-export function checkTarget(decision: RelayTarget): void {
+export function checkTarget(decision: RelayTarget, usual: FlowOptions['from']): void {
   if (decision.kind !== 'relay') throw invalidValue("a fixed decision's kind", "'relay'", decision.kind);
-  nativeUpstream(decision);
+  nativeUpstream(decision, usual);
 }
 
-function nativeUpstream(decision: RelayTarget): NativeUpstream {
-  checkDecision(decision);
-  const { to, from = 'client', sourcePort = 'ephemeral', proxyProtocol } = decision;
+function nativeUpstream(decision: RelayTarget, usual: FlowOptions['from']): NativeUpstream {
+  checkDecision(decision, usual);
+  const { to, from = usual, sourcePort = 'ephemeral', proxyProtocol } = decision;
   const fixed = typeof from === 'object' ? from : undefined;
   // What each connection brings along is checked, and left out, as any address of the right family.
   const any = { address: isIPv6((to ?? fixed)?.address ?? '') ? '::1' : '127.0.0.1', port: 1 };

@@ -283,7 +283,8 @@ bool Loop::acceptOne(Listener& listener) {
 
 void Loop::adopt(Listener& listener, UniqueFd fd, const socket::Address& source) {
   const AcceptCommand& options = listener.options;
-  const socket::Address destination = socket::localAddress(fd.get());
+  const socket::Address destination =
+      options.redirected ? socket::originalDestination(fd.get()).address : socket::localAddress(fd.get());
   const Id id = ids_.fetch_add(1, std::memory_order_relaxed);
   Watch watch{.token = tokenOf(id, Part::client)};
   poller_.add(fd.get(), watch);
@@ -388,7 +389,8 @@ void Loop::connect(Task& task, const socket::ConnectOptions& options, const Upst
   if (server.writable) finishConnect(task);
 }
 
-void Loop::dial(Task& task, const socket::ConnectOptions& options) {
+void Loop::dial(Task& task, socket::ConnectOptions options) {
+  if (opener_) options.opener = &opener_;
   task.connection.server.fd.reset();
   socket::Connecting connecting;
   try {
@@ -430,7 +432,7 @@ void Loop::finishConnect(Task& task) {
 
 void Loop::tellOpened(Task& task) {
   if (!task.silent) {
-    events_.emplace_back(OpenedEvent{task.id});
+    events_.emplace_back(OpenedEvent{task.id, task.localPortKept});
   } else if (listeners_.at(task.server).options.tell) {
     task.silent = false;
     const int fd = task.connection.client.fd.get();
@@ -623,5 +625,7 @@ void Loop::on(StopAcceptingCommand& command) {
   poller_.forget(listener.watch);
   closeIfDone(listener);
 }
+
+void Loop::on(OpenerCommand& command) { opener_ = std::move(command.opener); }
 
 }  // namespace tproxy::relay

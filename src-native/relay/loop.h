@@ -72,6 +72,7 @@ class Loop {
   void on(DestroyCommand& command);
   void on(TellCommand& command);
   void on(StopAcceptingCommand& command);
+  void on(OpenerCommand& command);
 
   void queue(Task& task);
   void queue(Listener& listener);
@@ -89,7 +90,7 @@ class Loop {
   socket::ConnectOptions upstreamOf(const Listener& listener, const Task& task) const;
   void preconnect(Task& task, const socket::ConnectOptions& options);
   void connect(Task& task, const socket::ConnectOptions& options, const Upstream& upstream);
-  void dial(Task& task, const socket::ConnectOptions& options);
+  void dial(Task& task, socket::ConnectOptions options);
   bool isOwnListener(const Task& task, const socket::Address& destination) const;
   void finishConnect(Task& task);
   void tellOpened(Task& task);
@@ -121,6 +122,7 @@ class Loop {
   std::vector<Event> events_;
   // Nothing is accepted without a descriptor in reserve for the upstream socket.
   UniqueFd reserve_;
+  socket::Opener opener_;
 };
 
 }  // namespace tproxy::relay

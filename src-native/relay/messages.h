@@ -8,6 +8,7 @@
 
 #include "relay/mover.h"
 #include "socket/error.h"
+#include "socket/transparent.h"
 #include "unique_fd.h"
 
 namespace tproxy::relay {
@@ -55,6 +56,7 @@ struct AcceptCommand {
   bool tell;        // of relays that nobody decides
   Engine engine;
   Limits limits;
+  bool redirected;    // conntrack knows where the clients meant to go
   Upstream upstream;  // no address: to the original destination
   bool fromClient;    // connect from the client's address,
   bool clientPort;    // and port
@@ -85,8 +87,12 @@ struct TellCommand {
 struct StopAcceptingCommand {
   Id id;
 };
+// From now on what this process may not open itself is opened so; empty: no more.
+struct OpenerCommand {
+  socket::Opener opener;
+};
 using Command = std::variant<ConnectCommand, RelayCommand, AcceptCommand, DecideCommand, PeekCommand, DestroyCommand,
-                             TellCommand, StopAcceptingCommand>;
+                             TellCommand, StopAcceptingCommand, OpenerCommand>;
 
 struct Endpoint {
   bool v6;
@@ -113,6 +119,7 @@ struct PeekedEvent {
 };
 struct OpenedEvent {
   Id id;
+  std::optional<bool> localPortKept;
 };
 struct ConnectedEvent {
   Id id;
