@@ -214,7 +214,7 @@ test('SIGHUP reads sets again, live; a bad file is refused with file and line, a
   assert.is(await isRelayed(addresses.server.ipv6, 8080), true);
   await open.echo('undisturbed');
 
-  await reload(`${target}\n10.0.0.0/33\n`, /linux-tproxy relay: \/run\/excluded:2: a prefix must be/);
+  await reload(`${target}\n10.0.0.0/33\n`, /linux-tproxy relay: \/run\/excluded:2: a prefix length must be/);
   assert.is(await isRelayed(), false, 'as it was');
   await reload('', /Read again/);
   assert.is(await isRelayed(), true);
