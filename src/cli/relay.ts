@@ -127,6 +127,7 @@ export const relay: Verb = {
     const metrics = metricsOf(values);
     const deadline = seconds(values, 'drain-timeout');
     const progress = new Progress(values['json'] === true, seconds(values, 'interval') ?? 1);
+    const signalled = signals();
     await once(server.listen(port, address), 'listening');
     const http = metrics && (await serveMetrics(metrics, server).catch((error) => closeFirst(server, error)));
     server.on('error', (error) => progress.complain(error));
@@ -135,7 +136,7 @@ export const relay: Verb = {
     const hangUp = () => void reload(server, values, files, progress.tell).catch((error) => progress.complain(error));
     process.on('SIGHUP', hangUp);
     try {
-      await drained(server, deadline, progress);
+      await drained(server, signalled, deadline, progress);
     } finally {
       process.off('SIGHUP', hangUp);
       http?.close();
@@ -265,12 +266,34 @@ async function closeFirst(server: TransparentServer, error: unknown): Promise<ne
   throw error;
 }
 
+/** From now on signals end nothing by themselves: each call of what this gives waits for one, or takes one that came. */
+function signals(): () => Promise<'signal'> {
+  let waiting = 0;
+  let wake = () => {};
+  for (const signal of ['SIGTERM', 'SIGINT'])
+    process.on(signal, () => {
+      waiting++;
+      wake();
+    });
+  return () =>
+    new Promise((resolve) => {
+      wake = () => {
+        if (waiting === 0) return;
+        waiting--;
+        wake = () => {};
+        resolve('signal');
+      };
+      wake();
+    });
+}
+
 /** Waits for a signal, and then for the last connection, the deadline, or another signal. */
-async function drained(server: TransparentServer, deadline: number | undefined, progress: Progress): Promise<void> {
-  const signals = ['SIGTERM', 'SIGINT'] as const;
-  let received = () => {};
-  for (const signal of signals) process.on(signal, () => received());
-  const signalled = () => new Promise<'signal'>((resolve) => (received = () => resolve('signal')));
+async function drained(
+  server: TransparentServer,
+  signalled: () => Promise<'signal'>,
+  deadline: number | undefined,
+  progress: Progress,
+): Promise<void> {
   await signalled();
   const closed = new Promise<'closed'>((resolve) => server.close(() => resolve('closed')));
   progress.tell('draining', { open: server.stats().connections.open });
