@@ -1,3 +1,4 @@
+// runs alone: the first time it builds
 /**
  * A short run of `npm run fuzz`: changed messages for every decoder, and a kernel that lies to every transaction, under
  * address and undefined behaviour sanitizers. The build is kept in build/sanitize.
