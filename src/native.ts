@@ -81,9 +81,13 @@ export interface NativeRouteSocket {
   /**
    * Starts a child process that deletes these, in this order, when this process has ended, however. What this gives ends
    * the child before it does so; with `work`, when it has. When nothing refers to that any more it is as if the process
-   * had ended.
+   * had ended. `batches`: of nf_tables, committed before, each for itself.
    */
-  guard(rules: readonly Rule[], routes: readonly Route[]): (work?: 'work') => void;
+  guard(
+    rules: readonly Rule[],
+    routes: readonly Route[],
+    batches: readonly (readonly NftOperation[])[],
+  ): (work?: 'work') => void;
   /** `ip monitor rule route link`. `table`: of routes only those in it. */
   watch: NativeWatch<{ readonly table?: number }, RouteChange>;
   close(): void;
