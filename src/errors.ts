@@ -172,6 +172,10 @@ function netlinkRemedy({ code, request }: NetlinkFailure): string | undefined {
       return request === 'NFT_MSG_NEWRULE'
         ? 'The kernel knows no such expression: interception needs nft_tproxy, nft_socket and nft_fib_inet (CONFIG_NFT_TPROXY, CONFIG_NFT_SOCKET, CONFIG_NFT_FIB_INET).'
         : undefined;
+    case 'EOPNOTSUPP':
+      return request === 'NFT_MSG_NEWTABLE'
+        ? 'This kernel has no such tables: those of one process (flag owner) need Linux 5.12, those that outlive it (persist) Linux 6.9.'
+        : undefined;
     case 'ENETDOWN':
       return 'The interface is down: `ip link set lo up`.';
     case 'ERESTART':

@@ -66,6 +66,24 @@ export type NativeFailure =
  */
 type NativeWatch<Filter, Change> = (filter: Filter, onChanges: (changes: Change[]) => void) => () => void;
 
+export interface GuardOptions {
+  /**
+   * A table of family inet, with the flags owner and persist, that the socket of this port owns now. It has this long to be
+   * taken over by somebody else: the guard deletes the rest only if nobody has, and then the table too.
+   */
+  readonly orphan?: { readonly table: string; readonly owner: number; readonly graceMs: number };
+  /** Called once when somebody has ended the guard. */
+  readonly onEnd?: () => void;
+}
+
+/** When nothing refers to it any more it is as if the process had ended. */
+export interface Guard {
+  /** Ends the guard before it does anything. */
+  end(): void;
+  /** As if the process had ended. */
+  release(): void;
+}
+
 export interface NativeRouteSocket {
   readonly portId: number;
   ruleAdd(rule: Rule): Promise<void>;
@@ -78,11 +96,8 @@ export interface NativeRouteSocket {
   routeList(filter?: { family?: Family; table?: number }): Promise<Route[]>;
   linkList(): Promise<Link[]>;
   addressList(family?: Family): Promise<Address[]>;
-  /**
-   * Starts a child process that deletes these, in this order, when this process has ended, however. What this gives ends
-   * the child before it does so. When nothing refers to that any more it is as if the process had ended.
-   */
-  guard(rules: readonly Rule[], routes: readonly Route[]): () => void;
+  /** Starts a child process that deletes these, in this order, when this process has ended, however. */
+  guard(rules: readonly Rule[], routes: readonly Route[], options: GuardOptions): Guard;
   /** `ip monitor rule route link`. `table`: of routes only those in it. */
   watch: NativeWatch<{ readonly table?: number }, RouteChange>;
   close(): void;

@@ -5,12 +5,12 @@
 #include <stdexcept>
 
 #include "bindings/define.h"
+#include "bindings/guard.h"
 #include "bindings/instance.h"
 #include "bindings/socket_values.h"
 #include "bindings/transaction.h"
 #include "bindings/watches.h"
 #include "errno_name.h"
-#include "guard/process.h"
 #include "nftables/batch.h"
 #include "nftables/query.h"
 #include "nftables/watch.h"
@@ -299,23 +299,7 @@ class RouteSocket : public Napi::ObjectWrap<RouteSocket> {
   }
   Napi::Value portId(const Napi::CallbackInfo& info) { return Napi::Number::New(info.Env(), portId_); }
   Napi::Value guard(const Napi::CallbackInfo& info) {
-    return guarded(info.Env(), [&] {
-      const auto& connection = session_->open();
-      netlink::Bytes requests;
-      const auto append = [&](netlink::Message message) {
-        message.header().nlmsg_flags &= static_cast<uint16_t>(~NLM_F_ACK);
-        requests.insert(requests.end(), message.bytes().begin(), message.bytes().end());
-      };
-      std::vector<rtnetlink::Rule> rules;
-      std::vector<rtnetlink::Route> routes;
-      JsReader::read(info[0], rules, netlink::list({}, netlink::described));
-      JsReader::read(info[1], routes, netlink::list({}, netlink::described));
-      for (const auto& rule : rules) append(encodeRule(rtnetlink::Verb::erase, rule));
-      for (auto& route : routes) append(encodeRoute(rtnetlink::Verb::erase, resolved(*connection, std::move(route))));
-      // Deleted with the function that ends it.
-      auto process = std::make_shared<guard::Process>(connection->descriptor(), requests);
-      return Napi::Function::New(info.Env(), [process](const Napi::CallbackInfo&) { process->disarm(); });
-    });
+    return guarded(info.Env(), [&] { return startGuard(info, *session_->open(), netns_); });
   }
   Napi::Value watch(const Napi::CallbackInfo& info) {
     const auto table = optionalMember<uint32_t>(info[0], "table", netlink::host32);

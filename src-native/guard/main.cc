@@ -1,32 +1,123 @@
 // The guard: a process whose only work is to outlive another. The kernel deletes an owned nf_tables table when its
-// owner dies, but keeps policy rules and routes; the guard deletes those. It is started with the requests in a pipe on
-// its standard input, whose other end its parent holds open for life, and with a netlink socket as standard output. So
-// it needs no namespace, no file and no argument (the one that it gets is for the eyes of `ps`), and links with libc
-// only.
+// owner dies, but keeps policy rules and routes; the guard deletes those. A table that outlives its owner (persist) it
+// leaves for a while to whoever takes it over, and then deletes it, too. It is started with what to do in a pipe on its
+// standard input, whose other end its parent holds open for life, and with netlink sockets as standard output and
+// behind standard error. So it needs no namespace, no file and no argument (the one that it gets is for the eyes of
+// `ps`), and links with libc only.
+#include <linux/netfilter/nf_tables.h>
+#include <linux/netfilter/nfnetlink.h>
+#include <linux/netlink.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstring>
+#include <ctime>
 
 #include "guard/process.h"
+
+namespace {
+
+using tproxy::guard::Grace;
+using tproxy::guard::Header;
+
+constexpr int routeSocket = STDOUT_FILENO;
+constexpr int nftablesSocket = STDERR_FILENO + 1;
+// Somebody may take the table over and die within the grace: that is a new grace, with a guard of its own. This is how
+// short a life may be to be overlooked.
+constexpr long lookEveryMs = 100;
+
+struct Bytes {
+  const char* data;
+  size_t size;
+};
+
+// The kernel works it off inside this call.
+bool tell(int socket, Bytes requests) { return send(socket, requests.data, requests.size, 0) >= 0; }
+
+// Whether it is orphaned, or will be: its owner may be dying this moment.
+bool isOrphan(Bytes question, unsigned owner) {
+  if (!tell(nftablesSocket, question)) return false;
+  alignas(nlmsghdr) static char answer[8192];
+  const ssize_t size = recv(nftablesSocket, answer, sizeof answer, 0);
+  nlmsghdr header;
+  if (size < static_cast<ssize_t>(sizeof header)) return false;
+  std::memcpy(&header, answer, sizeof header);
+  if (header.nlmsg_type != (NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWTABLE)) return false;  // an error: it is gone
+  for (size_t at = NLMSG_LENGTH(sizeof(nfgenmsg)); at + sizeof(nlattr) <= static_cast<size_t>(size);) {
+    nlattr attribute;
+    std::memcpy(&attribute, answer + at, sizeof attribute);
+    if (attribute.nla_len < sizeof attribute) return false;
+    if ((attribute.nla_type & NLA_TYPE_MASK) == NFTA_TABLE_OWNER && at + NLA_HDRLEN + 4 <= static_cast<size_t>(size)) {
+      const auto* bytes = reinterpret_cast<const unsigned char*>(answer + at + NLA_HDRLEN);
+      const unsigned found = static_cast<unsigned>(bytes[0]) << 24 | static_cast<unsigned>(bytes[1]) << 16 |
+                             static_cast<unsigned>(bytes[2]) << 8 | bytes[3];
+      return found == owner;
+    }
+    at += NLA_ALIGN(attribute.nla_len);
+  }
+  return true;
+}
+
+// Owned by this process nobody can take it over any more. Refused: somebody was faster. The kernel answers a batch with
+// its errors only.
+bool takeOver(Bytes request) {
+  char answer[sizeof(nlmsghdr)];
+  return tell(nftablesSocket, request) && recv(nftablesSocket, answer, sizeof answer, MSG_DONTWAIT) < 0;
+}
+
+bool outlastsGrace(const Grace& grace, Bytes question) {
+  timespec until{};
+  clock_gettime(CLOCK_BOOTTIME, &until);
+  until.tv_sec += grace.milliseconds / 1000;
+  until.tv_nsec += static_cast<long>(grace.milliseconds % 1000) * 1'000'000;
+  for (;;) {
+    if (!isOrphan(question, grace.owner)) return false;
+    timespec now{};
+    clock_gettime(CLOCK_BOOTTIME, &now);
+    const long left = (until.tv_sec - now.tv_sec) * 1000 + (until.tv_nsec - now.tv_nsec) / 1'000'000;
+    if (left <= 0) return true;
+    const timespec pause{.tv_sec = 0, .tv_nsec = (left < lookEveryMs ? left : lookEveryMs) * 1'000'000};
+    nanosleep(&pause, nullptr);
+  }
+}
+
+}  // namespace
 
 int main() {
   // Out of the way of its parent's terminal, directory and inherited files. Its signals are blocked since before it
   // began (see Process): whatever ends the parent must not end it.
   setsid();
   if (chdir("/") != 0) return 1;
-  syscall(SYS_close_range, 3U, ~0U, 0U);
+  syscall(SYS_close_range, static_cast<unsigned>(nftablesSocket + 1), ~0U, 0U);
 
-  static char requests[tproxy::guard::capacity + 1];
+  static char given[tproxy::guard::capacity + 1];
   size_t length = 0;
   for (;;) {
-    const ssize_t size = read(STDIN_FILENO, requests + length, sizeof requests - length);
+    const ssize_t size = read(STDIN_FILENO, given + length, sizeof given - length);
     if (size == 0) break;  // the parent is gone
     if (size > 0) length += static_cast<size_t>(size);
     if (size < 0 && errno != EINTR) return 1;
   }
-  // One datagram, which the kernel works off inside this call. A request that fails (for what it is about is gone
-  // already) does not keep it from the next one. The answers are for nobody.
-  return send(STDOUT_FILENO, requests, length, 0) < 0 ? 1 : 0;
+  Header header;
+  if (length < sizeof header) return 1;  // it went before it had said what to do
+  std::memcpy(&header, given, sizeof header);
+  const char* at = given + sizeof header;
+  const auto next = [&at](size_t size) { return Bytes{std::exchange(at, at + size), size}; };
+  const Bytes question = next(header.question);
+  const Bytes takeover = next(header.takeover);
+  const Bytes routing = next(header.routing);
+  const Bytes removal = next(header.removal);
+  if (at > given + length) return 1;
+
+  if (question.size != 0) {
+    // The parent may live on, having let go of the table: it is not to wait for the rest.
+    if (fork() != 0) return 0;
+    if (!outlastsGrace(header.grace, question) || !takeOver(takeover)) return 0;
+  }
+  // A request that fails (for what it is about is gone already) does not keep it from the next one. The answers are for
+  // nobody.
+  const bool done = tell(routeSocket, routing);
+  return (removal.size == 0 || tell(nftablesSocket, removal)) && done ? 0 : 1;
 }

@@ -21,6 +21,7 @@ namespace tproxy::guard {
 
 namespace {
 
+constexpr int nftablesDescriptor = STDERR_FILENO + 1;  // see main.cc
 constexpr int workTimeoutMs = 1000;  // a guard that takes longer (somebody has stopped it) is not waited for
 
 void check(int errnum, const std::string& call) {
@@ -64,12 +65,14 @@ struct Attributes {
   posix_spawnattr_t value{};
 };
 
-pid_t spawn(int standardInput, int standardOutput) {
+pid_t spawn(int standardInput, int routeSocket, int nftablesSocket) {
   Actions actions;
   check(posix_spawn_file_actions_adddup2(&actions.value, standardInput, STDIN_FILENO), "posix_spawn");
-  check(posix_spawn_file_actions_adddup2(&actions.value, standardOutput, STDOUT_FILENO), "posix_spawn");
+  check(posix_spawn_file_actions_adddup2(&actions.value, routeSocket, STDOUT_FILENO), "posix_spawn");
   // Not ours: who reads our standard error to its end must not wait for the guard.
   check(posix_spawn_file_actions_addopen(&actions.value, STDERR_FILENO, "/dev/null", O_WRONLY, 0), "posix_spawn");
+  if (nftablesSocket >= 0)
+    check(posix_spawn_file_actions_adddup2(&actions.value, nftablesSocket, nftablesDescriptor), "posix_spawn");
   Attributes attributes;
   sigset_t all;
   sigfillset(&all);
@@ -88,8 +91,17 @@ pid_t spawn(int standardInput, int standardOutput) {
 
 }  // namespace
 
-Process::Process(int netlinkSocket, std::span<const std::uint8_t> requests) {
-  if (requests.size() > capacity) throw socket::Error(EMSGSIZE, "guard");
+Process::Process(int routeSocket, int nftablesSocket, const Requests& requests, Grace grace) {
+  const auto size = [](std::span<const std::uint8_t> bytes) { return static_cast<std::uint32_t>(bytes.size()); };
+  const Header header{.grace = grace,
+                      .question = size(requests.question),
+                      .takeover = size(requests.takeover),
+                      .routing = size(requests.routing),
+                      .removal = size(requests.removal)};
+  if (sizeof header + requests.question.size() + requests.takeover.size() + requests.routing.size() +
+          requests.removal.size() >
+      capacity)
+    throw socket::Error(EMSGSIZE, "guard");
   int ends[2];
   if (pipe2(ends, O_CLOEXEC) != 0) throw socket::Error(errno, "pipe");
   const UniqueFd standardInput(ends[0]);
@@ -99,7 +111,7 @@ Process::Process(int netlinkSocket, std::span<const std::uint8_t> requests) {
   std::thread([&] {
     try {
       makeNetAdminAmbient();
-      pid_ = spawn(standardInput.get(), netlinkSocket);
+      pid_ = spawn(standardInput.get(), routeSocket, nftablesSocket);
     } catch (...) {
       failure = std::current_exception();
     }
@@ -108,15 +120,20 @@ Process::Process(int netlinkSocket, std::span<const std::uint8_t> requests) {
 
   pidfd_.reset(static_cast<int>(syscall(SYS_pidfd_open, pid_, 0)));
   // Until all of it is there the guard could only do a part: nothing is installed yet.
-  while (!requests.empty()) {
-    const ssize_t size = write(life_.get(), requests.data(), requests.size());
+  write({reinterpret_cast<const std::uint8_t*>(&header), sizeof header});
+  for (const auto& bytes : {requests.question, requests.takeover, requests.routing, requests.removal}) write(bytes);
+}
+
+void Process::write(std::span<const std::uint8_t> bytes) {
+  while (!bytes.empty()) {
+    const ssize_t size = ::write(life_.get(), bytes.data(), bytes.size());
     if (size < 0 && errno == EINTR) continue;
     if (size < 0) {
       const int errnum = errno;
       disarm();
       throw socket::Error(errnum, "write to the guard");
     }
-    requests = requests.subspan(static_cast<std::size_t>(size));
+    bytes = bytes.subspan(static_cast<std::size_t>(size));
   }
 }
 

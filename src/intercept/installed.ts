@@ -2,16 +2,16 @@
  * What is installed on a host, by whatever process: finds it by the claims in our tables' comments, tells it, takes it
  * down. Also what processes that were killed have left.
  */
-import { readFileSync } from 'node:fs';
 import { checkOptions, InterceptError, NetlinkError } from '../errors.js';
 import type { NftExpression, NftRule, NftSet, NftTable, Route, Rule } from '../netlink/types.js';
 import type { Family, Fwmark } from '../types.js';
 import { type Counters, commentOf, sumCounters } from './counters.js';
-import { claimOf, type HostState, type Kernel, lookAtHost, staleRules } from './host.js';
+import { claimOf, type HostState, type Kernel, lookAtHost, routingOf, staleRules } from './host.js';
 import { closeKernel, emptied, ignoring, openKernel, reap, untilQuiet } from './install.js';
-import { type Routing, routingLosses } from './intact.js';
+import { routingLosses } from './intact.js';
 import type { Claim } from './nftables.js';
-import { localRoute, nameOfTable, policyRules, ROUTE_PROTOCOL } from './plan.js';
+import { type Owner, ownerOf, ownerText } from './owner.js';
+import { nameOfTable, type Plan, ROUTE_PROTOCOL } from './plan.js';
 import { addressRange, formatRange, fromBytes, portRange, type RangeType, rangesOfElements } from './ranges.js';
 import { counted } from './ruleset.js';
 import { datatype } from './statement.js';
@@ -20,8 +20,8 @@ import { datatype } from './statement.js';
 export interface Installed {
   readonly name: string;
   readonly nftTable: string;
-  readonly lifetime: 'process' | 'permanent';
-  /** Who owns the table, and takes it along when it ends. */
+  readonly lifetime: Plan['lifetime'];
+  /** Who owns the table. Missing where `lifetime` is `persist`: an orphan, left for the next process of this name. */
   readonly owner?: Owner;
   readonly families: readonly Family[];
   /** Where the proxy listens; missing where nothing is intercepted, only diverted. */
@@ -40,13 +40,6 @@ export interface Installed {
   readonly intact: boolean;
   /** What is not there any more, in words. */
   readonly missing: readonly string[];
-}
-
-export interface Owner {
-  /** Of the socket that made the table. The kernel gives the first one of a process that process's id. */
-  readonly netlinkPort: number;
-  /** Name of the process of that id, if there is one (in this pid namespace). */
-  readonly command?: string;
 }
 
 /** Policy rules and routes of ours that belong to no table: their process was killed. Without its marks they do nothing. */
@@ -123,12 +116,6 @@ async function takeDown(kernel: Kernel, name: string): Promise<boolean> {
   return true;
 }
 
-/** What belongs to a claim. */
-const routingOf = (claim: Claim): Routing => ({
-  rules: claim.families.flatMap((family) => policyRules(family, claim)),
-  routes: claim.families.map((family) => localRoute(family, claim.table)),
-});
-
 async function emptyTable({ nftables }: Kernel, name: string): Promise<NftTable | undefined> {
   const tables = await nftables.list('table');
   const table = tables.find((each) => nameOfTable(each.name) === name && claimOf(each).length > 0);
@@ -190,7 +177,7 @@ async function describe(
   return {
     name: nameOfTable(table.name) as string,
     nftTable: table.name,
-    lifetime: table.owner === undefined ? 'permanent' : 'process',
+    lifetime: table.flags?.includes('persist') ? 'persist' : table.owner === undefined ? 'permanent' : 'process',
     ...(table.owner !== undefined && { owner: ownerOf(table.owner) }),
     families: claim.families,
     ...listenerOf(nftRules),
@@ -253,17 +240,4 @@ function elementTexts(set: NftSet, elements: Parameters<typeof rangesOfElements>
   if (set.keyType === datatype.ifname.number)
     return elements.map(({ key }) => Buffer.from(key).toString('latin1').replace(/\0.*$/, ''));
   return elements.map(({ key }) => `0x${Buffer.from(key).toString('hex')}`);
-}
-
-function ownerOf(netlinkPort: number): Owner {
-  try {
-    return { netlinkPort, command: readFileSync(`/proc/${netlinkPort}/comm`, 'utf8').trim() };
-  } catch {
-    return { netlinkPort };
-  }
-}
-
-/** `process 4711 (node)`, where the netlink port is a process's id. */
-export function ownerText({ netlinkPort, command }: Owner): string {
-  return command === undefined ? `a process (netlink port ${netlinkPort})` : `process ${netlinkPort} (${command})`;
 }

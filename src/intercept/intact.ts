@@ -78,12 +78,7 @@ async function findTableLosses({ nftables }: Kernel, plan: Plan): Promise<Loss[]
 
   const wanted = <K extends NftObject['kind']>(kind: K) =>
     plan.nftables.flatMap(({ object }) => (object.kind === kind ? [object as Extract<NftObject, { kind: K }>] : []));
-  const isThere = (object: NftChain | NftSet) => {
-    // What has only a meaning inside a batch, and what is only for nft's eyes.
-    const { id: _, userdata: __, flags, ...rest } = object as NftSet;
-    const named = { ...rest, ...(flags?.length && { flags }) };
-    return [...chains, ...sets].some((each) => each.kind === object.kind && contains(each, named));
-  };
+  const isThere = (object: NftChain | NftSet) => isAsPlanned(object, [...chains, ...sets]);
   const changed = [
     ...(canonical(found.flags ?? []) === canonical(table.flags ?? []) ? [] : ['its flags']),
     ...wanted('chain')
@@ -97,6 +92,14 @@ async function findTableLosses({ nftables }: Kernel, plan: Plan): Promise<Loss[]
       .map((chain) => `rules of chain ${chain.name}`),
   ];
   return changed.length === 0 ? [] : [{ kind: 'table', what: `${name}: ${changed.join(', ')}`, gone: false }];
+}
+
+/** Whether what the kernel lists has this in it. */
+export function isAsPlanned(object: NftChain | NftSet, found: readonly (NftChain | NftSet)[]): boolean {
+  // What has only a meaning inside a batch, and what is only for nft's eyes.
+  const { id: _, userdata: __, flags, ...rest } = object as NftSet;
+  const named = { ...rest, ...(flags?.length && { flags }) };
+  return found.some((each) => each.kind === object.kind && contains(each, named));
 }
 
 /** What the rules of a chain do, as text. */

@@ -62,13 +62,21 @@ export function parseClaim(comment: string): Claim | undefined {
 
 const FAMILY = 'inet' as const;
 
-/** The table alone, as the claim it is. `process`: the kernel deletes it when the socket that made it is closed. */
+/** Owned: nobody else can change it, and the kernel deletes it when the socket that made it is closed, or lets go of it. */
+const flagsOf: Record<Plan['lifetime'], NonNullable<NftTable['flags']>> = {
+  process: ['owner'],
+  persist: ['owner', 'persist'],
+  permanent: [],
+};
+
+/** The table alone, as the claim it is. */
 export function tableObject(plan: PlanFacts): NftTable {
+  const flags = flagsOf[plan.lifetime];
   return {
     kind: 'table',
     family: FAMILY,
     name: plan.nftTable,
-    ...(plan.lifetime === 'process' && { flags: ['owner' as const] }),
+    ...(flags.length > 0 && { flags }),
     userdata: encodeComment(claimOfPlan(plan)),
   };
 }

@@ -18,6 +18,7 @@ const TABLE_PREFIX = 'linux-tproxy-';
 const DEFAULT_FWMARK: Fwmark = { value: 0x1, mask: 0x3 };
 const DEFAULT_TABLE = 100;
 const DEFAULT_PRIORITY = 97;
+const DEFAULT_GRACE_MS = 60_000;
 /** Policy rules take this many consecutive priorities. */
 export const PRIORITIES = 4;
 
@@ -61,7 +62,9 @@ export interface Plan {
   readonly interfaces?: readonly string[];
   readonly ownHost?: OwnHost;
   readonly onDown: 'open' | 'closed';
-  readonly lifetime: 'process' | 'permanent';
+  readonly lifetime: 'process' | 'permanent' | 'persist';
+  /** How long it outlives its process. */
+  readonly graceMs?: number;
   /** "Deliver here." Its value is also the mark for UDP sockets that answer from a foreign address. */
   readonly fwmark: Fwmark;
   /**
@@ -102,6 +105,7 @@ const OPTIONS = [
   'priority',
   'name',
   'lifetime',
+  'graceMs',
   'repair',
 ];
 
@@ -136,7 +140,7 @@ export function planIntercept(options: PlanOptions): Plan {
     ...(options.interfaces && { interfaces: parseInterfaces(options.interfaces) }),
     ...(options.ownHost !== undefined && { ownHost: parseOwnHost(options) }),
     onDown: oneOf('onDown', options.onDown ?? 'open', ['open', 'closed']),
-    lifetime: oneOf('lifetime', options.lifetime ?? 'process', ['process', 'permanent']),
+    ...parseLifetime(options),
     fwmark,
     socketMark: fwmark.mask,
     table,
@@ -227,6 +231,14 @@ function parseFwmark(fwmark: Fwmark): Fwmark {
   if ((value & mask) >>> 0 !== value || rest === 0)
     throw outOfRange('fwmark.value', 'some, but not all, of the bits of fwmark.mask (such as 0x1 of 0x3)', fwmark);
   return { value, mask };
+}
+
+function parseLifetime({ lifetime = 'process', graceMs }: PlanOptions): Pick<Plan, 'lifetime' | 'graceMs'> {
+  oneOf('lifetime', lifetime, ['process', 'permanent', 'persist']);
+  if (lifetime === 'persist')
+    return { lifetime, graceMs: integer('graceMs', graceMs ?? DEFAULT_GRACE_MS, 0, 0xffffffff) };
+  if (graceMs !== undefined) throw invalidValue('graceMs', "given with lifetime: 'persist'", graceMs);
+  return { lifetime };
 }
 
 function parseExclude(exclude: InterceptOptions['exclude'] = {}): Plan['exclude'] {

@@ -8,11 +8,11 @@ import { setTimeout } from 'node:timers/promises';
 import { InterceptError, NetlinkError } from '../errors.js';
 import type { NftChange, NftOperation, RouteChange } from '../netlink/types.js';
 import type { ChangedBy, RepairReport } from '../types.js';
+import { type Content, isDynamic, readContents, tableWith } from './contents.js';
 import type { Kernel } from './host.js';
 import { findLosses, findRoutingLosses, type Loss, routeName, ruleName } from './intact.js';
 import { tableObject } from './nftables.js';
 import type { Plan } from './plan.js';
-import type { Content } from './sets.js';
 
 /** One command makes several changes (`ip rule flush`): they are waited for, and are one repair. */
 const SETTLE_MS = 10;
@@ -186,43 +186,17 @@ export class Watch extends EventEmitter<WatchEvents> {
           await unless(['EEXIST'], route.ruleAdd(loss.rule));
           break;
         case 'table':
-          await nftables.commit(loss.gone ? this.#table(this.#contents()) : await this.#rebuilt());
+          await nftables.commit(loss.gone ? tableWith(this.#plan, this.#contents()) : await this.#rebuilt());
       }
     }
   }
 
-  /** What makes the table, with this in its sets. */
-  #table(contents: readonly Content[]): NftOperation[] {
-    const { nftables } = this.#plan;
-    const { family, name: table } = tableObject(this.#plan);
-    return [
-      ...nftables.filter(({ object }) => object.kind !== 'elements' || !contents.some(({ set }) => set === object.set)),
-      ...contents
-        .filter(({ elements }) => elements.length > 0)
-        .map((content): NftOperation => ({ verb: 'add', object: { kind: 'elements', family, table, ...content } })),
-    ];
-  }
-
   /** The table anew in one batch, with what its sets hold now: whoever may change it may have changed them, too. */
   async #rebuilt(): Promise<NftOperation[]> {
-    const { nftables } = this.#kernel;
     const table = tableObject(this.#plan);
-    const ofTable = { family: table.family, table: table.name };
-    const contents = await Promise.all(
-      (await nftables.list('set', ofTable))
-        .filter(({ flags }) => !flags?.includes('anonymous') && !flags?.includes('eval'))
-        .map(async ({ name: set }): Promise<Content> => {
-          const [found] = await nftables.list('elements', { ...ofTable, set });
-          // What is left of its time is only the kernel's to tell.
-          const elements = found?.elements.map(({ expiresMs: _, ...element }) => element) ?? [];
-          return { set, elements };
-        }),
-    );
-    const planned = contents.filter(({ set }) =>
-      this.#plan.nftables.some(({ object }) => object.kind === 'set' && object.name === set),
-    );
-    const missing = this.#contents().filter(({ set }) => !planned.some((content) => content.set === set));
-    return [{ verb: 'delete', object: table }, ...this.#table([...planned, ...missing])];
+    const contents = await readContents(this.#kernel.nftables, table, (set) => !isDynamic(set));
+    const missing = this.#contents().filter(({ set }) => !contents.some((content) => content.set === set));
+    return [{ verb: 'delete', object: table }, ...tableWith(this.#plan, [...contents, ...missing])];
   }
 
   #report(losses: readonly Loss[], started: number, ended: number): void {

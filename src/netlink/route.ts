@@ -1,5 +1,6 @@
 /** `ip rule`, `ip route`, `ip link` and `ip address` without the command: rtnetlink over one socket. */
-import { type NativeRouteSocket, native } from '../native.js';
+import { checkOptions } from '../errors.js';
+import { type Guard, type GuardOptions, type NativeRouteSocket, native } from '../native.js';
 import type { Family } from '../types.js';
 import { checkFamily, checkRoute, checkRouteFilter, checkRule, checkSocketOptions, checkWatch } from './check.js';
 import type { Address, Link, Route, RouteChange, Rule } from './types.js';
@@ -99,16 +100,17 @@ export class RouteSocket {
 
   /**
    * Starts a guard: a small child process that deletes these rules and routes when this process has ended, in whatever way
-   * (`kill -9` too). It outlives everything but a signal to itself. Call what this gives when they are deleted, or need
-   * not be: it ends the guard.
+   * (`kill -9` too). It outlives everything but a signal to itself, of which `onEnd` tells. `end()` it when they are deleted,
+   * or need not be.
    * Equivalent to: `( while read _; do :; done; ip rule del ...; ip route del ... ) <pipe &`
    *
    * Throws `SocketError` where it cannot be started.
    */
-  guard(rules: readonly Rule[], routes: readonly Route[]): () => void {
+  guard(rules: readonly Rule[], routes: readonly Route[], options: GuardOptions = {}): Guard {
     for (const rule of rules) checkRule(rule);
     for (const route of routes) checkRoute(route);
-    return this.#native.guard(rules, routes);
+    checkOptions('guard options', options, ['orphan', 'onEnd']);
+    return this.#native.guard(rules, routes, options);
   }
 
   /**
