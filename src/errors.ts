@@ -79,7 +79,8 @@ export class InterceptError extends Error {
   }
 }
 
-export type InstallStep = 'check' | 'table' | 'routes' | 'rules' | 'batch';
+/** `takeover`: in the place of the last four, where a predecessor left its table (`lifetime: 'persist'`). */
+export type InstallStep = 'check' | 'table' | 'routes' | 'rules' | 'batch' | 'takeover';
 
 /** A failed system call on a socket, in the shape Node's own have: `code`, `errno`, `syscall`, `address`, `port`. */
 export class SocketError extends Error {

@@ -9,6 +9,7 @@ import { checkOptions, invalidType, invalidValue } from './errors.js';
 import { type Acceptor, acceptFlows } from './flows.js';
 import { type InstalledRules, installIntercept } from './intercept/install.js';
 import { OWN_KEEPALIVE_MS } from './intercept/named-sets.js';
+import type { Owner } from './intercept/owner.js';
 import { planIntercept } from './intercept/plan.js';
 import { Counter, native } from './native.js';
 import { bytes, chooseEngine, limits, newCounters, type Relay, type RelayLimits, setOwner } from './relay.js';
@@ -19,6 +20,10 @@ export interface TransparentServerOptions extends ServerOpts, RelayLimits {
   /**
    * The rules that bring connections here: live from 'listening' to 'close'. `{}` installs the divert part alone, for
    * listeners on foreign addresses. Omitted: the administrator's own rules deliver.
+   *
+   * With `lifetime: 'persist'` and a `name` a program is replaced by its next version without losing a connection: start that
+   * one on another port (`listen(0)`); once it listens it has the rules, and this server emits 'handover', ends its connections
+   * in peace, and closes.
    */
   readonly intercept?: InterceptOptions;
   /**
@@ -52,6 +57,8 @@ export interface TransparentServerEvents {
   relay: [relay: Relay, flow: Flow];
   /** Somebody else had changed the rules, and they are again as they were. */
   repaired: [report: RepairReport];
+  /** Another process has taken the rules over: this server takes what was on its way to it, and then closes. */
+  handover: [successor: Owner];
   error: [error: Error];
   drop: [data: object | undefined];
   close: [];
@@ -73,6 +80,8 @@ const OPTIONS = [
   'highWaterMark',
 ];
 
+/** Handshakes that are under way when the rules go to another process: the kernel repeats a lost answer after 1 and 3 s. */
+const HANDSHAKES_MS = 4_000;
 /** SYNs wait here while we are busy; the kernel cuts it to net.core.somaxconn. A short queue means SYN cookies. */
 const BACKLOG = 4096;
 
@@ -169,7 +178,10 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
     return { address, family: family === 'ipv4' ? 'IPv4' : 'IPv6', port };
   }
 
-  /** Takes no more connections; when those that are open have ended, the rules go, and 'close' is emitted. */
+  /**
+   * Takes no more connections; when those that are open have ended, the rules go, and 'close' is emitted. With `lifetime:
+   * 'persist'` they stay for the next process (see `rules.release`).
+   */
   close(callback?: (error?: Error) => void): this {
     if (this.#state === 'idle') {
       const error = Object.assign(new Error('The server is not running'), { code: 'ERR_SERVER_NOT_RUNNING' });
@@ -237,6 +249,11 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
         });
       this.rules?.on('repaired', (report) => this.emit('repaired', report));
       this.rules?.on('error', (error) => this.emit('error', error));
+      this.rules?.on('handover', (successor) => {
+        this.emit('handover', successor);
+        // close() may come first, and be through by then.
+        setTimeout(() => this.#state === 'listening' && this.close(), HANDSHAKES_MS).unref();
+      });
       handedOver = relay === undefined;
       this.#acceptor = relay === undefined ? await this.#acceptInNode(fd) : this.#acceptInThread(fd, relay);
       this.#address = address;
@@ -286,7 +303,7 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
     this.#acceptor?.stop(() => {
       const finish = async () => {
         try {
-          await this.rules?.uninstall();
+          await (this.#options.intercept?.lifetime === 'persist' ? this.rules?.release() : this.rules?.uninstall());
         } catch (error) {
           this.emit('error', error as Error);
         }

@@ -108,6 +108,7 @@ Napi::Value startGuard(const Napi::CallbackInfo& info, netlink::Connection& conn
   });
   js["release"] = Napi::Function::New(env, [guard](const Napi::CallbackInfo& call) {
     guard->forget(call.Env());
+    if (guard->process) guard->process->release();
     guard->process.reset();
   });
   return js;

@@ -110,6 +110,7 @@ int main() {
   const Bytes routing = next(header.routing);
   const Bytes removal = next(header.removal);
   if (at > given + length) return 1;
+  if (at < given + length) header.grace.owner = 0;  // it has let go (see Process::release)
 
   if (question.size != 0) {
     // The parent may live on, having let go of the table: it is not to wait for the rest.

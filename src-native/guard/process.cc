@@ -140,10 +140,22 @@ void Process::write(std::span<const std::uint8_t> bytes) {
 Process::~Process() {
   if (!life_) return;
   life_.reset();
+  waitUntilDone();
+}
+
+void Process::waitUntilDone() {
   pollfd ended{.fd = pidfd_.get(), .events = POLLIN, .revents = 0};
   while (poll(&ended, 1, workTimeoutMs) < 0 && errno == EINTR) {
   }
   reap();
+}
+
+void Process::release() {
+  if (!life_) return;
+  const std::uint8_t word = 0;
+  write({&word, 1});
+  life_.reset();
+  waitUntilDone();
 }
 
 // By signal and not by a word: so it also ends when somebody has stopped it.

@@ -46,10 +46,13 @@ class Process {
 
   // Ends the guard before it does anything.
   void disarm();
+  // As if this process had ended, and its sockets were closed: another one may have the number of their owner's by now.
+  void release();
   // It becomes readable when the guard has ended.
   int pidfd() const { return pidfd_.get(); }
 
  private:
+  void waitUntilDone();
   void reap();
   void write(std::span<const std::uint8_t> bytes);
 

@@ -42,7 +42,9 @@ export function tableWith(plan: Plan, contents: readonly Content[]): NftOperatio
     plan.nftables.some(({ object }) => object.kind === 'set' && object.name === set),
   );
   return [
-    ...plan.nftables.filter(({ object }) => object.kind !== 'elements' || !planned.some(({ set }) => set === object.set)),
+    ...plan.nftables.filter(
+      ({ object }) => object.kind !== 'elements' || !planned.some(({ set }) => set === object.set),
+    ),
     ...planned
       .filter(({ elements }) => elements.length > 0)
       .map(
@@ -94,7 +96,8 @@ export async function succession(
       ({ object }) =>
         object.kind === 'rule' ||
         (object.kind === 'set' && object.name === ANONYMOUS_SET) ||
-        (object.kind === 'elements' && (object.set === ANONYMOUS_SET || refilled.some(({ name }) => name === object.set))),
+        (object.kind === 'elements' &&
+          (object.set === ANONYMOUS_SET || refilled.some(({ name }) => name === object.set))),
     ),
   ];
 }

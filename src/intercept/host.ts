@@ -8,8 +8,8 @@ import type { RouteSocket } from '../netlink/route.js';
 import type { NftExpression, NftTable, Route, Rule } from '../netlink/types.js';
 import { decodeComment } from '../netlink/userdata.js';
 import type { Family, Fwmark } from '../types.js';
-import { lookUpIds } from './names.js';
 import type { Routing } from './intact.js';
+import { lookUpIds } from './names.js';
 import { type Claim, parseClaim } from './nftables.js';
 import { ownerOf, ownerText } from './owner.js';
 import {

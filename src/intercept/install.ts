@@ -1,15 +1,18 @@
 /**
- * The only file (with installed.ts and watch.ts) that changes the host: applies a plan, takes it down, and undoes what it
+ * The only file (with handover.ts, installed.ts and watch.ts) that changes the host: applies a plan, takes it down, and undoes what it
  * did when a step fails. Order: look, then the empty table as a claim, routes, policy rules, and at last everything in the table in one
  * batch; removal in reverse. So at no moment is a packet marked that the routing does not know what to do with.
  */
 import { EventEmitter } from 'node:events';
-import { setTimeout as sleep } from 'node:timers/promises';
-import { type InstallStep, InterceptError, NetlinkError } from '../errors.js';
+import { type InstallStep, NetlinkError } from '../errors.js';
 import { NftablesSocket } from '../netlink/nftables.js';
 import { RouteSocket } from '../netlink/route.js';
 import type { NftOperation, NftTable, Route, Rule } from '../netlink/types.js';
+import { atStep, ignoring, untilQuiet } from './attempt.js';
+import type { Content } from './contents.js';
 import { type Counters, sumCounters } from './counters.js';
+import { Guarding } from './guard.js';
+import { askFor, handOver, hearRequests, takeOver } from './handover.js';
 import {
   claimOf,
   completeOptions,
@@ -17,12 +20,15 @@ import {
   isClaimed,
   type Kernel,
   lookAtHost,
+  type Predecessor,
+  predecessorOf,
   staleRoutes,
   staleRules,
 } from './host.js';
 import { findLosses } from './intact.js';
 import { announceMark } from './marks.js';
 import { ruleChanges, tableObject } from './nftables.js';
+import { type Owner, ownerOf } from './owner.js';
 import { type Plan, type PlanOptions, planIntercept, withOnDown } from './plan.js';
 import { type LiveSets, liveSets } from './sets.js';
 import { Watch, type WatchEvents } from './watch.js';
@@ -34,9 +40,10 @@ export interface InstallOptions extends PlanOptions {
 
 /**
  * What is installed. Emits `repaired` (RepairReport) when somebody else had changed it, and `error` (InterceptError) when
- * that cannot be repaired, or is changed again and again; without a listener for it that is a process warning.
+ * that cannot be repaired, or is changed again and again; without a listener for it that is a process warning. And `handover`
+ * (Owner) when another process has taken it over (`lifetime: 'persist'`): it is that one's now, and nothing of this process.
  */
-export interface InstalledRules extends EventEmitter<WatchEvents>, LiveSets {
+export interface InstalledRules extends EventEmitter<InstalledEvents>, LiveSets {
   /** As installed; `setOnDown` changes it, the live sets do not. */
   readonly plan: Plan;
   /** Another `onDown`, at once, in one atomic batch: no packet meets a rule set in between, and no counter begins anew. */
@@ -47,29 +54,24 @@ export interface InstalledRules extends EventEmitter<WatchEvents>, LiveSets {
   verify(): Promise<{ readonly intact: boolean; readonly missing: readonly string[] }>;
   /** Takes everything down again. What somebody else has removed already is no error. After a failure it may be tried again. */
   uninstall(): Promise<void>;
+  /**
+   * Lets go of it. With `lifetime: 'persist'` the rules stay in force for `graceMs`, or until a process that installs the same
+   * `name` takes them over; with `permanent` they stay, and are not repaired any more; with `process` it is `uninstall`.
+   */
+  release(): Promise<void>;
   [Symbol.asyncDispose](): Promise<void>;
 }
 
-/** How often to begin anew when somebody else changed the host between our look at it and our change. */
-const ATTEMPTS = 50;
-
-/** A look and a change that belong together, again where somebody else came between them. */
-export async function untilQuiet<T>(lookAndChange: () => Promise<T>): Promise<T> {
-  for (let attempt = 1; ; attempt++) {
-    try {
-      return await lookAndChange();
-    } catch (error) {
-      if (attempt === ATTEMPTS || !isRace(error)) throw error;
-      // Several who get into each other's way part by waiting unequally long.
-      await sleep(Math.random() * Math.min(attempt, 20));
-    }
-  }
+export interface InstalledEvents extends WatchEvents {
+  handover: [successor: Owner];
 }
 
 /**
  * Makes the host deliver matching traffic to a proxy that listens on `port`, whoever that proxy is.
  * Equivalent to: the commands that `String(planIntercept(options))` prints, with mark, table and priority chosen free.
  * Needs CAP_NET_ADMIN in the namespace. With `lifetime: 'process'` the table goes when this process ends, however it ends.
+ * With `lifetime: 'persist'` it takes over what a process of the same `name` has left, or hands over when it is asked; who
+ * calls this must listen already, on another port, if the other one still does.
  *
  * @throws {TypeError | RangeError} options that cannot be meant
  * @throws {InterceptError} something is in use or missing; the host is as it was
@@ -81,9 +83,12 @@ export async function installIntercept(options: InstallOptions): Promise<Install
   const kernel = openKernel(netns);
   try {
     return await untilQuiet(async () => {
-      const { plan, host } = await choose(kernel, planOptions);
-      const endGuard = await apply(kernel, plan, host);
-      return installed(kernel, plan, endGuard, announceMark(netns, plan.socketMark), options.repair ?? true);
+      const { plan, host, predecessor } = await choose(kernel, planOptions);
+      const guarding = new Guarding(kernel, plan);
+      const kept = predecessor
+        ? await takeOver(kernel, plan, predecessor, guarding)
+        : await apply(kernel, plan, host, guarding);
+      return installed({ kernel, plan, netns, guarding, kept, repair: options.repair ?? true });
     });
   } catch (error) {
     closeKernel(kernel);
@@ -92,14 +97,16 @@ export async function installIntercept(options: InstallOptions): Promise<Install
 }
 
 export function openKernel(netns: string | undefined): Kernel {
-  const route = new RouteSocket({ ...(netns !== undefined && { netns }) });
+  const route = new RouteSocket(socketOptions(netns));
   try {
-    return { route, nftables: new NftablesSocket({ ...(netns !== undefined && { netns }) }) };
+    return { route, nftables: new NftablesSocket(socketOptions(netns)) };
   } catch (error) {
     route.close();
     throw error;
   }
 }
+
+const socketOptions = (netns: string | undefined) => ({ ...(netns !== undefined && { netns }) });
 
 export function closeKernel({ route, nftables }: Kernel): void {
   route.close();
@@ -107,15 +114,26 @@ export function closeKernel({ route, nftables }: Kernel): void {
 }
 
 /** Looks at the host, clears away what a killed process of ours left, and plans with what is free. */
-async function choose(kernel: Kernel, options: PlanOptions): Promise<{ plan: Plan; host: HostState }> {
+async function choose(
+  kernel: Kernel,
+  options: PlanOptions,
+): Promise<{ plan: Plan; host: HostState; predecessor: Predecessor | undefined }> {
   let host = await lookAtHost(kernel);
   const stale = staleRules(host);
-  const routes = await staleRoutes(kernel, host, stale, planIntercept(options).table);
+  const { nftTable, table, lifetime } = planIntercept(options);
+  const routes = await staleRoutes(kernel, host, stale, table);
   if (stale.length > 0 || routes.length > 0) {
     await reap(kernel, stale, routes);
     host = await lookAtHost(kernel);
   }
-  return { plan: planIntercept(await completeOptions(kernel, host, options)), host };
+  const find = () => (lifetime === 'persist' ? predecessorOf(host, nftTable) : undefined);
+  let predecessor = find();
+  if (predecessor?.table.owner !== undefined) {
+    await askFor(kernel, predecessor.table);
+    host = await lookAtHost(kernel);
+    predecessor = find();
+  }
+  return { plan: planIntercept(await completeOptions(kernel, host, options, predecessor)), host, predecessor };
 }
 
 /**
@@ -167,8 +185,8 @@ async function claim(kernel: Kernel, plan: Plan, { generation }: HostState): Pro
   }
 }
 
-/** Gives what ends the guard. */
-async function apply(kernel: Kernel, plan: Plan, host: HostState): Promise<() => void> {
+/** What its sets had in them before: nothing. */
+async function apply(kernel: Kernel, plan: Plan, host: HostState, guarding: Guarding): Promise<[]> {
   const { route, nftables } = kernel;
   const table = tableObject(plan);
   const undo: (() => Promise<unknown>)[] = [];
@@ -188,54 +206,84 @@ async function apply(kernel: Kernel, plan: Plan, host: HostState): Promise<() =>
       .commit([{ verb: 'create', object: table }, ...plan.nftables.slice(1)], { dryRun: true })
       .catch((error) => Promise.reject(atStep('check', error)));
     await step('table', claim(kernel, plan, host), () => nftables.commit([{ verb: 'delete', object: table }]));
-    const endGuard = startGuard(route, plan);
-    undo.push(async () => endGuard());
+    guarding.tryToStart();
+    undo.push(async () => guarding.end());
     for (const each of plan.routes) await step('routes', route.routeAdd(each), () => route.routeDelete(each));
     for (const each of plan.rules) await step('rules', route.ruleAdd(each), () => route.ruleDelete(each));
     await step('batch', nftables.commit(plan.nftables.slice(1)), () => nftables.commit(emptied(table)));
-    return endGuard;
+    return [];
   } catch (error) {
     for (const undoIt of undo.reverse()) await undoIt().catch(() => {});
     throw error;
   }
 }
 
-/** The table dies with this process by itself. A guard sees to it that the rules and routes do, too. */
-function startGuard(route: RouteSocket, plan: Plan): () => void {
-  if (plan.lifetime !== 'process') return () => {};
-  try {
-    return route.guard([...plan.rules].reverse(), [...plan.routes].reverse());
-  } catch (error) {
-    // It is a net for the case of a crash, and what is left then does nothing: no reason to refuse.
-    process.emitWarning(
-      `Policy rules and routes will stay behind if this process is killed, until the next start: ${(error as Error).message}`,
-      { code: 'LINUX_TPROXY_NO_GUARD' },
-    );
-    return () => {};
-  }
+interface Installation {
+  readonly kernel: Kernel;
+  readonly plan: Plan;
+  readonly netns: string | undefined;
+  readonly guarding: Guarding;
+  readonly kept: readonly Content[];
+  readonly repair: boolean;
 }
 
-function installed(
-  kernel: Kernel,
-  initial: Plan,
-  endGuard: () => void,
-  forgetMark: () => void,
-  repair: boolean,
-): InstalledRules {
-  const { route, nftables } = kernel;
+function installed({ kernel, plan: initial, netns, guarding, kept, repair }: Installation): InstalledRules {
   let plan = initial;
   let switching: Promise<void> = Promise.resolve();
   const table = tableObject(plan);
   const ofTable = { family: table.family, table: table.name };
   const remove: NftOperation[] = [{ verb: 'delete', object: table }];
-  const { live, contents } = liveSets(plan, (operations) => nftables.commit(operations));
-  const watch = repair ? new Watch(kernel, () => plan, contents) : undefined;
-  let uninstalling: Promise<void> | undefined;
+  const { live, contents } = liveSets(plan, kept, (operations) => kernel.nftables.commit(operations));
+  const forgetMark = announceMark(netns, plan.socketMark);
+  let isOurs = true;
+  let watch: Watch | undefined;
+  let endHearing: (() => void) | undefined;
+  let handingOver: Promise<void> | undefined;
+  let ending: Promise<void> | undefined;
+
+  const begin = () => {
+    if (repair) {
+      watch = new Watch(kernel, () => plan, contents, guarding);
+      watch.on('repaired', (report) => result.emit('repaired', report));
+      watch.on('error', tell);
+    }
+    if (plan.lifetime === 'persist')
+      endHearing = hearRequests(kernel.nftables, table, () => {
+        if (!ending) handingOver ??= giveAway().catch(tell);
+      });
+  };
+  const pause = async () => {
+    endHearing?.();
+    await watch?.stop();
+    watch = undefined;
+  };
+  const tell = (error: Error) => {
+    if (result.listenerCount('error') > 0) result.emit('error', error);
+    else process.emitWarning(error);
+  };
+
+  const giveAway = async () => {
+    await pause();
+    const successor = await handOver(kernel, table, () => new NftablesSocket(socketOptions(netns)));
+    if (successor !== undefined) {
+      isOurs = false;
+      guarding.end();
+      closeKernel(kernel);
+      result.emit('handover', ownerOf(successor));
+    } else {
+      // The guard knows the table by its owner's socket.
+      guarding.end();
+      guarding.tryToStart();
+      handingOver = undefined;
+      begin();
+    }
+  };
 
   // Reverse of apply: the marks stop first, then the rules that read them, then the routes, and the claim last: until then
   // nobody takes what we have not removed yet for left over, or for free. One failure does not keep the others.
   const uninstall = async () => {
-    await watch?.stop();
+    await pause();
+    const { route, nftables } = kernel;
     await ignoring(['ENOENT'], nftables.commit(emptied(table)));
     const failures: unknown[] = [];
     const attempt = (removed: Promise<void>) =>
@@ -245,13 +293,13 @@ function installed(
     if (failures.length > 0) throw failures[0];
     await ignoring(['ENOENT'], nftables.commit(remove));
     atExit.delete(uninstallNow);
-    forgetMark();
     // If any of it failed, the guard tries once more in the end.
-    endGuard();
+    guarding.end();
     closeKernel(kernel);
   };
   const uninstallNow = () => {
-    void watch?.stop();
+    void pause();
+    const { route, nftables } = kernel;
     const attempt = (what: () => void) => {
       try {
         what();
@@ -263,16 +311,37 @@ function installed(
     for (const rule of [...plan.rules].reverse()) attempt(() => route.ruleDeleteSync(rule));
     for (const each of [...plan.routes].reverse()) attempt(() => route.routeDeleteSync(each));
     attempt(() => nftables.commitSync(remove));
-    endGuard();
+    guarding.end();
   };
   if (plan.lifetime === 'process') onExit(uninstallNow);
+
+  const release = async () => {
+    await pause();
+    await kernel.nftables.generation(); // what was asked of it before has been done
+    closeKernel(kernel);
+    guarding.release();
+  };
+
+  /** Once; and after a failure again. */
+  const end = (how: () => Promise<void>) => {
+    ending ??= (async () => {
+      await handingOver;
+      if (isOurs) await how();
+      isOurs = false;
+      forgetMark();
+    })().catch((error) => {
+      ending = undefined;
+      throw error;
+    });
+    return ending;
+  };
 
   const switchOnDown = async (onDown: Plan['onDown']) => {
     const next = withOnDown(plan, onDown);
     await untilQuiet(async () => {
-      const { id: generation } = await nftables.generation();
-      const operations = ruleChanges(plan, next, await nftables.list('rule', ofTable));
-      if (operations.length > 0) await nftables.commit(operations, { generation });
+      const { id: generation } = await kernel.nftables.generation();
+      const operations = ruleChanges(plan, next, await kernel.nftables.list('rule', ofTable));
+      if (operations.length > 0) await kernel.nftables.commit(operations, { generation });
     });
     plan = next;
   };
@@ -284,29 +353,20 @@ function installed(
       switching = turn.catch(() => {});
       return turn;
     },
-    counters: async () => sumCounters(await nftables.list('rule', ofTable)),
+    counters: async () => sumCounters(await kernel.nftables.list('rule', ofTable)),
     async verify() {
       const missing = (await findLosses(kernel, plan)).map(({ what }) => what);
       return { intact: missing.length === 0, missing };
     },
-    uninstall() {
-      uninstalling ??= uninstall().catch((error) => {
-        uninstalling = undefined;
-        throw error;
-      });
-      return uninstalling;
-    },
+    uninstall: () => end(uninstall),
+    release: () => end(plan.lifetime === 'process' ? uninstall : release),
     [Symbol.asyncDispose]: () => methods.uninstall(),
   };
-  const result = Object.defineProperty(Object.assign(new EventEmitter<WatchEvents>(), methods), 'plan', {
+  const result = Object.defineProperty(Object.assign(new EventEmitter<InstalledEvents>(), methods), 'plan', {
     get: () => plan,
     enumerable: true,
   }) as unknown as InstalledRules;
-  watch?.on('repaired', (report) => result.emit('repaired', report));
-  watch?.on('error', (error) => {
-    if (result.listenerCount('error') > 0) result.emit('error', error);
-    else process.emitWarning(error);
-  });
+  begin();
   return result;
 }
 
@@ -319,27 +379,5 @@ function onExit(task: () => void): void {
   listening = true;
   process.once('exit', () => {
     for (const each of atExit) each();
-  });
-}
-
-/** Somebody took what we had found free, or changed the rule set meanwhile: look again. */
-function isRace(error: unknown): boolean {
-  const cause = error instanceof InterceptError ? error.cause : error;
-  return cause instanceof NetlinkError && ['EEXIST', 'ERESTART', 'EINTR', 'ENOBUFS'].includes(cause.code);
-}
-
-function atStep(step: InstallStep, error: unknown): unknown {
-  if (!(error instanceof NetlinkError)) return error;
-  return new InterceptError(
-    'ERR_TPROXY_INSTALL',
-    `Installing the interception failed at step '${step}', and what had been done is undone: ${error.message}`,
-    step,
-    error,
-  );
-}
-
-export async function ignoring(codes: readonly string[], attempt: Promise<void>): Promise<void> {
-  await attempt.catch((error) => {
-    if (!(error instanceof NetlinkError && codes.includes(error.code))) throw error;
   });
 }

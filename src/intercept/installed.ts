@@ -5,9 +5,10 @@
 import { checkOptions, InterceptError, NetlinkError } from '../errors.js';
 import type { NftExpression, NftRule, NftSet, NftTable, Route, Rule } from '../netlink/types.js';
 import type { Family, Fwmark } from '../types.js';
+import { ignoring, untilQuiet } from './attempt.js';
 import { type Counters, commentOf, sumCounters } from './counters.js';
 import { claimOf, type HostState, type Kernel, lookAtHost, routingOf, staleRules } from './host.js';
-import { closeKernel, emptied, ignoring, openKernel, reap, untilQuiet } from './install.js';
+import { closeKernel, emptied, openKernel, reap } from './install.js';
 import { routingLosses } from './intact.js';
 import type { Claim } from './nftables.js';
 import { type Owner, ownerOf, ownerText } from './owner.js';
@@ -15,6 +16,8 @@ import { nameOfTable, type Plan, ROUTE_PROTOCOL } from './plan.js';
 import { addressRange, formatRange, fromBytes, portRange, type RangeType, rangesOfElements } from './ranges.js';
 import { counted } from './ruleset.js';
 import { datatype } from './statement.js';
+
+export { type Owner, ownerText } from './owner.js';
 
 /** One interception as the kernel has it. */
 export interface Installed {
@@ -80,8 +83,8 @@ export async function listInstalled(
 }
 
 /**
- * Takes down what was installed with `lifetime: 'permanent'`, by whichever process, and removes what killed processes have
- * left. Gives whether there was an interception of that name; that there is none is no error.
+ * Takes down what was installed with `lifetime: 'permanent'`, by whichever process, or left by one with `persist`, and
+ * removes what killed processes have left. Gives whether there was an interception of that name; that there is none is no error.
  * Equivalent to: `nft flush`ing its table, `ip rule del` and `ip route del` of what belongs to it, `nft delete table`.
  *
  * @throws {InterceptError} `ERR_TPROXY_OWNED`: it belongs to a process that runs
@@ -123,7 +126,7 @@ async function emptyTable({ nftables }: Kernel, name: string): Promise<NftTable 
   if (table.owner !== undefined)
     throw new InterceptError(
       'ERR_TPROXY_OWNED',
-      `The table 'inet ${table.name}' belongs to ${ownerText(ownerOf(table.owner))}, which is running: it goes when that ends`,
+      `The table 'inet ${table.name}' belongs to ${ownerText(ownerOf(table.owner))}, which is running: ${table.flags?.includes('persist') ? 'end that first' : 'it goes when that ends'}`,
     );
   const { kind, family, userdata } = table;
   const empty: NftTable = { kind, family, name: table.name, ...(userdata && { userdata }) };

@@ -15,13 +15,17 @@ export type Loss =
   /** `instead`: what has its place. */
   | { readonly kind: 'route'; readonly what: string; readonly route: Route; readonly instead: readonly Route[] }
   /** `gone`: all of it. */
-  | { readonly kind: 'table'; readonly what: string; readonly gone: boolean };
+  | { readonly kind: 'table'; readonly what: string; readonly gone: boolean }
+  /** The process that clears up behind this one. */
+  | { readonly kind: 'guard'; readonly what: string };
 
 export async function findLosses(kernel: Kernel, plan: Plan): Promise<Loss[]> {
   return (await Promise.all([findRoutingLosses(kernel, plan), findTableLosses(kernel, plan)])).flat();
 }
 
-export async function findRoutingLosses({ route }: Kernel, plan: Plan): Promise<Loss[]> {
+export type RoutingLoss = Extract<Loss, { kind: 'rule' | 'route' }>;
+
+export async function findRoutingLosses({ route }: Kernel, plan: Plan): Promise<RoutingLoss[]> {
   const [rules, routes] = await Promise.all([route.ruleList(), route.routeList({ table: plan.table })]);
   return routingLosses(plan, { rules, routes });
 }
@@ -29,14 +33,14 @@ export async function findRoutingLosses({ route }: Kernel, plan: Plan): Promise<
 /** What makes the kernel deliver the marked packets here. */
 export type Routing = Pick<Plan, 'rules' | 'routes'>;
 
-export function routingLosses(wanted: Routing, found: Routing): Loss[] {
+export function routingLosses(wanted: Routing, found: Routing): RoutingLoss[] {
   return [
     ...wanted.routes.flatMap((route) => routeLoss(route, found.routes)),
     ...wanted.rules.filter((rule) => !found.rules.some((each) => contains(each, rule))).map(ruleLoss),
   ];
 }
 
-function routeLoss(route: Route, found: readonly Route[]): Loss[] {
+function routeLoss(route: Route, found: readonly Route[]): RoutingLoss[] {
   // IPv6 routes have no scope: it reads back as another one.
   const { scope: _, ...wanted } = route;
   if (found.some((each) => contains(each, wanted))) return [];
@@ -47,7 +51,7 @@ function routeLoss(route: Route, found: readonly Route[]): Loss[] {
   return [{ kind: 'route', what: routeName(route), route, instead }];
 }
 
-const ruleLoss = (rule: Rule): Loss => ({ kind: 'rule', what: ruleName(rule), rule });
+const ruleLoss = (rule: Rule): RoutingLoss => ({ kind: 'rule', what: ruleName(rule), rule });
 
 export const ruleName = ({ priority, family }: Rule) => `policy rule ${priority} (${family})`;
 export const routeName = ({ type, destination, table, family }: Route) =>

@@ -113,6 +113,10 @@ const kernelSet = (name: string, type: RangeType, ranges: readonly Range[]): Ker
   segments: ranges.map((range) => ({ ...range, until: Number.POSITIVE_INFINITY })),
 });
 
+/** What is in them at first. */
+export const contentsOf = (plan: Plan, kept: readonly Content[]): Content[] =>
+  liveSets(plan, kept, async () => {}).contents();
+
 function keep(set: KernelSet, kept: readonly Content[]): void {
   const now = performance.now();
   const elements = kept.find((content) => content.set === set.name)?.elements ?? [];

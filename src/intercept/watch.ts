@@ -8,10 +8,13 @@ import { setTimeout } from 'node:timers/promises';
 import { InterceptError, NetlinkError } from '../errors.js';
 import type { NftChange, NftOperation, RouteChange } from '../netlink/types.js';
 import type { ChangedBy, RepairReport } from '../types.js';
+import { ignoring } from './attempt.js';
 import { type Content, isDynamic, readContents, tableWith } from './contents.js';
+import type { Guarding } from './guard.js';
 import type { Kernel } from './host.js';
-import { findLosses, findRoutingLosses, type Loss, routeName, ruleName } from './intact.js';
+import { findLosses, findRoutingLosses, type Loss, type RoutingLoss, routeName, ruleName } from './intact.js';
 import { tableObject } from './nftables.js';
+import { processIdOf } from './owner.js';
 import type { Plan } from './plan.js';
 
 /** One command makes several changes (`ip rule flush`): they are waited for, and are one repair. */
@@ -24,8 +27,8 @@ const CONTESTED = { repairs: 5, withinMs: 10_000 };
 const RETRY_MS = 10_000;
 /** So many failures in a row may be a race with whoever changes things at this moment. */
 const RACES = 3;
-/** The largest process id there can be (PID_MAX_LIMIT); port ids above are no process's. */
-const MOST_PROCESSES = 4 << 20;
+/** What the guard is called in reports. */
+const GUARD = 'guard process';
 
 export interface WatchEvents {
   repaired: [report: RepairReport];
@@ -36,6 +39,7 @@ export class Watch extends EventEmitter<WatchEvents> {
   readonly #kernel: Kernel;
   readonly #current: () => Plan;
   readonly #contents: () => Content[];
+  readonly #guarding: Guarding;
   /** The kernel lets nobody else change the table. */
   readonly #owned: boolean;
   readonly #ends: (() => void)[] = [];
@@ -49,16 +53,18 @@ export class Watch extends EventEmitter<WatchEvents> {
   #repairs: { readonly what: string; readonly at: number }[] = [];
 
   /** `current`: the plan as it is at the moment; `contents`: of its sets. Begins at once, with a look. */
-  constructor(kernel: Kernel, current: () => Plan, contents: () => Content[]) {
+  constructor(kernel: Kernel, current: () => Plan, contents: () => Content[], guarding: Guarding) {
     super();
     const plan = current();
     this.#kernel = kernel;
     this.#current = current;
     this.#contents = contents;
+    this.#guarding = guarding;
     this.#owned = tableObject(plan).flags?.includes('owner') ?? false;
     this.#ends.push(kernel.route.watch((changes) => this.#hearRoutes(changes), { table: plan.table }));
     if (!this.#owned)
       this.#ends.push(kernel.nftables.watch((changes) => this.#hearTable(changes), { table: plan.nftTable }));
+    guarding.onLost = () => this.#notice(GUARD);
     // What was changed since it was installed and before now was told to nobody.
     this.#lookIn(SETTLE_MS);
   }
@@ -149,7 +155,8 @@ export class Watch extends EventEmitter<WatchEvents> {
     const started = performance.now();
     try {
       const find = this.#owned ? findRoutingLosses : findLosses;
-      const losses = await find(this.#kernel, this.#plan);
+      const losses: Loss[] = await find(this.#kernel, this.#plan);
+      if (this.#guarding.isLost) losses.push({ kind: 'guard', what: GUARD });
       if (losses.length > 0) {
         await this.#repair(losses);
         const ended = performance.now();
@@ -174,19 +181,20 @@ export class Watch extends EventEmitter<WatchEvents> {
 
   /** In the order of the installation: what reads the marks before what sets them. */
   async #repair(losses: readonly Loss[]): Promise<void> {
-    const { route, nftables } = this.#kernel;
     for (const loss of losses) {
       if (this.#stopped) return;
       switch (loss.kind) {
         case 'route':
-          for (const each of loss.instead) await unless(['ESRCH', 'ENOENT'], route.routeDelete(each));
-          await unless(['EEXIST'], route.routeAdd(loss.route));
-          break;
         case 'rule':
-          await unless(['EEXIST'], route.ruleAdd(loss.rule));
+          await restore(this.#kernel, loss);
+          break;
+        case 'guard':
+          this.#guarding.start();
           break;
         case 'table':
-          await nftables.commit(loss.gone ? tableWith(this.#plan, this.#contents()) : await this.#rebuilt());
+          await this.#kernel.nftables.commit(
+            loss.gone ? tableWith(this.#plan, this.#contents()) : await this.#rebuilt(),
+          );
       }
     }
   }
@@ -238,9 +246,15 @@ export class Watch extends EventEmitter<WatchEvents> {
   }
 }
 
-function changedBy(portId: number, processName?: string): ChangedBy | undefined {
-  if (portId === 0 || portId > MOST_PROCESSES) return undefined;
-  return { processId: portId, ...(processName !== undefined && { processName }) };
+export async function restore({ route }: Kernel, loss: RoutingLoss): Promise<void> {
+  if (loss.kind === 'rule') return ignoring(['EEXIST'], route.ruleAdd(loss.rule));
+  for (const each of loss.instead) await ignoring(['ESRCH', 'ENOENT'], route.routeDelete(each));
+  await ignoring(['EEXIST'], route.routeAdd(loss.route));
+}
+
+export function changedBy(portId: number, processName?: string): ChangedBy | undefined {
+  const processId = processIdOf(portId);
+  return processId === undefined ? undefined : { processId, ...(processName !== undefined && { processName }) };
 }
 
 function contested(what: string, by: readonly ChangedBy[]): InterceptError {
@@ -261,10 +275,4 @@ function failed(cause: unknown): InterceptError {
     undefined,
     cause,
   );
-}
-
-async function unless(codes: readonly string[], attempt: Promise<void>): Promise<void> {
-  await attempt.catch((error) => {
-    if (!(error instanceof NetlinkError && codes.includes(error.code))) throw error;
-  });
 }

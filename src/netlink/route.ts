@@ -5,6 +5,8 @@ import type { Family } from '../types.js';
 import { checkFamily, checkRoute, checkRouteFilter, checkRule, checkSocketOptions, checkWatch } from './check.js';
 import type { Address, Link, Route, RouteChange, Rule } from './types.js';
 
+export type { Guard, GuardOptions } from '../native.js';
+
 export interface NetlinkSocketOptions {
   /** Path of the network namespace to work in, such as `/run/netns/router`. Default: that of the process. */
   readonly netns?: string;
