@@ -1,3 +1,6 @@
+// The small process beside Node's, in one of two roles, by the name that it is run under. As the broker it does what
+// broker/serve.h says.
+//
 // The guard: a process whose only work is to outlive another. The kernel deletes an owned nf_tables table when its
 // owner dies, but keeps policy rules and routes; the guard deletes those. A table that outlives its owner (persist) it
 // leaves for a while to whoever takes it over, and then deletes it, too. It is started with what to do in a pipe on its
@@ -15,6 +18,7 @@
 #include <cstring>
 #include <ctime>
 
+#include "broker/serve.h"
 #include "guard/process.h"
 
 namespace {
@@ -85,12 +89,13 @@ bool outlastsGrace(const Grace& grace, Bytes question) {
 
 }  // namespace
 
-int main() {
+int main(int count, char** arguments) {
   // Out of the way of its parent's terminal, directory and inherited files. Its signals are blocked since before it
   // began (see Process): whatever ends the parent must not end it.
   setsid();
   if (chdir("/") != 0) return 1;
   syscall(SYS_close_range, static_cast<unsigned>(nftablesSocket + 1), ~0U, 0U);
+  if (count > 0 && std::strstr(arguments[0], "broker")) return tproxy::broker::serve();
 
   static char given[tproxy::guard::capacity + 1];
   size_t length = 0;

@@ -1,12 +1,11 @@
-// Starting and ending the guard (main.cc), an executable that lies beside the addon and has its name: `x.node`,
-// `x.guard`.
+// Starting and ending the guard (main.cc).
 #pragma once
-#include <sys/types.h>
-
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 
+#include "child/process.h"
 #include "unique_fd.h"
 
 namespace tproxy::guard {
@@ -42,22 +41,22 @@ class Process {
   Process(int routeSocket, int nftablesSocket, const Requests& requests, Grace grace = {});
   Process(const Process&) = delete;
   Process& operator=(const Process&) = delete;
-  ~Process();
+  ~Process() { work(); }
 
   // Ends the guard before it does anything.
   void disarm();
-  // As if this process had ended, and its sockets were closed: another one may have the number of their owner's by now.
+  // Has the guard do its work now, and waits for it, as above. The table has no owner, or another one, whose port may
+  // have the old one's number.
   void release();
   // It becomes readable when the guard has ended.
-  int pidfd() const { return pidfd_.get(); }
+  int pidfd() const { return child_->pidfd(); }
 
  private:
-  void waitUntilDone();
-  void reap();
+  void work();
   void write(std::span<const std::uint8_t> bytes);
 
-  pid_t pid_ = -1;
-  UniqueFd pidfd_, life_;
+  UniqueFd life_;
+  std::optional<child::Process> child_;
 };
 
 }  // namespace tproxy::guard

@@ -8,6 +8,7 @@
 
 #include "relay/mover.h"
 #include "socket/error.h"
+#include "socket/transparent.h"
 #include "unique_fd.h"
 
 namespace tproxy::relay {
@@ -52,6 +53,7 @@ struct AcceptCommand {
   bool decide;
   Engine engine;
   Limits limits;
+  bool redirected;  // conntrack knows where the clients meant to go
   bool fromClient;  // connect from the client's address
   std::optional<std::uint32_t> mark;
   std::int64_t timeout;
@@ -78,8 +80,12 @@ struct DestroyCommand {
 struct StopAcceptingCommand {
   Id id;
 };
+// From now on what this process may not open itself is opened so; empty: no more.
+struct OpenerCommand {
+  socket::Opener opener;
+};
 using Command = std::variant<ConnectCommand, RelayCommand, AcceptCommand, DecideCommand, PeekCommand, DestroyCommand,
-                             StopAcceptingCommand>;
+                             StopAcceptingCommand, OpenerCommand>;
 
 struct Endpoint {
   bool v6;
@@ -100,6 +106,7 @@ struct PeekedEvent {
 };
 struct OpenedEvent {
   Id id;
+  std::optional<bool> localPortKept;
 };
 struct ConnectedEvent {
   Id id;

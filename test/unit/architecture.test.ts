@@ -144,16 +144,28 @@ const rules: readonly Rule[] = [
     violation: ['src-native/relay/connection.cc', '#include "netlink/message.h"'],
   },
   {
-    rule: "the guard's process knows libc, and of the house only how large a request may be",
-    files: /^src-native\/guard\/main\.cc$/,
-    only: cpp('guard/process\\.h'),
+    rule: "the guard's process knows libc, and of the house only what it is asked",
+    files: /^src-native\/(guard\/main|broker\/serve)\.cc$/,
+    only: /^(<.*>|src-native\/(guard\/process|broker\/(serve|request))\.h)$/,
     violation: ['src-native/guard/main.cc', '#include "netlink/connection.h"'],
+  },
+  {
+    rule: 'a child process is started by what knows libc, and how to enter a namespace',
+    files: /^src-native\/child\//,
+    only: cpp('child/', 'socket/(error|netns)\\.h'),
+    violation: ['src-native/child/process.cc', '#include "netlink/message.h"'],
   },
   {
     rule: 'who starts the guard knows libc',
     files: /^src-native\/guard\//,
-    only: cpp('guard/', 'socket/error\\.h'),
+    only: cpp('guard/', 'broker/serve\\.h', 'child/', 'socket/error\\.h'),
     violation: ['src-native/guard/process.cc', '#include "netlink/message.h"'],
+  },
+  {
+    rule: 'the broker knows sockets',
+    files: /^src-native\/broker\//,
+    only: cpp('broker/', 'child/', 'socket/'),
+    violation: ['src-native/broker/process.cc', '#include "relay/thread.h"'],
   },
   {
     rule: 'includes are written from src-native',
