@@ -14,7 +14,16 @@ import { planIntercept } from './intercept/plan.js';
 import { Counter, native } from './native.js';
 import { bytes, chooseEngine, limits, newCounters, type Relay, type RelayLimits, setOwner } from './relay.js';
 import { relayThread } from './thread.js';
-import type { Endpoint, Engine, Flow, InterceptOptions, RelayDecision, RelayStats, RepairReport } from './types.js';
+import type {
+  ChangedBy,
+  Endpoint,
+  Engine,
+  Flow,
+  InterceptOptions,
+  RelayDecision,
+  RelayStats,
+  RepairReport,
+} from './types.js';
 
 export interface TransparentServerOptions extends ServerOpts, RelayLimits {
   /**
@@ -59,6 +68,8 @@ export interface TransparentServerEvents {
   repaired: [report: RepairReport];
   /** Another process has taken the rules over: this server takes what was on its way to it, and then closes. */
   handover: [successor: Owner];
+  /** Somebody has taken the rules down on purpose (`linux-tproxy down`): nothing new comes by them. */
+  uninstalled: [by: ChangedBy | undefined];
   error: [error: Error];
   drop: [data: object | undefined];
   close: [];
@@ -249,6 +260,7 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
         });
       this.rules?.on('repaired', (report) => this.emit('repaired', report));
       this.rules?.on('error', (error) => this.emit('error', error));
+      this.rules?.on('uninstalled', (by) => this.emit('uninstalled', by));
       this.rules?.on('handover', (successor) => {
         this.emit('handover', successor);
         // close() may come first, and be through by then.

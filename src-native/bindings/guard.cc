@@ -65,8 +65,7 @@ struct Guard {
 
 }  // namespace
 
-Napi::Value startGuard(const Napi::CallbackInfo& info, netlink::Connection& connection,
-                       const std::string& netns) {
+Napi::Value startGuard(const Napi::CallbackInfo& info, netlink::Connection& connection, const std::string& netns) {
   const Napi::Env env = info.Env();
   std::vector<rtnetlink::Rule> rules;
   std::vector<rtnetlink::Route> routes;
@@ -97,8 +96,8 @@ Napi::Value startGuard(const Napi::CallbackInfo& info, netlink::Connection& conn
       return watcher.watch(UniqueFd(::fcntl(guard->process->pidfd(), F_DUPFD_CLOEXEC, 0)));
     };
     const auto read = [](Napi::Env environment, const auto&) { return Napi::Value(environment.Null()); };
-    guard->unwatch = Napi::Persistent(
-        Watches::of(env).watch(env, begin, read, onEnd.As<Napi::Function>()).As<Napi::Function>());
+    guard->unwatch =
+        Napi::Persistent(Watches::of(env).watch(env, begin, read, onEnd.As<Napi::Function>()).As<Napi::Function>());
   }
   auto js = Napi::Object::New(env);
   js["end"] = Napi::Function::New(env, [guard](const Napi::CallbackInfo& call) {

@@ -109,10 +109,10 @@ export function hearRequests(nftables: NftablesSocket, table: NftTable, onReques
 export async function handOver(
   kernel: Kernel,
   table: NftTable,
-  open: () => NftablesSocket,
+  make: { readonly open: () => NftablesSocket; readonly remake: () => NftOperation[] },
 ): Promise<number | undefined> {
   const owned = kernel.nftables;
-  kernel.nftables = open();
+  kernel.nftables = make.open();
   await owned.generation(); // what was asked of it before has been done
   owned.close();
   const until = performance.now() + TAKING_MS;
@@ -122,7 +122,7 @@ export async function handOver(
     if (found?.owner !== undefined) return found.owner;
     if (performance.now() > until || !tables.some(isSame(requestFor(table)))) {
       try {
-        await kernel.nftables.commit([{ verb: 'add', object: table }]);
+        await kernel.nftables.commit(found ? [{ verb: 'add', object: table }] : make.remake());
         return undefined;
       } catch (error) {
         // Somebody was faster.

@@ -9,7 +9,7 @@ import { NftablesSocket } from '../netlink/nftables.js';
 import { RouteSocket } from '../netlink/route.js';
 import type { NftOperation, NftTable, Route, Rule } from '../netlink/types.js';
 import { atStep, ignoring, untilQuiet } from './attempt.js';
-import type { Content } from './contents.js';
+import { type Content, tableWith } from './contents.js';
 import { type Counters, sumCounters } from './counters.js';
 import { Guarding } from './guard.js';
 import { askFor, handOver, hearRequests, takeOver } from './handover.js';
@@ -41,7 +41,8 @@ export interface InstallOptions extends PlanOptions {
 /**
  * What is installed. Emits `repaired` (RepairReport) when somebody else had changed it, and `error` (InterceptError) when
  * that cannot be repaired, or is changed again and again; without a listener for it that is a process warning. And `handover`
- * (Owner) when another process has taken it over (`lifetime: 'persist'`): it is that one's now, and nothing of this process.
+ * (Owner) when another process has taken it over (`lifetime: 'persist'`): it is that one's now, and nothing of this process;
+ * `uninstalled` (ChangedBy) when somebody has taken it down on purpose.
  */
 export interface InstalledRules extends EventEmitter<InstalledEvents>, LiveSets {
   /** As installed; `setOnDown` changes it, the live sets do not. */
@@ -118,14 +119,8 @@ async function choose(
   kernel: Kernel,
   options: PlanOptions,
 ): Promise<{ plan: Plan; host: HostState; predecessor: Predecessor | undefined }> {
-  let host = await lookAtHost(kernel);
-  const stale = staleRules(host);
   const { nftTable, table, lifetime } = planIntercept(options);
-  const routes = await staleRoutes(kernel, host, stale, table);
-  if (stale.length > 0 || routes.length > 0) {
-    await reap(kernel, stale, routes);
-    host = await lookAtHost(kernel);
-  }
+  let host = await clearAway(kernel, table);
   const find = () => (lifetime === 'persist' ? predecessorOf(host, nftTable) : undefined);
   let predecessor = find();
   if (predecessor?.table.owner !== undefined) {
@@ -134,6 +129,16 @@ async function choose(
     predecessor = find();
   }
   return { plan: planIntercept(await completeOptions(kernel, host, options, predecessor)), host, predecessor };
+}
+
+/** Gives the host without what is left over in it. */
+async function clearAway(kernel: Kernel, table: number): Promise<HostState> {
+  const host = await lookAtHost(kernel);
+  const stale = staleRules(host);
+  const routes = await staleRoutes(kernel, host, stale, table);
+  if (stale.length === 0 && routes.length === 0) return host;
+  await reap(kernel, stale, routes);
+  return lookAtHost(kernel);
 }
 
 /**
@@ -246,6 +251,9 @@ function installed({ kernel, plan: initial, netns, guarding, kept, repair }: Ins
       watch = new Watch(kernel, () => plan, contents, guarding);
       watch.on('repaired', (report) => result.emit('repaired', report));
       watch.on('error', tell);
+      watch.on('uninstalled', (by) => {
+        end(letGone).then(() => result.emit('uninstalled', by), tell);
+      });
     }
     if (plan.lifetime === 'persist')
       endHearing = hearRequests(kernel.nftables, table, () => {
@@ -264,7 +272,10 @@ function installed({ kernel, plan: initial, netns, guarding, kept, repair }: Ins
 
   const giveAway = async () => {
     await pause();
-    const successor = await handOver(kernel, table, () => new NftablesSocket(socketOptions(netns)));
+    const successor = await handOver(kernel, table, {
+      open: () => new NftablesSocket(socketOptions(netns)),
+      remake: () => tableWith(plan, contents()),
+    });
     if (successor !== undefined) {
       isOurs = false;
       guarding.end();
@@ -320,6 +331,14 @@ function installed({ kernel, plan: initial, netns, guarding, kept, repair }: Ins
     await kernel.nftables.generation(); // what was asked of it before has been done
     closeKernel(kernel);
     guarding.release();
+  };
+
+  /** Somebody has taken it down: of ours is only what we have repaired in that moment. */
+  const letGone = async () => {
+    await pause();
+    await clearAway(kernel, plan.table);
+    guarding.end();
+    closeKernel(kernel);
   };
 
   /** Once; and after a failure again. */

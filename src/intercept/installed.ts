@@ -4,13 +4,14 @@
  */
 import { checkOptions, InterceptError, NetlinkError } from '../errors.js';
 import type { NftExpression, NftRule, NftSet, NftTable, Route, Rule } from '../netlink/types.js';
+import { decodeComment, encodeComment } from '../netlink/userdata.js';
 import type { Family, Fwmark } from '../types.js';
 import { ignoring, untilQuiet } from './attempt.js';
 import { type Counters, commentOf, sumCounters } from './counters.js';
 import { claimOf, type HostState, type Kernel, lookAtHost, routingOf, staleRules } from './host.js';
 import { closeKernel, emptied, openKernel, reap } from './install.js';
 import { routingLosses } from './intact.js';
-import type { Claim } from './nftables.js';
+import { type Claim, leaving } from './nftables.js';
 import { type Owner, ownerOf, ownerText } from './owner.js';
 import { nameOfTable, type Plan, ROUTE_PROTOCOL } from './plan.js';
 import { addressRange, formatRange, fromBytes, portRange, type RangeType, rangesOfElements } from './ranges.js';
@@ -84,7 +85,7 @@ export async function listInstalled(
 
 /**
  * Takes down what was installed with `lifetime: 'permanent'`, by whichever process, or left by one with `persist`, and
- * removes what killed processes have left. Gives whether there was an interception of that name; that there is none is no error.
+ * removes what killed processes have left. A process that installed it, and looks after it, is told (`uninstalled`). Gives whether there was an interception of that name; that there is none is no error.
  * Equivalent to: `nft flush`ing its table, `ip rule del` and `ip route del` of what belongs to it, `nft delete table`.
  *
  * @throws {InterceptError} `ERR_TPROXY_OWNED`: it belongs to a process that runs
@@ -129,7 +130,8 @@ async function emptyTable({ nftables }: Kernel, name: string): Promise<NftTable 
       `The table 'inet ${table.name}' belongs to ${ownerText(ownerOf(table.owner))}, which is running: ${table.flags?.includes('persist') ? 'end that first' : 'it goes when that ends'}`,
     );
   const { kind, family, userdata } = table;
-  const empty: NftTable = { kind, family, name: table.name, ...(userdata && { userdata }) };
+  const comment = leaving(decodeComment(userdata) ?? '');
+  const empty: NftTable = { kind, family, name: table.name, userdata: encodeComment(comment) };
   try {
     await nftables.commit(emptied(empty));
     return empty;

@@ -41,10 +41,15 @@ export function claimOfPlan(plan: PlanFacts): string {
   return claimText({ fwmark, table, priority, families, ownHost, rules: lasting.length });
 }
 
+/** Behind the claim of a table that is being taken down on purpose: who watches it need not bring it back. */
+const LEAVING = ', being taken down';
+export const leaving = (claim: string): string => claim.replace(LEAVING, '') + LEAVING;
+export const isLeaving = (claim: string): boolean => claim.endsWith(LEAVING);
+
 export function parseClaim(comment: string): Claim | undefined {
   const match =
     /^fwmark 0x([0-9a-f]+)\/0x([0-9a-f]+) table (\d+) priority (\d+) (ipv4|ipv4 ipv6|ipv6)( own-host)? rules (\d+)$/.exec(
-      comment,
+      comment.replace(LEAVING, ''),
     );
   if (!match) return undefined;
   const [, value = '', mask = '', table, priority, families = '', ownHost, rules] = match;

@@ -7,13 +7,14 @@ import { setTimeout as startTimer } from 'node:timers';
 import { setTimeout } from 'node:timers/promises';
 import { InterceptError, NetlinkError } from '../errors.js';
 import type { NftChange, NftOperation, RouteChange } from '../netlink/types.js';
+import { decodeComment } from '../netlink/userdata.js';
 import type { ChangedBy, RepairReport } from '../types.js';
 import { ignoring } from './attempt.js';
 import { type Content, isDynamic, readContents, tableWith } from './contents.js';
 import type { Guarding } from './guard.js';
 import type { Kernel } from './host.js';
 import { findLosses, findRoutingLosses, type Loss, type RoutingLoss, routeName, ruleName } from './intact.js';
-import { tableObject } from './nftables.js';
+import { isLeaving, tableObject } from './nftables.js';
 import { processIdOf } from './owner.js';
 import type { Plan } from './plan.js';
 
@@ -33,6 +34,8 @@ const GUARD = 'guard process';
 export interface WatchEvents {
   repaired: [report: RepairReport];
   error: [error: Error];
+  /** Somebody has taken it down on purpose (`uninstallIntercept`, `linux-tproxy down`): it is not brought back. */
+  uninstalled: [by: ChangedBy | undefined];
 }
 
 export class Watch extends EventEmitter<WatchEvents> {
@@ -127,7 +130,15 @@ export class Watch extends EventEmitter<WatchEvents> {
       if (change.kind === 'lost') this.#notice();
       else if (change.portId !== this.#kernel.nftables.portId) {
         const { processId, processName } = change.generation;
-        this.#notice(this.#plan.nftTable, changedBy(change.portId, processName) ?? { processId, processName });
+        const by = changedBy(change.portId, processName) ?? { processId, processName };
+        const goes = ({ verb, object }: NftOperation) =>
+          verb !== 'delete' && object.kind === 'table' && isLeaving(decodeComment(object.userdata) ?? '');
+        if (change.operations.some(goes)) {
+          void this.stop();
+          this.#tell('uninstalled', by);
+          return;
+        }
+        this.#notice(this.#plan.nftTable, by);
       }
     }
   }

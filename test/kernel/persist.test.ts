@@ -1,4 +1,4 @@
-/** Rules that outlive their process: taken over by the next one, handed over by a living one, gone when nobody comes. */
+/** Rules that outlive their process: taken over by the next one, asked of a living one, gone when nobody comes. */
 import { execFileSync } from 'node:child_process';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { suite } from 'uvu';
@@ -13,9 +13,7 @@ import {
   uninstallIntercept,
 } from '../../src/index.js';
 import { NftablesSocket } from '../../src/netlink/nftables.js';
-import { addresses, createLab, type Lab, type Program } from '../helpers/lab.js';
-import { stream } from '../helpers/stream.js';
-import { ask, dial, greet } from '../helpers/talk.js';
+import { createLab, type Lab, type Program } from '../helpers/lab.js';
 
 const test = suite('persist');
 const helper = (name: string) => new URL(`../helpers/${name}.ts`, import.meta.url).pathname;
@@ -27,7 +25,6 @@ let before: string;
 test.before(async () => {
   lab = await createLab();
   netns = lab.netns('router');
-  await greet(lab, 'server', 'server', 80);
   before = lab.snapshot('router');
 });
 test.after(() => lab.dispose());
@@ -38,9 +35,6 @@ test.after.each(async () => {
 const options = { name: 'web', port: 50080, tcp: [80], lifetime: 'persist' } as const;
 const install = (more: Partial<InstallOptions> = {}): Promise<InstalledRules> =>
   installIntercept({ ...options, netns, ...more });
-const start = (intercept: object = {}): Promise<Program> =>
-  lab.node('router', helper('persist-server'), JSON.stringify({ name: 'web', ...intercept }));
-const idOf = (server: Program) => Number(/^ready (\d+)/m.exec(server.output())?.[1]);
 const hold = (more: object = {}): Promise<Program> =>
   lab.node('router', helper('intercept-once'), JSON.stringify({ ...options, ...more }), 'hold');
 const status = async () => (await listInstalled({ netns })).installed[0];
@@ -110,67 +104,6 @@ test('who takes over and dies has a grace of its own', async () => {
   assert.ok(await status());
   await until('it goes', async () => !(await status()));
   await until('all of it', () => lab.snapshot('router') === before, 500);
-});
-
-test('restarted after kill -9 under a stream of connections, closed while it is down: none goes direct', async () => {
-  let server = await start({ onDown: 'closed' });
-  const clients = stream(lab);
-  for (let restart = 0; restart < 2; restart++) {
-    await sleep(300);
-    await server.stop('SIGKILL');
-    server = await start({ onDown: 'closed' });
-    await sleep(1500); // a SYN that was dropped is repeated after a second
-  }
-  const outcome = await clients.end();
-  await server.stop('SIGKILL');
-  assert.is(outcome.direct, 0);
-  assert.ok(Object.keys(outcome.by).length === 3, JSON.stringify(outcome));
-});
-
-test('the same without persist goes direct: the stream would show it', async () => {
-  let server = await start({ onDown: 'closed', lifetime: 'process' });
-  const clients = stream(lab);
-  await sleep(300);
-  await server.stop('SIGKILL');
-  server = await start({ onDown: 'closed', lifetime: 'process' });
-  assert.ok((await clients.end()).direct > 0);
-  await server.stop('SIGKILL');
-});
-
-// ---- planned ------------------------------------------------------------------------------------------------------------
-
-test('handed over five times under a stream of connections: none goes direct, none breaks', async () => {
-  const servers = [await start()];
-  const clients = stream(lab);
-  for (let restart = 1; restart <= 5; restart++) {
-    await sleep(200);
-    servers.push(await start());
-    await servers[restart - 1]?.until(new RegExp(`^handover to ${idOf(servers[restart] as Program)}$`, 'm'), 1000);
-  }
-  await sleep(200);
-  const outcome = await clients.end();
-  assert.equal([outcome.direct, outcome.broken], [0, {}]);
-  assert.equal(Object.keys(outcome.by).length, 6, JSON.stringify(outcome));
-  for (const server of servers.slice(0, -1)) {
-    await server.until(/^closed$/m);
-    await until('it ends by itself', () => server.process.exitCode === 0);
-  }
-  assert.is((await status())?.owner?.processId, idOf(servers[5] as Program));
-  await servers[5]?.stop();
-});
-
-test('an open connection lives on in the old process, and keeps it alive', async () => {
-  const old = await start();
-  const call = await dial(lab, 'client', addresses.server.ipv4, 80);
-  assert.is(Number(call.who), idOf(old));
-  const next = await start();
-  assert.is(Number(await ask(lab, 'client', addresses.server.ipv6, 80)), idOf(next));
-  await old.until(/^handover/m);
-  await sleep(4500); // longer than it accepts
-  await call.echo('still here');
-  await call.hangUp();
-  await old.until(/^closed$/m);
-  await next.stop();
 });
 
 // ---- what may go wrong with it ------------------------------------------------------------------------------------------
