@@ -5,15 +5,19 @@
 import { EventEmitter } from 'node:events';
 import { type AddressInfo, createServer, isIP, type Server, type ServerOpts, Socket } from 'node:net';
 import { checkPort } from './connect.js';
+import { originalDestination } from './destination.js';
 import { checkOptions, invalidType, invalidValue } from './errors.js';
 import { type Acceptor, acceptFlows } from './flows.js';
-import { type InstalledRules, installIntercept } from './intercept/install.js';
+import { type InstalledRules, installIntercept, leave } from './intercept/install.js';
 import { OWN_KEEPALIVE_MS } from './intercept/named-sets.js';
 import type { Owner } from './intercept/owner.js';
 import { planIntercept } from './intercept/plan.js';
+import { parsePorts } from './intercept/ranges.js';
+import { shareDivert } from './intercept/shared.js';
 import { Counter, native } from './native.js';
 import { bytes, chooseEngine, limits, newCounters, type Relay, type RelayLimits, setOwner } from './relay.js';
-import { relayThread } from './thread.js';
+import { passedListener } from './systemd.js';
+import { relayThread, startBroker } from './thread.js';
 import type {
   ChangedBy,
   Endpoint,
@@ -28,7 +32,8 @@ import type {
 export interface TransparentServerOptions extends ServerOpts, RelayLimits {
   /**
    * The rules that bring connections here: live from 'listening' to 'close'. `{}` installs the divert part alone, for
-   * listeners on foreign addresses. Omitted: the administrator's own rules deliver.
+   * listeners on foreign addresses, and once for all of them in this process. Omitted: the administrator's own rules deliver
+   * (TPROXY, REDIRECT or DNAT).
    *
    * With `lifetime: 'persist'` and a `name` a program is replaced by its next version without losing a connection: start that
    * one on another port (`listen(0)`); once it listens it has the rules, and this server emits 'handover', ends its connections
@@ -42,6 +47,12 @@ export interface TransparentServerOptions extends ServerOpts, RelayLimits {
   readonly relay?: true | ((flow: Flow) => RelayDecision | Promise<RelayDecision>);
   /** Path of the network namespace to work in, e.g. /run/netns/router. */
   readonly netns?: string;
+  /**
+   * `broker`: a small child process keeps the privileges that this process has at 'listening', until 'close', and opens the
+   * foreign sockets of its relays and of connectTransparent. So the process itself can give them up (`process.setgid`,
+   * `process.setuid`). Rules are not repaired then, and their sets not changed any more; they go with the server as ever.
+   */
+  readonly privileges?: 'own' | 'broker';
   readonly engine?: Engine | 'auto';
   /** For the relay's own connections. Default: the kernel's (net.ipv4.tcp_syn_retries, about two minutes). */
   readonly connectTimeoutMs?: number;
@@ -51,8 +62,14 @@ export interface TransparentServerOptions extends ServerOpts, RelayLimits {
 export type TransparentSocket = Socket & { readonly originalDestination: Endpoint };
 
 export interface ListenOptions {
-  readonly port?: number;
+  /** 0: any free one. A range, '40000-40100': the first of it that is free. */
+  readonly port?: number | string;
   readonly host?: string;
+  /**
+   * Instead of port and host: the socket that systemd has opened, by its FileDescriptorName= (default: the name of its unit),
+   * or `true` for the only one. It needs Transparent=yes, and then this process no capability.
+   */
+  readonly systemd?: string | true;
   readonly backlog?: number;
   readonly ipv6Only?: boolean;
   readonly reusePort?: boolean;
@@ -79,6 +96,7 @@ const OPTIONS = [
   'intercept',
   'relay',
   'netns',
+  'privileges',
   'engine',
   'connectTimeoutMs',
   'idleTimeoutMs',
@@ -129,12 +147,15 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
   /** Connections that the rules must outlive: sockets, and relays made of them. */
   #open = 0;
   #whenDrained: (() => void) | undefined;
+  /** What ends with the server, last first. */
+  #endings: (() => Promise<void> | void)[] = [];
 
   constructor(options: TransparentServerOptions, listener?: (socket: TransparentSocket) => void) {
     super();
     if (typeof options !== 'object' || options === null) throw invalidType('options', 'an object', options);
     checkOptions('createTransparentServer options', options, OPTIONS);
-    const { relay, intercept } = options;
+    const { relay, intercept, privileges = 'own' } = options;
+    if (!['own', 'broker'].includes(privileges)) throw invalidValue('privileges', "'own' or 'broker'", privileges);
     if (relay !== undefined && relay !== true && typeof relay !== 'function')
       throw invalidType('relay', 'true or a function', relay);
     if (listener !== undefined && typeof listener !== 'function') throw invalidType('listener', 'a function', listener);
@@ -166,9 +187,14 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
         ? first
         : { port: first, ...(typeof host === 'string' && { host }), ...(typeof backlog === 'number' && { backlog }) }
     ) as ListenOptions;
-    checkPort('port', options.port ?? 0, 0);
+    const { intercept } = this.#options;
+    if (options.systemd !== undefined && (options.port ?? options.host) !== undefined)
+      throw invalidValue('systemd', 'given without port and host: they are those of the socket', options.systemd);
+    portsOf(options);
     if (options.host !== undefined && isIP(options.host) === 0)
       throw invalidValue('host', 'an IP address (names are not looked up)', options.host);
+    if (intercept)
+      planIntercept({ ...intercept, port: 1, ...(!isWildcard(options.host) && { address: options.host }) });
     if (listener) this.once('listening', listener);
     options.signal?.addEventListener('abort', () => this.close(), { once: true });
     this.#state = 'starting';
@@ -245,37 +271,65 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
   // ---- start and stop ---------------------------------------------------------------------------------------------------
 
   async #start(options: ListenOptions): Promise<void> {
-    const { intercept, netns, relay } = this.#options;
+    const { relay, netns, privileges } = this.#options;
     const fd = this.#openListener(options);
     let handedOver = false;
     try {
       const address = native.socketAddress(fd);
-      const wildcard = options.host === undefined || options.host === '0.0.0.0' || options.host === '::';
-      if (intercept)
-        this.rules = await installIntercept({
-          ...intercept,
-          port: address.port,
-          ...(!wildcard && { address: address.address }),
-          ...(netns !== undefined && { netns }),
-        });
-      this.rules?.on('repaired', (report) => this.emit('repaired', report));
-      this.rules?.on('error', (error) => this.emit('error', error));
-      this.rules?.on('uninstalled', (by) => this.emit('uninstalled', by));
-      this.rules?.on('handover', (successor) => {
-        this.emit('handover', successor);
-        // close() may come first, and be through by then.
-        setTimeout(() => this.#state === 'listening' && this.close(), HANDSHAKES_MS).unref();
-      });
+      await this.#install(address);
       handedOver = relay === undefined;
-      this.#acceptor = relay === undefined ? await this.#acceptInNode(fd) : this.#acceptInThread(fd, relay);
+      this.#acceptor =
+        relay === undefined ? await this.#acceptInNode(fd, options.backlog) : this.#acceptInThread(fd, relay);
+      if (privileges === 'broker') this.#endings.push(startBroker({ netns, engine: this.#engine }));
       this.#address = address;
     } catch (error) {
       if (!handedOver) native.closeDescriptor(fd);
-      await this.rules?.uninstall();
-      this.rules = undefined;
+      await this.#end();
       throw error;
     }
     if (!this.#referenced) this.#acceptor.unref();
+  }
+
+  async #install({ address, port }: Endpoint): Promise<void> {
+    const { intercept, netns } = this.#options;
+    if (!intercept) return;
+    const options = {
+      ...intercept,
+      port,
+      ...(!isWildcard(address) && { address }),
+      ...(netns !== undefined && { netns }),
+    };
+    const divertsOnly = intercept.tcp === undefined && intercept.udp === undefined;
+    let uninstall: () => Promise<void>;
+    if (divertsOnly) {
+      const shared = await shareDivert(options);
+      this.rules = shared.rules;
+      uninstall = shared.release;
+    } else {
+      const rules = await installIntercept(options);
+      this.rules = rules;
+      uninstall = () => leave(rules);
+    }
+    const { rules } = this;
+    const repaired = (report: RepairReport) => this.emit('repaired', report);
+    const failed = (error: Error) => this.emit('error', error);
+    const uninstalled = (by: ChangedBy | undefined) => this.emit('uninstalled', by);
+    const handover = (successor: Owner) => {
+      this.emit('handover', successor);
+      // close() may come first, and be through by then.
+      setTimeout(() => this.#state === 'listening' && this.close(), HANDSHAKES_MS).unref();
+    };
+    rules.setMaxListeners(0).on('repaired', repaired).on('error', failed);
+    rules.on('uninstalled', uninstalled).on('handover', handover);
+    this.#endings.push(async () => {
+      rules.off('repaired', repaired).off('error', failed).off('uninstalled', uninstalled).off('handover', handover);
+      this.rules = undefined;
+      await uninstall();
+    });
+  }
+
+  async #end(): Promise<void> {
+    for (const end of this.#endings.splice(0).reverse()) await end();
   }
 
   #started(): void {
@@ -288,18 +342,23 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
     this.emit('listening');
   }
 
-  #openListener({ host, port = 0, backlog = BACKLOG, ipv6Only = false, reusePort = false }: ListenOptions): number {
+  #openListener(options: ListenOptions): number {
+    const { host, systemd, backlog = BACKLOG, ipv6Only = false, reusePort = false } = options;
     const { netns, intercept } = this.#options;
+    const transparent = intercept?.mode !== 'redirect';
+    if (systemd !== undefined) return passedListener(systemd, { transparent });
     const open = (address: string) =>
-      native.openListener({
-        address,
-        port,
-        backlog,
-        transparent: true,
-        v6Only: ipv6Only,
-        reusePort,
-        ...(netns !== undefined && { netns }),
-      });
+      firstFree(portsOf(options), (port) =>
+        native.openListener({
+          address,
+          port,
+          backlog,
+          transparent,
+          v6Only: ipv6Only,
+          reusePort,
+          ...(netns !== undefined && { netns }),
+        }),
+      );
     if (host !== undefined) return open(host);
     if (intercept?.families && !intercept.families.includes('ipv6')) return open('0.0.0.0');
     try {
@@ -315,11 +374,10 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
     this.#acceptor?.stop(() => {
       const finish = async () => {
         try {
-          await (this.#options.intercept?.lifetime === 'persist' ? this.rules?.release() : this.rules?.uninstall());
+          await this.#end();
         } catch (error) {
           this.emit('error', error as Error);
         }
-        this.rules = undefined;
         this.#acceptor = undefined;
         this.#address = undefined;
         this.#state = 'idle';
@@ -347,15 +405,22 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
     return this.#options.intercept?.ownHost !== undefined;
   }
 
+  /** Connections may have been brought here by REDIRECT or DNAT. */
+  get #redirected(): boolean {
+    const { intercept } = this.#options;
+    return intercept === undefined || intercept.mode === 'redirect';
+  }
+
   // ---- accepted by Node: sockets ----------------------------------------------------------------------------------------
 
-  #acceptInNode(fd: number): Promise<Acceptor> {
+  #acceptInNode(fd: number, backlog = BACKLOG): Promise<Acceptor> {
     const server: Server = createServer(this.#options);
     server.on('connection', (socket) => this.#handOver(socket));
     server.on('drop', (data) => this.emit('drop', data));
     return new Promise((resolve, reject) => {
       server.once('error', reject);
-      server.listen({ fd }, () => {
+      // Node listens again, and takes the backlog from here only.
+      (server.listen as (options: object, backlog: number, listening: () => void) => void)({ fd }, backlog, () => {
         server.off('error', reject);
         server.on('error', (error) => this.emit('error', error));
         resolve({ stop: (done) => server.close(done), ref: () => server.ref(), unref: () => server.unref() });
@@ -364,8 +429,10 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
   }
 
   #handOver(socket: Socket): void {
-    const originalDestination = endpointOf(socket.localAddress ?? '', socket.localPort ?? 0);
-    Object.defineProperty(socket, 'originalDestination', { value: originalDestination, enumerable: true });
+    const { from: _, ...destination } = this.#redirected
+      ? originalDestination(socket)
+      : { ...endpointOf(socket.localAddress ?? '', socket.localPort ?? 0), from: 'sockname' };
+    Object.defineProperty(socket, 'originalDestination', { value: destination, enumerable: true });
     const { keepAliveInitialDelay: delay = OWN_KEEPALIVE_MS } = this.#options;
     if (this.#ownHost) socket.setKeepAlive(true, Math.min(delay, OWN_KEEPALIVE_MS));
     const release = this.#retain();
@@ -378,11 +445,13 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
 
   #acceptInThread(fd: number, decide: NonNullable<TransparentServerOptions['relay']>): Acceptor {
     const { netns, connectTimeoutMs, allowHalfOpen = false, pauseOnConnect = false } = this.#options;
-    const mark = this.rules?.plan.socketMark;
+    const mark = this.rules?.plan.socketMark || undefined;
     return acceptFlows({
       fd,
       thread: relayThread({ netns, engine: this.#engine }),
       decide,
+      redirected: this.#redirected,
+      from: this.#options.intercept?.mode === 'redirect' ? 'proxy' : 'client',
       engine: this.#engine,
       counters: this.#counters,
       limits: { ...limits(this.#options), ...(this.#ownHost && { keepAliveMs: OWN_KEEPALIVE_MS }) },
@@ -405,4 +474,28 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
 function endpointOf(address: string, port: number): Endpoint {
   const plain = address.startsWith('::ffff:') && isIP(address.slice(7)) === 4 ? address.slice(7) : address;
   return { family: isIP(plain) === 4 ? 'ipv4' : 'ipv6', address: plain, port };
+}
+
+const isWildcard = (host: string | undefined): host is '0.0.0.0' | '::' | undefined =>
+  host === undefined || host === '0.0.0.0' || host === '::';
+
+/** From the first to the last that may be tried. */
+function portsOf({ port = 0 }: ListenOptions): { first: number; last: number } {
+  if (typeof port === 'number') {
+    checkPort('port', port, 0);
+    return { first: port, last: port };
+  }
+  const [range, more] = parsePorts('port', [port]);
+  if (!range || more) throw invalidValue('port', "a port or a range such as '40000-40100'", port);
+  return { first: Number(range.start), last: Number(range.end) };
+}
+
+function firstFree({ first, last }: { first: number; last: number }, open: (port: number) => number): number {
+  for (let port = first; ; port++) {
+    try {
+      return open(port);
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== 'EADDRINUSE' || port >= last) throw error;
+    }
+  }
 }

@@ -124,6 +124,6 @@ int main(int count, char** arguments) {
   }
   // A request that fails (for what it is about is gone already) does not keep it from the next one. The answers are for
   // nobody.
-  const bool done = tell(routeSocket, routing);
+  const bool done = routing.size == 0 || tell(routeSocket, routing);
   return (removal.size == 0 || tell(nftablesSocket, removal)) && done ? 0 : 1;
 }

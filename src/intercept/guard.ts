@@ -24,7 +24,7 @@ export class Guarding {
   /** Throws where it cannot be started. */
   start(): void {
     const { lifetime, graceMs = 0, rules, routes } = this.#plan;
-    if (lifetime === 'permanent') return;
+    if (lifetime === 'permanent' || (lifetime === 'process' && rules.length === 0)) return;
     const { route, nftables } = this.#kernel;
     const guard = route.guard([...rules].reverse(), [...routes].reverse(), {
       ...(lifetime === 'persist' && {

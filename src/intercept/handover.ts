@@ -11,9 +11,9 @@ import type { NftOperation, NftTable } from '../netlink/types.js';
 import { atStep, ignoring } from './attempt.js';
 import { type Content, isDynamic, readContents, succession } from './contents.js';
 import type { Guarding } from './guard.js';
-import { type Kernel, nameInUse, type Predecessor, routingOf } from './host.js';
+import { type Kernel, nameInUse, type Predecessor } from './host.js';
 import { findRoutingLosses, type RoutingLoss, routingLosses } from './intact.js';
-import type { Plan } from './plan.js';
+import { type Plan, routingOf } from './plan.js';
 import { contentsOf } from './sets.js';
 import { restore } from './watch.js';
 
@@ -112,8 +112,8 @@ export async function handOver(
   make: { readonly open: () => NftablesSocket; readonly remake: () => NftOperation[] },
 ): Promise<number | undefined> {
   const owned = kernel.nftables;
-  kernel.nftables = make.open();
   await owned.generation(); // what was asked of it before has been done
+  kernel.nftables = make.open();
   owned.close();
   const until = performance.now() + TAKING_MS;
   for (;;) {

@@ -8,19 +8,10 @@ import type { RouteSocket } from '../netlink/route.js';
 import type { NftExpression, NftTable, Route, Rule } from '../netlink/types.js';
 import { decodeComment } from '../netlink/userdata.js';
 import type { Family, Fwmark } from '../types.js';
-import type { Routing } from './intact.js';
 import { lookUpIds } from './names.js';
 import { type Claim, parseClaim } from './nftables.js';
 import { ownerOf, ownerText } from './owner.js';
-import {
-  localRoute,
-  nameOfTable,
-  type PlanOptions,
-  PRIORITIES,
-  planIntercept,
-  policyRules,
-  ROUTE_PROTOCOL,
-} from './plan.js';
+import { nameOfTable, type PlanOptions, PRIORITIES, planIntercept, ROUTE_PROTOCOL } from './plan.js';
 
 export interface Kernel {
   readonly route: RouteSocket;
@@ -52,12 +43,6 @@ export function claimOf(table: NftTable): Claim[] {
   const claim = parseClaim(decodeComment(table.userdata) ?? '');
   return claim ? [claim] : [];
 }
-
-/** What belongs to a claim. */
-export const routingOf = (claim: Claim): Routing => ({
-  rules: claim.families.flatMap((family) => policyRules(family, claim)),
-  routes: claim.families.map((family) => localRoute(family, claim.table)),
-});
 
 /** A table that is there for the next process of its name to take over (`lifetime: 'persist'`). */
 export interface Predecessor {
@@ -112,7 +97,8 @@ export async function completeOptions(
   given: PlanOptions,
   predecessor?: Predecessor,
 ): Promise<PlanOptions> {
-  const old = predecessor?.claim;
+  // One with mode `redirect` has no numbers.
+  const old = predecessor?.claim.fwmark.mask === 0 ? undefined : predecessor?.claim;
   const options = { ...(old && { fwmark: old.fwmark, table: old.table, priority: old.priority }), ...given };
   const families = options.families ?? (await familiesOf(kernel));
   await checkInterfaces(kernel, options.interfaces ?? []);
@@ -122,10 +108,13 @@ export async function completeOptions(
     Array.from({ length: PRIORITIES }, (_, index) => ({ fwmark, table, priority: priority + index })),
   );
   const rules = [...host.rules, ...claimed];
+  if (options.mode === 'redirect') return { ...given, families };
+  const { zone, ...rest } = options;
   const { fwmark, table, priority } = options;
   const keepsMark = old && fwmark?.value === old.fwmark.value && fwmark.mask === old.fwmark.mask;
   return {
-    ...options,
+    ...rest,
+    ...(zone !== undefined && (zone !== 'auto' || (await usesConntrack(kernel))) && { zone }),
     ids: lookUpIds(options.ownHost),
     families,
     priority: old && priority === old.priority ? priority : freePriority(rules, priority),
@@ -133,6 +122,16 @@ export async function completeOptions(
     table: old && table === old.table ? table : await freeTable(kernel, rules, table),
   };
 }
+
+/** Whether the host's rules (also iptables', nft variant) make the kernel track connections. */
+async function usesConntrack({ nftables }: Kernel): Promise<boolean> {
+  if ((await nftables.list('chain')).some(({ type }) => type === 'nat')) return true;
+  return (await nftables.list('rule')).some(({ expressions }) =>
+    expressions.some((each) => each.kind === 'ct' || ('name' in each && CONNTRACK_NAMES.test(each.name))),
+  );
+}
+/** Of expressions, and of iptables' matches and targets. */
+const CONNTRACK_NAMES = /^(flow_offload|connlimit|synproxy|conntrack|state|connmark|connbytes|CONNMARK|CT|SYNPROXY)$/;
 
 /** The families that the loopback interface speaks: IPv6 may be disabled. */
 async function familiesOf({ route }: Kernel): Promise<Family[]> {

@@ -295,7 +295,16 @@ function installed({ kernel, plan: initial, netns, guarding, kept, repair }: Ins
   const uninstall = async () => {
     await pause();
     const { route, nftables } = kernel;
-    await ignoring(['ENOENT'], nftables.commit(emptied(table)));
+    try {
+      await ignoring(['ENOENT'], nftables.commit(emptied(table)));
+    } catch (error) {
+      if (plan.lifetime !== 'process' || !(error instanceof NetlinkError && error.code === 'EPERM')) throw error;
+      // This process has given up its privileges since. The table goes with its socket, and the guard has kept its own.
+      atExit.delete(uninstallNow);
+      closeKernel(kernel);
+      guarding.release();
+      return;
+    }
     const failures: unknown[] = [];
     const attempt = (removed: Promise<void>) =>
       ignoring(['ENOENT', 'ESRCH'], removed).catch((error) => failures.push(error));
@@ -311,24 +320,26 @@ function installed({ kernel, plan: initial, netns, guarding, kept, repair }: Ins
   const uninstallNow = () => {
     void pause();
     const { route, nftables } = kernel;
+    let failed = false;
     const attempt = (what: () => void) => {
       try {
         what();
       } catch {
-        // The process ends: nobody is left to tell, and what could not be removed is reaped at the next start.
+        // The process ends: nobody is left to tell. The guard tries once more, and the next start reaps.
+        failed = true;
       }
     };
     attempt(() => nftables.commitSync(emptied(table)));
     for (const rule of [...plan.rules].reverse()) attempt(() => route.ruleDeleteSync(rule));
     for (const each of [...plan.routes].reverse()) attempt(() => route.routeDeleteSync(each));
     attempt(() => nftables.commitSync(remove));
-    guarding.end();
+    if (!failed) guarding.end();
   };
   if (plan.lifetime === 'process') onExit(uninstallNow);
 
   const release = async () => {
     await pause();
-    await kernel.nftables.generation(); // what was asked of it before has been done
+    await kernel.nftables.generation().catch(() => {}); // what was asked of it before has been done
     closeKernel(kernel);
     guarding.release();
   };
@@ -388,6 +399,10 @@ function installed({ kernel, plan: initial, netns, guarding, kept, repair }: Ins
   begin();
   return result;
 }
+
+/** What who installed it for its own purposes does in the end. */
+export const leave = (rules: InstalledRules): Promise<void> =>
+  rules.plan.lifetime === 'persist' ? rules.release() : rules.uninstall();
 
 /** What is still installed when the process ends in good order; one listener for however many there are. */
 const atExit = new Set<() => void>();

@@ -8,12 +8,12 @@ import { decodeComment, encodeComment } from '../netlink/userdata.js';
 import type { Family, Fwmark } from '../types.js';
 import { ignoring, untilQuiet } from './attempt.js';
 import { type Counters, commentOf, sumCounters } from './counters.js';
-import { claimOf, type HostState, type Kernel, lookAtHost, routingOf, staleRules } from './host.js';
+import { claimOf, type HostState, type Kernel, lookAtHost, staleRules } from './host.js';
 import { closeKernel, emptied, openKernel, reap } from './install.js';
 import { routingLosses } from './intact.js';
 import { type Claim, leaving } from './nftables.js';
 import { type Owner, ownerOf, ownerText } from './owner.js';
-import { nameOfTable, type Plan, ROUTE_PROTOCOL } from './plan.js';
+import { nameOfTable, type Plan, ROUTE_PROTOCOL, routingOf } from './plan.js';
 import { addressRange, formatRange, fromBytes, portRange, type RangeType, rangesOfElements } from './ranges.js';
 import { counted } from './ruleset.js';
 import { datatype } from './statement.js';
@@ -33,7 +33,9 @@ export interface Installed {
   readonly address?: string;
   /** Whether it intercepts what this host itself sends. */
   readonly ownHost: boolean;
+  readonly mode: 'tproxy' | 'redirect';
   readonly onDown: 'open' | 'closed';
+  /** With mode `redirect` there are no marks and policy rules: 0. */
   readonly fwmark: Fwmark;
   readonly table: number;
   /** First of the four. */
@@ -174,6 +176,7 @@ async function describe(
   const sets = (await nftables.list('set', ofTable)).filter(({ flags }) => !flags?.includes('anonymous'));
   // What `onDown: 'closed'` adds may have come or gone since.
   const dropping = nftRules.filter((rule) => commentOf(rule) === counted.dropped).length;
+  const mode = claim.fwmark.mask === 0 ? 'redirect' : 'tproxy';
   const whole = claim.rules + dropping;
   const missing = [
     ...routingLosses(routingOf(claim), { rules, routes }).map(({ what }) => what),
@@ -187,7 +190,8 @@ async function describe(
     families: claim.families,
     ...listenerOf(nftRules),
     ownHost: claim.ownHost,
-    onDown: dropping > 0 ? 'closed' : 'open',
+    mode,
+    onDown: dropping > 0 || mode === 'redirect' ? 'closed' : 'open',
     fwmark: claim.fwmark,
     table: claim.table,
     priority: claim.priority,
@@ -208,17 +212,17 @@ async function describe(
   };
 }
 
-/** Where the table's tproxy expressions deliver to: port and address are loaded into registers before. */
+/** Where the table's tproxy or redir expressions deliver to: port and address are loaded into registers before. */
 function listenerOf(rules: readonly NftRule[]): { port?: number; address?: string } {
   for (const { expressions } of rules) {
-    const tproxy = expressions.find((each) => each.kind === 'tproxy');
-    if (!tproxy) continue;
+    const target = expressions.find((each) => each.kind === 'tproxy' || each.kind === 'redir');
+    if (!target) continue;
     const loaded = (register: number | undefined) =>
       expressions.find((each): each is Extract<NftExpression, { kind: 'immediate' }> => {
         return each.kind === 'immediate' && each.dreg === register;
       })?.data;
-    const port = loaded(tproxy.regPort);
-    const address = tproxy.regAddr === undefined ? undefined : loaded(tproxy.regAddr);
+    const port = loaded(target.kind === 'tproxy' ? target.regPort : target.regProtoMin);
+    const address = target.kind === 'tproxy' && target.regAddr !== undefined ? loaded(target.regAddr) : undefined;
     return {
       ...(port && { port: Number(fromBytes(port)) }),
       ...(address && { address: addressText(address) }),
