@@ -67,6 +67,8 @@ export type NativeFailure =
 type NativeWatch<Filter, Change> = (filter: Filter, onChanges: (changes: Change[]) => void) => () => void;
 
 export interface GuardOptions {
+  /** Batches of nf_tables, committed before, each for itself. */
+  readonly batches?: readonly (readonly NftOperation[])[];
   /**
    * A table of family inet, with the flags owner and persist, that the socket of this port owns now. It has this long to be
    * taken over by somebody else: the guard deletes the rest only if nobody has, and then the table too.
@@ -97,7 +99,11 @@ export interface NativeRouteSocket {
   linkList(): Promise<Link[]>;
   addressList(family?: Family): Promise<Address[]>;
   /** Starts a child process that deletes these, in this order, when this process has ended, however. */
-  guard(rules: readonly Rule[], routes: readonly Route[], options: GuardOptions): Guard;
+  guard(
+    rules: readonly Rule[],
+    routes: readonly Route[],
+    options: Required<Pick<GuardOptions, 'batches'>> & GuardOptions,
+  ): Guard;
   /** `ip monitor rule route link`. `table`: of routes only those in it. */
   watch: NativeWatch<{ readonly table?: number }, RouteChange>;
   close(): void;

@@ -63,7 +63,10 @@ export interface InterceptOptions {
   readonly ownHost?: true | OwnHostOptions;
   /** Default both. */
   readonly families?: readonly Family[];
-  /** What happens to matching traffic while nobody listens: it passes unproxied (`open`, default) or is dropped (`closed`). */
+  /**
+   * What happens to matching traffic while nobody listens: it passes unproxied (`open`, default) or is dropped (`closed`,
+   * which is all that backend `iptables` can do).
+   */
   readonly onDown?: 'open' | 'closed';
   /**
    * `tproxy` (default). `redirect`: nat REDIRECT, for hosts without tproxy and socket matches: TCP only, and nothing foreign:
@@ -86,6 +89,13 @@ export interface InterceptOptions {
   readonly priority?: number;
   /** Names the nf_tables table `linux-tproxy-<name>`. Default: the port. */
   readonly name?: string;
+  /**
+   * Where the rules are: in an nf_tables table of our own (default), or in chains of our own in the table `mangle` of iptables'
+   * nft variant, for hosts that are managed by it: `iptables -t mangle -S` lists, `iptables-save` saves them. There conntrack
+   * remembers connections, with the same two bits of its mark, and other bits of the mark are lost of packets that open a
+   * connection to a listener on a foreign address. A `name` has at most 8 characters. Sets are live, but for `ttlMs`.
+   */
+  readonly backend?: 'nftables' | 'iptables';
   /**
    * `process` (default): the nf_tables table dies with this process, and with it all the rest. `permanent`: all of it stays
    * until uninstalled. `persist` (Linux 6.9): it is protected as a process's own, but outlives it, with its rules in force,

@@ -9,8 +9,6 @@
 #include "bindings/watches.h"
 #include "guard/process.h"
 #include "nftables/batch.h"
-#include "rtnetlink/route.h"
-#include "rtnetlink/rule.h"
 
 namespace tproxy::bindings {
 
@@ -30,26 +28,22 @@ Bytes batch(std::vector<nftables::Operation> operations) {
   return bytes;
 }
 
-// About a table that outlives its owner.
-struct OfTable {
-  Bytes question, takeover, removal;
-  guard::Grace grace;
-};
-
-OfTable ofTable(Napi::Object js) {
+guard::Orphan orphanOf(Napi::Object js, int socket, std::vector<guard::Datagram>& work) {
   nftables::Table table{.family = NFPROTO_INET, .name = std::string(js.Get("table").As<Napi::String>())};
-  OfTable requests;
+  guard::Orphan orphan{.socket = socket,
+                       .question = {},
+                       .takeover = {},
+                       .graceMs = js.Get("graceMs").As<Napi::Number>().Uint32Value(),
+                       .owner = js.Get("owner").As<Napi::Number>().Uint32Value()};
   Message question = nftables::newMessage(nftables::Table::messages.get, 0, table.family);
   netlink::Encoder(question).write(NETLINK_NAMED(NFTA_TABLE_NAME), table.name, netlink::text);
-  append(requests.question, question);
-  requests.removal = batch({{nftables::Verb::erase, table}});
+  append(orphan.question, question);
   // Flushed first: of a table that is not there no empty one is made.
   nftables::Table owned = table;
   owned.tableFlags = NFT_TABLE_F_OWNER | nftables::NFT_TABLE_F_PERSIST;
-  requests.takeover = batch({{nftables::Verb::flush, table}, {nftables::Verb::add, owned}});
-  requests.grace = {.milliseconds = js.Get("graceMs").As<Napi::Number>().Uint32Value(),
-                    .owner = js.Get("owner").As<Napi::Number>().Uint32Value()};
-  return requests;
+  orphan.takeover = batch({{nftables::Verb::flush, table}, {nftables::Verb::add, owned}});
+  work.push_back({socket, batch({{nftables::Verb::erase, table}})});
+  return orphan;
 }
 
 // Keeps the guard: it goes with the last function that refers to it.
@@ -65,33 +59,13 @@ struct Guard {
 
 }  // namespace
 
-Napi::Value startGuard(const Napi::CallbackInfo& info, netlink::Connection& connection, const std::string& netns) {
-  const Napi::Env env = info.Env();
-  std::vector<rtnetlink::Rule> rules;
-  std::vector<rtnetlink::Route> routes;
-  JsReader::read(info[0], rules, netlink::list({}, netlink::described));
-  JsReader::read(info[1], routes, netlink::list({}, netlink::described));
-  const auto options = info[2].As<Napi::Object>();
-
-  Bytes routing;
-  for (const auto& rule : rules) append(routing, encodeRule(rtnetlink::Verb::erase, rule));
-  for (auto& route : routes)
-    append(routing, encodeRoute(rtnetlink::Verb::erase, resolved(connection, std::move(route))));
-  const Napi::Value orphan = options.Get("orphan");
-  OfTable about;
-  std::optional<netlink::Connection> nftables;
-  if (!orphan.IsUndefined()) {
-    about = ofTable(orphan.As<Napi::Object>());
-    nftables.emplace(NETLINK_NETFILTER, netns);
-  }
-
+Napi::Value startGuard(Napi::Env env, std::vector<guard::Datagram> work, int nftablesSocket, Napi::Value orphan,
+                       Napi::Value onEnd) {
+  std::optional<guard::Orphan> left;
+  if (!orphan.IsUndefined()) left = orphanOf(orphan.As<Napi::Object>(), nftablesSocket, work);
   auto guard = std::make_shared<Guard>();
-  guard->process = std::make_unique<guard::Process>(
-      connection.descriptor(), nftables ? nftables->descriptor() : -1,
-      guard::Requests{
-          .routing = routing, .question = about.question, .takeover = about.takeover, .removal = about.removal},
-      about.grace);
-  if (const Napi::Value onEnd = options.Get("onEnd"); !onEnd.IsUndefined()) {
+  guard->process = std::make_unique<guard::Process>(work, left ? &*left : nullptr);
+  if (!onEnd.IsUndefined()) {
     const auto begin = [&](netlink::Watcher& watcher) {
       return watcher.watch(UniqueFd(::fcntl(guard->process->pidfd(), F_DUPFD_CLOEXEC, 0)));
     };

@@ -2,13 +2,14 @@
 #pragma once
 #include <napi.h>
 
-#include <string>
+#include <vector>
 
-#include "netlink/connection.h"
+#include "guard/process.h"
 
 namespace tproxy::bindings {
 
-// `info` has the rules, the routes and the options. The guard works through a copy of `connection`'s socket.
-Napi::Value startGuard(const Napi::CallbackInfo& info, netlink::Connection& connection, const std::string& netns);
+// `work` is what it sends in the end; `orphan` and `onEnd` are options of it.
+Napi::Value startGuard(Napi::Env env, std::vector<guard::Datagram> work, int nftablesSocket, Napi::Value orphan,
+                       Napi::Value onEnd);
 
 }  // namespace tproxy::bindings

@@ -100,7 +100,7 @@ rtnetlink::Verb verbArgument(Napi::Value js) {
 
 constexpr std::pair<const char*, nftables::Verb> verbs[] = {
     {"add", nftables::Verb::add},      {"create", nftables::Verb::create}, {"insert", nftables::Verb::insert},
-    {"delete", nftables::Verb::erase}, {"flush", nftables::Verb::flush},
+    {"delete", nftables::Verb::erase}, {"flush", nftables::Verb::flush},   {"deleteEmpty", nftables::Verb::eraseEmpty},
 };
 
 std::vector<nftables::Operation> operationsArgument(Napi::Value js) {
@@ -134,6 +134,13 @@ nftables::BatchOptions batchOptions(Napi::Value js) {
   options.generation = optionalMember<uint32_t>(js, "generation", netlink::be32);
   options.dryRun = member(js, "dryRun").ToBoolean();
   return options;
+}
+
+netlink::Bytes batchBytes(std::vector<nftables::Operation> operations, const nftables::BatchOptions& options) {
+  netlink::Bytes bytes;
+  for (const auto& message : nftables::encodeBatch(std::move(operations), options).messages)
+    bytes.insert(bytes.end(), message.bytes().begin(), message.bytes().end());
+  return bytes;
 }
 
 ByteView bytesArgument(Napi::Value js) {
@@ -299,7 +306,32 @@ class RouteSocket : public Napi::ObjectWrap<RouteSocket> {
   }
   Napi::Value portId(const Napi::CallbackInfo& info) { return Napi::Number::New(info.Env(), portId_); }
   Napi::Value guard(const Napi::CallbackInfo& info) {
-    return guarded(info.Env(), [&] { return startGuard(info, *session_->open(), netns_); });
+    return guarded(info.Env(), [&] {
+      const auto& connection = session_->open();
+      const Napi::Value orphan = member(info[2], "orphan");
+      const auto batches = member(info[2], "batches").As<Napi::Array>();
+      std::vector<guard::Datagram> work;
+      std::optional<Connection> nftables;
+      if (batches.Length() > 0 || !orphan.IsUndefined()) nftables.emplace(NETLINK_NETFILTER, netns_);
+      for (uint32_t i = 0; i < batches.Length(); ++i) {
+        const Napi::Value operations = batches[i];
+        work.push_back({nftables->descriptor(), batchBytes(operationsArgument(operations), {})});
+      }
+      netlink::Bytes requests;
+      const auto append = [&](netlink::Message message) {
+        message.header().nlmsg_flags &= static_cast<uint16_t>(~NLM_F_ACK);
+        requests.insert(requests.end(), message.bytes().begin(), message.bytes().end());
+      };
+      std::vector<rtnetlink::Rule> rules;
+      std::vector<rtnetlink::Route> routes;
+      JsReader::read(info[0], rules, netlink::list({}, netlink::described));
+      JsReader::read(info[1], routes, netlink::list({}, netlink::described));
+      for (const auto& rule : rules) append(encodeRule(rtnetlink::Verb::erase, rule));
+      for (auto& route : routes) append(encodeRoute(rtnetlink::Verb::erase, resolved(*connection, std::move(route))));
+      work.push_back({connection->descriptor(), std::move(requests)});
+      return startGuard(info.Env(), std::move(work), nftables ? nftables->descriptor() : -1, orphan,
+                        member(info[2], "onEnd"));
+    });
   }
   Napi::Value watch(const Napi::CallbackInfo& info) {
     const auto table = optionalMember<uint32_t>(info[0], "table", netlink::host32);
@@ -414,12 +446,8 @@ Napi::Value encodeRoute(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value encodeBatch(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), [&] {
-    netlink::Bytes bytes;
-    for (const auto& message : nftables::encodeBatch(operationsArgument(info[0]), batchOptions(info[1])).messages)
-      bytes.insert(bytes.end(), message.bytes().begin(), message.bytes().end());
-    return toBuffer(info.Env(), bytes);
-  });
+  return guarded(info.Env(),
+                 [&] { return toBuffer(info.Env(), batchBytes(operationsArgument(info[0]), batchOptions(info[1]))); });
 }
 
 Napi::Value decodeRule(const Napi::CallbackInfo& info) {

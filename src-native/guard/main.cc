@@ -2,11 +2,11 @@
 // broker/serve.h says.
 //
 // The guard: a process whose only work is to outlive another. The kernel deletes an owned nf_tables table when its
-// owner dies, but keeps policy rules and routes; the guard deletes those. A table that outlives its owner (persist) it
-// leaves for a while to whoever takes it over, and then deletes it, too. It is started with what to do in a pipe on its
-// standard input, whose other end its parent holds open for life, and with netlink sockets as standard output and
-// behind standard error. So it needs no namespace, no file and no argument (the one that it gets is for the eyes of
-// `ps`), and links with libc only.
+// owner dies, but keeps policy rules, routes and rules in tables of iptables; the guard deletes those. A table that
+// outlives its owner (persist) it leaves for a while to whoever takes it over, and then deletes it, too. It is started
+// with what to do in a pipe on its standard input, whose other end its parent holds open for life, and with netlink
+// sockets as standard output and standard error. So it needs no namespace, no file and no argument (the one that it
+// gets is for the eyes of `ps`), and links with libc only.
 #include <linux/netfilter/nf_tables.h>
 #include <linux/netfilter/nfnetlink.h>
 #include <linux/netlink.h>
@@ -23,11 +23,9 @@
 
 namespace {
 
-using tproxy::guard::Grace;
 using tproxy::guard::Header;
+using tproxy::guard::Preface;
 
-constexpr int routeSocket = STDOUT_FILENO;
-constexpr int nftablesSocket = STDERR_FILENO + 1;
 // Somebody may take the table over and die within the grace: that is a new grace, with a guard of its own. This is how
 // short a life may be to be overlooked.
 constexpr long lookEveryMs = 100;
@@ -41,10 +39,10 @@ struct Bytes {
 bool tell(int socket, Bytes requests) { return send(socket, requests.data, requests.size, 0) >= 0; }
 
 // Whether it is orphaned, or will be: its owner may be dying this moment.
-bool isOrphan(Bytes question, unsigned owner) {
-  if (!tell(nftablesSocket, question)) return false;
+bool isOrphan(int socket, Bytes question, unsigned owner) {
+  if (!tell(socket, question)) return false;
   alignas(nlmsghdr) static char answer[8192];
-  const ssize_t size = recv(nftablesSocket, answer, sizeof answer, 0);
+  const ssize_t size = recv(socket, answer, sizeof answer, 0);
   nlmsghdr header;
   if (size < static_cast<ssize_t>(sizeof header)) return false;
   std::memcpy(&header, answer, sizeof header);
@@ -66,18 +64,18 @@ bool isOrphan(Bytes question, unsigned owner) {
 
 // Owned by this process nobody can take it over any more. Refused: somebody was faster. The kernel answers a batch with
 // its errors only.
-bool takeOver(Bytes request) {
+bool takeOver(int socket, Bytes request) {
   char answer[sizeof(nlmsghdr)];
-  return tell(nftablesSocket, request) && recv(nftablesSocket, answer, sizeof answer, MSG_DONTWAIT) < 0;
+  return tell(socket, request) && recv(socket, answer, sizeof answer, MSG_DONTWAIT) < 0;
 }
 
-bool outlastsGrace(const Grace& grace, Bytes question) {
+bool outlastsGrace(const Preface& orphan, Bytes question) {
   timespec until{};
   clock_gettime(CLOCK_BOOTTIME, &until);
-  until.tv_sec += grace.milliseconds / 1000;
-  until.tv_nsec += static_cast<long>(grace.milliseconds % 1000) * 1'000'000;
+  until.tv_sec += orphan.graceMs / 1000;
+  until.tv_nsec += static_cast<long>(orphan.graceMs % 1000) * 1'000'000;
   for (;;) {
-    if (!isOrphan(question, grace.owner)) return false;
+    if (!isOrphan(static_cast<int>(orphan.descriptor), question, orphan.owner)) return false;
     timespec now{};
     clock_gettime(CLOCK_BOOTTIME, &now);
     const long left = (until.tv_sec - now.tv_sec) * 1000 + (until.tv_nsec - now.tv_nsec) / 1'000'000;
@@ -94,7 +92,7 @@ int main(int count, char** arguments) {
   // began (see Process): whatever ends the parent must not end it.
   setsid();
   if (chdir("/") != 0) return 1;
-  syscall(SYS_close_range, static_cast<unsigned>(nftablesSocket + 1), ~0U, 0U);
+  syscall(SYS_close_range, 3U, ~0U, 0U);
   if (count > 0 && std::strstr(arguments[0], "broker")) return tproxy::broker::serve();
 
   static char given[tproxy::guard::capacity + 1];
@@ -105,25 +103,31 @@ int main(int count, char** arguments) {
     if (size > 0) length += static_cast<size_t>(size);
     if (size < 0 && errno != EINTR) return 1;
   }
-  Header header;
-  if (length < sizeof header) return 1;  // it went before it had said what to do
-  std::memcpy(&header, given, sizeof header);
-  const char* at = given + sizeof header;
-  const auto next = [&at](size_t size) { return Bytes{std::exchange(at, at + size), size}; };
-  const Bytes question = next(header.question);
-  const Bytes takeover = next(header.takeover);
-  const Bytes routing = next(header.routing);
-  const Bytes removal = next(header.removal);
-  if (at > given + length) return 1;
-  if (at < given + length) header.grace.owner = 0;  // it has let go (see Process::release)
+  Preface preface{};
+  if (length < sizeof preface) return 1;  // cut short: nothing was installed yet
+  std::memcpy(&preface, given, sizeof preface);
+  const Bytes question{given + sizeof preface, preface.question};
+  const Bytes takeover{question.data + question.size, preface.takeover};
+  const size_t first = sizeof preface + question.size + takeover.size;
+  Header header{};
+  size_t end = first;
+  for (; end + sizeof header <= length; end += sizeof header + header.length)
+    std::memcpy(&header, given + end, sizeof header);
+  if (end > length) return 1;
+  if (end < length) preface.owner = 0;  // it has let go (see Process::release)
 
   if (question.size != 0) {
     // The parent may live on, having let go of the table: it is not to wait for the rest.
     if (fork() != 0) return 0;
-    if (!outlastsGrace(header.grace, question) || !takeOver(takeover)) return 0;
+    if (!outlastsGrace(preface, question) || !takeOver(static_cast<int>(preface.descriptor), takeover)) return 0;
   }
-  // A request that fails (for what it is about is gone already) does not keep it from the next one. The answers are for
-  // nobody.
-  const bool done = routing.size == 0 || tell(routeSocket, routing);
-  return (removal.size == 0 || tell(nftablesSocket, removal)) && done ? 0 : 1;
+  // The kernel works each datagram off inside the call. A request that fails (for what it is about is gone already) does
+  // not keep it from the next one. The answers are for nobody.
+  int failed = 0;
+  for (size_t at = first; at + sizeof header <= length; at += sizeof header + header.length) {
+    std::memcpy(&header, given + at, sizeof header);
+    if (header.length > 0 && !tell(static_cast<int>(header.descriptor), {given + at + sizeof header, header.length}))
+      failed = 1;
+  }
+  return failed;
 }

@@ -2,8 +2,11 @@
 
 #include <fcntl.h>
 #include <linux/capability.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <vector>
 
 #include "socket/error.h"
 
@@ -16,30 +19,46 @@ constexpr int capabilities[] = {CAP_NET_ADMIN};
 
 }  // namespace
 
-Process::Process(int routeSocket, int nftablesSocket, const Requests& requests, Grace grace) {
-  const auto size = [](std::span<const std::uint8_t> bytes) { return static_cast<std::uint32_t>(bytes.size()); };
-  const Header header{.grace = grace,
-                      .question = size(requests.question),
-                      .takeover = size(requests.takeover),
-                      .routing = size(requests.routing),
-                      .removal = size(requests.removal)};
-  if (sizeof header + requests.question.size() + requests.takeover.size() + requests.routing.size() +
-          requests.removal.size() >
-      capacity)
-    throw socket::Error(EMSGSIZE, "guard");
+Process::Process(std::span<const Datagram> datagrams, const Orphan* orphan) {
+  // They are its standard output and standard error.
+  std::vector<int> sockets;
+  const auto descriptorOf = [&sockets](int socket) {
+    auto known = std::ranges::find(sockets, socket);
+    if (known == sockets.end()) known = sockets.insert(known, socket);
+    return static_cast<std::uint32_t>(STDOUT_FILENO + (known - sockets.begin()));
+  };
+  std::vector<std::uint8_t> bytes;
+  const auto append = [&bytes](const auto& object) {
+    const auto* raw = reinterpret_cast<const std::uint8_t*>(&object);
+    bytes.insert(bytes.end(), raw, raw + sizeof object);
+  };
+  Preface preface{};
+  if (orphan)
+    preface = {.descriptor = descriptorOf(orphan->socket),
+               .question = static_cast<std::uint32_t>(orphan->question.size()),
+               .takeover = static_cast<std::uint32_t>(orphan->takeover.size()),
+               .graceMs = orphan->graceMs,
+               .owner = orphan->owner};
+  append(preface);
+  if (orphan)
+    for (const auto& part : {orphan->question, orphan->takeover}) bytes.insert(bytes.end(), part.begin(), part.end());
+  for (const Datagram& datagram : datagrams) {
+    append(Header{.descriptor = descriptorOf(datagram.socket),
+                  .length = static_cast<std::uint32_t>(datagram.bytes.size())});
+    bytes.insert(bytes.end(), datagram.bytes.begin(), datagram.bytes.end());
+  }
+  if (bytes.size() > capacity) throw socket::Error(EMSGSIZE, "guard");
   int ends[2];
   if (pipe2(ends, O_CLOEXEC) != 0) throw socket::Error(errno, "pipe");
   const UniqueFd standardInput(ends[0]);
   life_.reset(ends[1]);
   child_.emplace(child::Options{.role = "linux-tproxy-guard",
                                 .standardInput = standardInput.get(),
-                                .standardOutput = routeSocket,
-                                .behindStandardError = nftablesSocket,
+                                .standardOutput = sockets.at(0),
+                                .standardError = sockets.size() > 1 ? sockets[1] : -1,
                                 .capabilities = capabilities,
                                 .netns = {}});
-  // Until all of it is there the guard could only do a part: nothing is installed yet.
-  write({reinterpret_cast<const std::uint8_t*>(&header), sizeof header});
-  for (const auto& bytes : {requests.question, requests.takeover, requests.routing, requests.removal}) write(bytes);
+  write(bytes);  // until all of it is there the guard could only do a part: nothing is installed yet
 }
 
 void Process::write(std::span<const std::uint8_t> bytes) {
@@ -55,18 +74,18 @@ void Process::write(std::span<const std::uint8_t> bytes) {
   }
 }
 
-void Process::work() {
-  if (!life_) return;
-  life_.reset();
-  child_->waitForEnd(workTimeoutMs);
-  child_->end();
-}
-
 void Process::release() {
   if (!life_) return;
   const std::uint8_t word = 0;
   write({&word, 1});
   work();
+}
+
+void Process::work() {
+  if (!life_) return;
+  life_.reset();
+  child_->waitForEnd(workTimeoutMs);
+  child_->end();
 }
 
 // By signal and not by a word: so it also ends when somebody has stopped it.

@@ -4,50 +4,56 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <vector>
 
 #include "child/process.h"
 #include "unique_fd.h"
 
 namespace tproxy::guard {
 
-// Bytes of requests that a guard takes.
-inline constexpr std::size_t capacity = 64 << 10;
-
-// What a guard sends when its time has come: netlink messages one behind the other, without NLM_F_ACK.
-struct Requests {
-  std::span<const std::uint8_t> routing;  // to NETLINK_ROUTE
-  // To NETLINK_NETFILTER, about a table that outlives the process: what it is asked by, taken over and deleted with.
-  std::span<const std::uint8_t> question, takeover, removal;
+// Netlink messages, without NLM_F_ACK, that are sent through a socket in one piece.
+struct Datagram {
+  int socket;
+  std::vector<std::uint8_t> bytes;
 };
 
-// How long a table that outlives its owner is left for somebody else to take over.
-struct Grace {
-  std::uint32_t milliseconds = 0;
-  std::uint32_t owner = 0;  // its netlink port
+// A table that outlives its owner: it has the grace to be taken over by somebody else.
+struct Orphan {
+  int socket;                                    // to NETLINK_NETFILTER
+  std::vector<std::uint8_t> question, takeover;  // what the table is asked by, and taken over with
+  std::uint32_t graceMs, owner;                  // the netlink port of its owner
 };
 
-// In front of the requests.
+// In front of all that goes to the guard; the two of Orphan follow. No question: no orphan.
+struct Preface {
+  std::uint32_t descriptor, question, takeover, graceMs, owner;
+};
+
+// How a datagram goes to the guard: this, then its bytes. `descriptor` is the socket's in the guard.
 struct Header {
-  Grace grace;
-  std::uint32_t question, takeover, routing, removal;  // sizes
+  std::uint32_t descriptor, length;
 };
+// Bytes that a guard takes.
+inline constexpr std::size_t capacity = 128 << 10;
 
 // A guard that runs. Destroyed, it does its work as if the process had ended, and is waited for (though not for the
 // grace).
 class Process {
  public:
-  // When this process ends, in whatever way, `requests` are sent through these sockets, of which the guard has copies
-  // (the second, if there is none, is -1). It has CAP_NET_ADMIN where this process has it. Throws socket::Error.
-  Process(int routeSocket, int nftablesSocket, const Requests& requests, Grace grace = {});
+  // When this process ends, in whatever way, these are sent, one after the other, through one or two sockets, of which the
+  // guard has copies. It has CAP_NET_ADMIN where this process has it. Throws socket::Error.
+  // An orphan that is taken over by somebody else spares all of them.
+  explicit Process(std::span<const Datagram> datagrams, const Orphan* orphan = nullptr);
   Process(const Process&) = delete;
   Process& operator=(const Process&) = delete;
   ~Process() { work(); }
 
-  // Ends the guard before it does anything.
-  void disarm();
   // Has the guard do its work now, and waits for it, as above. The table has no owner, or another one, whose port may
   // have the old one's number.
   void release();
+  // Ends the guard before it does anything.
+  void disarm();
+
   // It becomes readable when the guard has ended.
   int pidfd() const { return child_->pidfd(); }
 

@@ -70,7 +70,7 @@ export async function takeOver(
   const missing = await findRoutingLosses(kernel, plan);
   try {
     const kept = await readContents(nftables, table, (set) => !isDynamic(set));
-    guarding.tryToStart();
+    await guarding.renew();
     for (const each of missing) await restore(kernel, each);
     const request = (await nftables.list('table')).find(isSame(requestFor(table)));
     const answered: NftOperation[] = request?.owner === nftables.portId ? [{ verb: 'delete', object: request }] : [];

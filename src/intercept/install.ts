@@ -7,8 +7,9 @@ import { EventEmitter } from 'node:events';
 import { type InstallStep, NetlinkError } from '../errors.js';
 import { NftablesSocket } from '../netlink/nftables.js';
 import { RouteSocket } from '../netlink/route.js';
-import type { NftOperation, NftTable, Route, Rule } from '../netlink/types.js';
+import type { NftOperation, Route, Rule } from '../netlink/types.js';
 import { atStep, ignoring, untilQuiet } from './attempt.js';
+import { backendOf, unmakeMangle } from './backend.js';
 import { type Content, tableWith } from './contents.js';
 import { type Counters, sumCounters } from './counters.js';
 import { Guarding } from './guard.js';
@@ -22,15 +23,17 @@ import {
   lookAtHost,
   type Predecessor,
   predecessorOf,
+  staleNames,
   staleRoutes,
   staleRules,
 } from './host.js';
-import { findLosses } from './intact.js';
+import { findRoutingLosses } from './intact.js';
+import { mangleChanges } from './mangle.js';
 import { announceMark } from './marks.js';
 import { ruleChanges, tableObject } from './nftables.js';
 import { type Owner, ownerOf } from './owner.js';
-import { type Plan, type PlanOptions, planIntercept, withOnDown } from './plan.js';
-import { type LiveSets, liveSets } from './sets.js';
+import { type Plan, type PlanOptions, planIntercept, withOnDown, withSets } from './plan.js';
+import { type LiveSets, liveSets, type Rewrite } from './sets.js';
 import { Watch, type WatchEvents } from './watch.js';
 
 export interface InstallOptions extends PlanOptions {
@@ -136,8 +139,9 @@ async function clearAway(kernel: Kernel, table: number): Promise<HostState> {
   const host = await lookAtHost(kernel);
   const stale = staleRules(host);
   const routes = await staleRoutes(kernel, host, stale, table);
-  if (stale.length === 0 && routes.length === 0) return host;
-  await reap(kernel, stale, routes);
+  const names = staleNames(host);
+  if (stale.length + routes.length + names.length === 0) return host;
+  await reap(kernel, { names, rules: stale, routes });
   return lookAtHost(kernel);
 }
 
@@ -146,10 +150,12 @@ async function clearAway(kernel: Kernel, table: number): Promise<HostState> {
  * before, and have put the very same rule into its place.
  */
 export async function reap(
-  { route, nftables }: Kernel,
-  rules: readonly Rule[],
-  routes: readonly Route[],
+  kernel: Kernel,
+  { names, rules, routes }: { names: readonly string[]; rules: readonly Rule[]; routes: readonly Route[] },
 ): Promise<void> {
+  const { route, nftables } = kernel;
+  for (const name of names)
+    if (staleNames(await lookAtHost(kernel)).includes(name)) await takeOut(kernel, await unmakeMangle(kernel, name));
   const claims = async () => (await nftables.list('table')).flatMap(claimOf);
   for (const rule of rules) if (!isClaimed(await claims(), rule)) await ignoring(['ENOENT'], route.ruleDelete(rule));
   for (const each of routes)
@@ -157,11 +163,10 @@ export async function reap(
       await ignoring(['ESRCH', 'ENOENT'], route.routeDelete(each));
 }
 
-/** The table with nothing in it: the marks stop, and what belongs to it stays claimed. */
-export const emptied = (table: NftTable): NftOperation[] => [
-  { verb: 'delete', object: table },
-  { verb: 'create', object: table },
-];
+/** What is gone already is no error, nor what somebody else has begun to use. */
+export async function takeOut({ nftables }: Kernel, batches: readonly NftOperation[][]): Promise<void> {
+  for (const batch of batches) await ignoring(['ENOENT', 'EBUSY'], nftables.commit(batch));
+}
 
 /**
  * The empty table, if what the plan takes is still free. Normally the rule set's generation tells: nothing at all has
@@ -193,6 +198,7 @@ async function claim(kernel: Kernel, plan: Plan, { generation }: HostState): Pro
 /** What its sets had in them before: nothing. */
 async function apply(kernel: Kernel, plan: Plan, host: HostState, guarding: Guarding): Promise<[]> {
   const { route, nftables } = kernel;
+  const { frame, make, unmake } = backendOf(plan);
   const table = tableObject(plan);
   const undo: (() => Promise<unknown>)[] = [];
   /** What failed may have happened all the same (its answer was lost), so it is undone too, unless it surely has not. */
@@ -207,15 +213,18 @@ async function apply(kernel: Kernel, plan: Plan, host: HostState, guarding: Guar
   };
   try {
     // Everything at once and without an end: the kernel checks it all and keeps nothing. What it cannot do is known now.
+    const first = await frame(kernel, plan);
     await nftables
-      .commit([{ verb: 'create', object: table }, ...plan.nftables.slice(1)], { dryRun: true })
+      .commit([{ verb: 'create', object: table }, ...first, ...make(plan)], { dryRun: true })
       .catch((error) => Promise.reject(atStep('check', error)));
+    const takeOutAll = async () => takeOut(kernel, await unmake(kernel, plan, table));
     await step('table', claim(kernel, plan, host), () => nftables.commit([{ verb: 'delete', object: table }]));
-    guarding.tryToStart();
+    if (first.length > 0) await step('table', nftables.commit(first), takeOutAll);
+    await guarding.renew();
     undo.push(async () => guarding.end());
     for (const each of plan.routes) await step('routes', route.routeAdd(each), () => route.routeDelete(each));
     for (const each of plan.rules) await step('rules', route.ruleAdd(each), () => route.ruleDelete(each));
-    await step('batch', nftables.commit(plan.nftables.slice(1)), () => nftables.commit(emptied(table)));
+    await step('batch', nftables.commit(make(plan)), takeOutAll);
     return [];
   } catch (error) {
     for (const undoIt of undo.reverse()) await undoIt().catch(() => {});
@@ -233,12 +242,20 @@ interface Installation {
 }
 
 function installed({ kernel, plan: initial, netns, guarding, kept, repair }: Installation): InstalledRules {
+  const backend = backendOf(initial);
   let plan = initial;
-  let switching: Promise<void> = Promise.resolve();
+  /** With what is in its sets, where those are rules. */
+  let present = initial;
+  let changing: Promise<void> = Promise.resolve();
   const table = tableObject(plan);
   const ofTable = { family: table.family, table: table.name };
   const remove: NftOperation[] = [{ verb: 'delete', object: table }];
-  const { live, contents } = liveSets(plan, kept, (operations) => kernel.nftables.commit(operations));
+  const { live, contents } = liveSets(
+    plan,
+    kept,
+    (operations) => kernel.nftables.commit(operations),
+    plan.backend === 'iptables' ? (sets) => inTurn(() => rewrite(sets)) : undefined,
+  );
   const forgetMark = announceMark(netns, plan.socketMark);
   let isOurs = true;
   let watch: Watch | undefined;
@@ -248,7 +265,7 @@ function installed({ kernel, plan: initial, netns, guarding, kept, repair }: Ins
 
   const begin = () => {
     if (repair) {
-      watch = new Watch(kernel, () => plan, contents, guarding);
+      watch = new Watch(kernel, () => present, contents, guarding);
       watch.on('repaired', (report) => result.emit('repaired', report));
       watch.on('error', tell);
       watch.on('uninstalled', (by) => {
@@ -283,8 +300,7 @@ function installed({ kernel, plan: initial, netns, guarding, kept, repair }: Ins
       result.emit('handover', ownerOf(successor));
     } else {
       // The guard knows the table by its owner's socket.
-      guarding.end();
-      guarding.tryToStart();
+      await guarding.renew();
       handingOver = undefined;
       begin();
     }
@@ -296,7 +312,7 @@ function installed({ kernel, plan: initial, netns, guarding, kept, repair }: Ins
     await pause();
     const { route, nftables } = kernel;
     try {
-      await ignoring(['ENOENT'], nftables.commit(emptied(table)));
+      await takeOut(kernel, await backend.unmake(kernel, plan, table));
     } catch (error) {
       if (plan.lifetime !== 'process' || !(error instanceof NetlinkError && error.code === 'EPERM')) throw error;
       // This process has given up its privileges since. The table goes with its socket, and the guard has kept its own.
@@ -329,7 +345,7 @@ function installed({ kernel, plan: initial, netns, guarding, kept, repair }: Ins
         failed = true;
       }
     };
-    attempt(() => nftables.commitSync(emptied(table)));
+    for (const batch of guarding.batches) attempt(() => nftables.commitSync(batch));
     for (const rule of [...plan.rules].reverse()) attempt(() => route.ruleDeleteSync(rule));
     for (const each of [...plan.routes].reverse()) attempt(() => route.routeDeleteSync(each));
     attempt(() => nftables.commitSync(remove));
@@ -374,18 +390,29 @@ function installed({ kernel, plan: initial, netns, guarding, kept, repair }: Ins
       if (operations.length > 0) await kernel.nftables.commit(operations, { generation });
     });
     plan = next;
+    present = withOnDown(present, onDown);
+  };
+
+  /** While nobody compares what is there with what should be, and one after the other. */
+  const inTurn = (change: () => Promise<void>): Promise<void> => {
+    const turn = changing.then(() => (watch ? watch.between(change) : change()));
+    changing = turn.catch(() => {});
+    return turn;
+  };
+  const rewrite = async (sets: Parameters<Rewrite>[0]) => {
+    const next = withSets(present, sets);
+    const operations = mangleChanges(present, next);
+    if (operations.length > 0) await kernel.nftables.commit(operations);
+    present = next;
   };
 
   const methods = {
     ...live,
-    setOnDown(onDown: Plan['onDown']) {
-      const turn = switching.then(() => (watch ? watch.between(() => switchOnDown(onDown)) : switchOnDown(onDown)));
-      switching = turn.catch(() => {});
-      return turn;
-    },
-    counters: async () => sumCounters(await kernel.nftables.list('rule', ofTable)),
+    setOnDown: (onDown: Plan['onDown']) => inTurn(() => switchOnDown(onDown)),
+    counters: async () => sumCounters(await backend.rules(kernel, plan), backend.commentOf),
     async verify() {
-      const missing = (await findLosses(kernel, plan)).map(({ what }) => what);
+      const losses = await Promise.all([findRoutingLosses(kernel, present), backend.losses(kernel, present)]);
+      const missing = losses.flat().map(({ what }) => what);
       return { intact: missing.length === 0, missing };
     },
     uninstall: () => end(uninstall),

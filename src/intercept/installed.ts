@@ -7,10 +7,12 @@ import type { NftExpression, NftRule, NftSet, NftTable, Route, Rule } from '../n
 import { decodeComment, encodeComment } from '../netlink/userdata.js';
 import type { Family, Fwmark } from '../types.js';
 import { ignoring, untilQuiet } from './attempt.js';
+import { backendOf, emptied, readMangle } from './backend.js';
 import { type Counters, commentOf, sumCounters } from './counters.js';
-import { claimOf, type HostState, type Kernel, lookAtHost, staleRules } from './host.js';
-import { closeKernel, emptied, openKernel, reap } from './install.js';
+import { claimOf, type HostState, type Kernel, lookAtHost, staleNames, staleRules } from './host.js';
+import { closeKernel, openKernel, reap, takeOut } from './install.js';
 import { routingLosses } from './intact.js';
+import { commentOfRule, listenerOfMangle, nameOfChain, setsOfMangle, sizeOfMangle } from './mangle.js';
 import { type Claim, leaving } from './nftables.js';
 import { type Owner, ownerOf, ownerText } from './owner.js';
 import { nameOfTable, type Plan, ROUTE_PROTOCOL, routingOf } from './plan.js';
@@ -23,6 +25,7 @@ export { type Owner, ownerText } from './owner.js';
 /** One interception as the kernel has it. */
 export interface Installed {
   readonly name: string;
+  readonly backend: 'nftables' | 'iptables';
   readonly nftTable: string;
   readonly lifetime: Plan['lifetime'];
   /** Who owns the table. Missing where `lifetime` is `persist`: an orphan, left for the next process of this name. */
@@ -50,6 +53,8 @@ export interface Installed {
 
 /** Policy rules and routes of ours that belong to no table: their process was killed. Without its marks they do nothing. */
 export interface Leftovers {
+  /** Names of interceptions that have chains in iptables' table `mangle` still, which go on dropping what nobody listens for. */
+  readonly chains: readonly string[];
   readonly rules: readonly Rule[];
   readonly routes: readonly Route[];
 }
@@ -101,7 +106,7 @@ export async function uninstallIntercept(options: UninstallOptions = {}): Promis
     await untilQuiet(async () => {
       const { host, routes } = await look(kernel);
       const leftovers = leftoversOf(host, routes);
-      await reap(kernel, leftovers.rules, leftovers.routes);
+      await reap(kernel, { names: leftovers.chains, ...leftovers });
     });
     return found;
   } finally {
@@ -122,8 +127,8 @@ async function takeDown(kernel: Kernel, name: string): Promise<boolean> {
   return true;
 }
 
-async function emptyTable({ nftables }: Kernel, name: string): Promise<NftTable | undefined> {
-  const tables = await nftables.list('table');
+async function emptyTable(kernel: Kernel, name: string): Promise<NftTable | undefined> {
+  const tables = await kernel.nftables.list('table');
   const table = tables.find((each) => nameOfTable(each.name) === name && claimOf(each).length > 0);
   if (!table) return undefined;
   if (table.owner !== undefined)
@@ -134,12 +139,9 @@ async function emptyTable({ nftables }: Kernel, name: string): Promise<NftTable 
   const { kind, family, userdata } = table;
   const comment = leaving(decodeComment(userdata) ?? '');
   const empty: NftTable = { kind, family, name: table.name, userdata: encodeComment(comment) };
-  try {
-    await nftables.commit(emptied(empty));
-    return empty;
-  } catch (error) {
-    return ifGone(error);
-  }
+  await takeOut(kernel, [emptied(empty)]);
+  for (const claim of claimOf(table)) await takeOut(kernel, await backendOf(claim).unmake(kernel, { name }, empty));
+  return empty;
 }
 
 /** Routes and policy rules first, tables last: whoever made one of ours had claimed it by a table before. */
@@ -152,6 +154,7 @@ async function look(kernel: Kernel): Promise<{ host: HostState; routes: readonly
 
 function leftoversOf(host: HostState, routes: readonly Route[]): Leftovers {
   return {
+    chains: staleNames(host),
     rules: staleRules(host),
     routes: routes.filter(({ table }) => !host.claims.some((claim) => claim.table === table)),
   };
@@ -165,36 +168,47 @@ function ifGone(error: unknown): undefined {
 // ---- telling ------------------------------------------------------------------------------------------------------------
 
 async function describe(
-  { nftables }: Kernel,
+  kernel: Kernel,
   { rules }: HostState,
   routes: readonly Route[],
   table: NftTable,
   claim: Claim,
 ): Promise<Installed> {
-  const ofTable = { family: table.family, table: table.name };
-  const nftRules = await nftables.list('rule', ofTable);
-  const sets = (await nftables.list('set', ofTable)).filter(({ flags }) => !flags?.includes('anonymous'));
-  // What `onDown: 'closed'` adds may have come or gone since.
-  const dropping = nftRules.filter((rule) => commentOf(rule) === counted.dropped).length;
-  const mode = claim.fwmark.mask === 0 ? 'redirect' : 'tproxy';
-  const whole = claim.rules + dropping;
-  const missing = [
-    ...routingLosses(routingOf(claim), { rules, routes }).map(({ what }) => what),
-    ...(nftRules.length === whole ? [] : [`rules in table inet ${table.name}: ${nftRules.length} of ${whole}`]),
-  ];
+  const { lost, ...said } = await (claim.backend === 'iptables' ? mangleSays : tableSays)(kernel, table, claim);
+  const missing = [...routingLosses(routingOf(claim), { rules, routes }).map(({ what }) => what), ...lost];
   return {
     name: nameOfTable(table.name) as string,
+    backend: claim.backend,
     nftTable: table.name,
     lifetime: table.flags?.includes('persist') ? 'persist' : table.owner === undefined ? 'permanent' : 'process',
     ...(table.owner !== undefined && { owner: ownerOf(table.owner) }),
     families: claim.families,
-    ...listenerOf(nftRules),
     ownHost: claim.ownHost,
-    mode,
-    onDown: dropping > 0 || mode === 'redirect' ? 'closed' : 'open',
+    mode: modeOf(claim),
     fwmark: claim.fwmark,
     table: claim.table,
     priority: claim.priority,
+    ...said,
+    intact: missing.length === 0,
+    missing,
+  };
+}
+
+const modeOf = ({ fwmark }: Claim) => (fwmark.mask === 0 ? 'redirect' : 'tproxy');
+
+/** What its rules tell; `lost`: which of them are missing. */
+type Said = Pick<Installed, 'port' | 'address' | 'onDown' | 'sets' | 'counters'> & { readonly lost: readonly string[] };
+
+async function tableSays({ nftables }: Kernel, { family, name: table }: NftTable, claim: Claim): Promise<Said> {
+  const ofTable = { family, table };
+  const nftRules = await nftables.list('rule', ofTable);
+  const sets = (await nftables.list('set', ofTable)).filter(({ flags }) => !flags?.includes('anonymous'));
+  // What `onDown: 'closed'` adds may have come or gone since.
+  const dropping = nftRules.filter((rule) => commentOf(rule) === counted.dropped).length;
+  const whole = claim.rules + dropping;
+  return {
+    ...listenerOf(nftRules),
+    onDown: dropping > 0 || modeOf(claim) === 'redirect' ? 'closed' : 'open',
     sets: Object.fromEntries(
       await Promise.all(
         // What the kernel itself puts into a set is connections, which come and go.
@@ -207,8 +221,22 @@ async function describe(
       ),
     ),
     counters: sumCounters(nftRules),
-    intact: missing.length === 0,
-    missing,
+    lost: nftRules.length === whole ? [] : [`rules in table inet ${table}: ${nftRules.length} of ${whole}`],
+  };
+}
+
+async function mangleSays(kernel: Kernel, table: NftTable, claim: Claim): Promise<Said> {
+  const name = nameOfTable(table.name) as string;
+  const mangle = await readMangle(kernel);
+  const rules = mangle.rules.filter(({ chain }) => nameOfChain(chain) === name);
+  const size = sizeOfMangle(name, mangle);
+  return {
+    ...listenerOfMangle(rules),
+    onDown: 'closed',
+    sets: setsOfMangle(name, mangle),
+    counters: sumCounters(rules, commentOfRule),
+    lost:
+      size === claim.rules ? [] : [`chains of table mangle, and rules that lead into them: ${size} of ${claim.rules}`],
   };
 }
 

@@ -10,10 +10,11 @@ import type { NftChange, NftOperation, RouteChange } from '../netlink/types.js';
 import { decodeComment } from '../netlink/userdata.js';
 import type { ChangedBy, RepairReport } from '../types.js';
 import { ignoring } from './attempt.js';
+import { backendOf, rebuiltMangle } from './backend.js';
 import { type Content, isDynamic, readContents, tableWith } from './contents.js';
 import type { Guarding } from './guard.js';
 import type { Kernel } from './host.js';
-import { findLosses, findRoutingLosses, type Loss, type RoutingLoss, routeName, ruleName } from './intact.js';
+import { findRoutingLosses, type Loss, type RoutingLoss, routeName, ruleName } from './intact.js';
 import { isLeaving, tableObject } from './nftables.js';
 import { processIdOf } from './owner.js';
 import type { Plan } from './plan.js';
@@ -65,8 +66,8 @@ export class Watch extends EventEmitter<WatchEvents> {
     this.#guarding = guarding;
     this.#owned = tableObject(plan).flags?.includes('owner') ?? false;
     this.#ends.push(kernel.route.watch((changes) => this.#hearRoutes(changes), { table: plan.table }));
-    if (!this.#owned)
-      this.#ends.push(kernel.nftables.watch((changes) => this.#hearTable(changes), { table: plan.nftTable }));
+    for (const table of [...(this.#owned ? [] : [plan.nftTable]), ...backendOf(plan).watched])
+      this.#ends.push(kernel.nftables.watch((changes) => this.#hearTable(changes), { table }));
     guarding.onLost = () => this.#notice(GUARD);
     // What was changed since it was installed and before now was told to nobody.
     this.#lookIn(SETTLE_MS);
@@ -165,9 +166,13 @@ export class Watch extends EventEmitter<WatchEvents> {
     if (this.#stopped) return;
     const started = performance.now();
     try {
-      const find = this.#owned ? findRoutingLosses : findLosses;
-      const losses: Loss[] = await find(this.#kernel, this.#plan);
-      if (this.#guarding.isLost) losses.push({ kind: 'guard', what: GUARD });
+      const plan = this.#plan;
+      const { losses: findRuleLosses, outlives } = backendOf(plan);
+      const losses: Loss[] = [
+        ...(await findRoutingLosses(this.#kernel, plan)),
+        ...(this.#owned && !outlives ? [] : await findRuleLosses(this.#kernel, plan)),
+        ...(this.#guarding.isLost ? [{ kind: 'guard', what: GUARD } as const] : []),
+      ];
       if (losses.length > 0) {
         await this.#repair(losses);
         const ended = performance.now();
@@ -187,11 +192,12 @@ export class Watch extends EventEmitter<WatchEvents> {
   }
 
   #keyOf(loss: Loss): string {
-    return loss.kind === 'table' ? this.#plan.nftTable : loss.what;
+    return loss.kind === 'rule' || loss.kind === 'route' || loss.kind === 'guard' ? loss.what : this.#plan.nftTable;
   }
 
   /** In the order of the installation: what reads the marks before what sets them. */
   async #repair(losses: readonly Loss[]): Promise<void> {
+    const { nftables } = this.#kernel;
     for (const loss of losses) {
       if (this.#stopped) return;
       switch (loss.kind) {
@@ -203,9 +209,14 @@ export class Watch extends EventEmitter<WatchEvents> {
           this.#guarding.start();
           break;
         case 'table':
-          await this.#kernel.nftables.commit(
-            loss.gone ? tableWith(this.#plan, this.#contents()) : await this.#rebuilt(),
-          );
+          await nftables.commit(loss.gone ? tableWith(this.#plan, this.#contents()) : await this.#rebuilt());
+          break;
+        case 'claim':
+          await nftables.commit([{ verb: 'add', object: tableObject(this.#plan) }]);
+          break;
+        case 'mangle':
+          await nftables.commit(await rebuiltMangle(this.#kernel, this.#plan));
+          await this.#guarding.renew();
       }
     }
   }

@@ -2,7 +2,15 @@
 import { checkOptions } from '../errors.js';
 import { type Guard, type GuardOptions, type NativeRouteSocket, native } from '../native.js';
 import type { Family } from '../types.js';
-import { checkFamily, checkRoute, checkRouteFilter, checkRule, checkSocketOptions, checkWatch } from './check.js';
+import {
+  checkFamily,
+  checkOperations,
+  checkRoute,
+  checkRouteFilter,
+  checkRule,
+  checkSocketOptions,
+  checkWatch,
+} from './check.js';
 import type { Address, Link, Route, RouteChange, Rule } from './types.js';
 
 export type { Guard, GuardOptions } from '../native.js';
@@ -111,8 +119,10 @@ export class RouteSocket {
   guard(rules: readonly Rule[], routes: readonly Route[], options: GuardOptions = {}): Guard {
     for (const rule of rules) checkRule(rule);
     for (const route of routes) checkRoute(route);
-    checkOptions('guard options', options, ['orphan', 'onEnd']);
-    return this.#native.guard(rules, routes, options);
+    checkOptions('guard options', options, ['batches', 'orphan', 'onEnd']);
+    const { batches = [], ...rest } = options;
+    for (const batch of batches) checkOperations(batch);
+    return this.#native.guard(rules, routes, { batches, ...rest });
   }
 
   /**

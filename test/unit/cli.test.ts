@@ -38,7 +38,7 @@ test('every option of an interception arrives where planIntercept takes it', () 
     ...['--interface', 'eth0', '--family', 'ipv4', '--on-address', '127.0.0.1', '--on-down', 'closed'],
     ...['--mode', 'tproxy', '--zone', 'auto'],
     ...['--udp', '53', '--own-host', '--own-user', 'nobody,1000', '--own-cgroup', 'user.slice'],
-    ...['--name', 'web', '--mark', '0x10/0x30', '--table', '123', '--priority', '1000'],
+    ...['--backend', 'nftables', '--name', 'web', '--mark', '0x10/0x30', '--table', '123', '--priority', '1000'],
   ]);
   const options = toInterceptOptions(values);
   assert.equal(options, {
@@ -55,6 +55,7 @@ test('every option of an interception arrives where planIntercept takes it', () 
     mode: 'tproxy',
     zone: 'auto',
     onDown: 'closed',
+    backend: 'nftables',
     name: 'web',
     fwmark: { value: 0x10, mask: 0x30 },
     table: 123,
