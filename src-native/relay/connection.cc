@@ -38,6 +38,7 @@ void Connection::start(Engine engine, std::vector<std::byte> clientPreface, std:
 Connection::State Connection::run(Workspace& workspace) {
   const State up = move(client, server, fromClient_, workspace);
   const State down = move(server, client, fromServer_, workspace);
+  countPipes();
   keep();
   if (fromClient_.done && fromServer_.done) {
     client.fd.reset();
@@ -144,8 +145,16 @@ bool Connection::settle(Side& side, Side& other, const Direction& fromSide, Work
 void Connection::abort(Workspace& workspace) {
   fromClient_.mover.drop(workspace);
   fromServer_.mover.drop(workspace);
+  countPipes();
   reset(client.fd);
   reset(server.fd);
+}
+
+// Once a turn: within one, pipes come and go.
+void Connection::countPipes() {
+  const unsigned held = (fromClient_.mover.holdsPipe() ? 1u : 0u) + (fromServer_.mover.holdsPipe() ? 1u : 0u);
+  if (held != pipes_) counters.add(Counter::pipes, std::uint64_t{held} - pipes_);
+  pipes_ = held;
 }
 
 void reset(UniqueFd& fd) {

@@ -75,6 +75,7 @@ class Connection {
     bool done = false;  // and told the other side so
   };
 
+  void countPipes();
   Direction& directionFrom(const Side& side) { return &side == &client ? fromClient_ : fromServer_; }
   State move(Side& from, Side& to, Direction& way, Workspace& workspace);
   // After an error of `side`: whether nothing is left to do.
@@ -82,6 +83,7 @@ class Connection {
 
   Direction fromClient_{.counter = Counter::bytesFromClient};
   Direction fromServer_{.counter = Counter::bytesFromServer};
+  unsigned pipes_ = 0;  // as counted
 };
 
 // Closes so that the peer hears RST.

@@ -35,6 +35,9 @@ class Loop {
     socket::Address address;
     std::uint64_t open = 0;  // connections of it that have not ended
     bool failing = false;    // told already that accept fails
+    // Of all upstream connections, where they are the same.
+    std::optional<socket::Address> to;
+    std::optional<socket::Address> from;
     Timers::Handle retry;
   };
   // A connection in one of its phases, or a lone connect (which has no client).
@@ -52,8 +55,11 @@ class Loop {
     Engine engine = Engine::splice;
     Limits limits;
     std::optional<PeekCommand> peek;
+    // A connect that is under way, or done, before the decision.
+    std::optional<socket::ConnectOptions> preconnected;
     std::optional<bool> localPortKept;
     socket::Address upstream;
+    int proxyProtocol = 0;
     std::int64_t lastActive = 0;
     Timers::Handle timer;
   };
@@ -64,6 +70,7 @@ class Loop {
   void on(DecideCommand& command);
   void on(PeekCommand& command);
   void on(DestroyCommand& command);
+  void on(TellCommand& command);
   void on(StopAcceptingCommand& command);
   void on(OpenerCommand& command);
 
@@ -79,9 +86,14 @@ class Loop {
   void expire(Id id);
 
   void answerPeek(Task& task, bool now);
-  void connect(Task& task, socket::ConnectOptions options, std::int64_t timeout);
+  static bool serverSpoke(const Task& task);
+  socket::ConnectOptions upstreamOf(const Listener& listener, const Task& task) const;
+  void preconnect(Task& task, const socket::ConnectOptions& options);
+  void connect(Task& task, const socket::ConnectOptions& options, const Upstream& upstream);
+  void dial(Task& task, socket::ConnectOptions options);
   bool isOwnListener(const Task& task, const socket::Address& destination) const;
   void finishConnect(Task& task);
+  void tellOpened(Task& task);
   void startRelay(Task& task);
   void armIdle(Task& task);
   void touch(Task& task);

@@ -31,6 +31,7 @@ struct Upstream {
   bool localPortOptional = false;
   std::optional<std::uint32_t> mark;
   std::int64_t timeout = 0;
+  int proxyProtocol = 0;  // version of the header that the server gets first; 0 = none
 };
 
 struct ConnectCommand {
@@ -51,12 +52,14 @@ struct AcceptCommand {
   Id id;
   UniqueFd fd;
   bool decide;
+  bool preconnect;  // by `upstream`, before it is decided
+  bool tell;        // of relays that nobody decides
   Engine engine;
   Limits limits;
-  bool redirected;  // conntrack knows where the clients meant to go
-  bool fromClient;  // connect from the client's address
-  std::optional<std::uint32_t> mark;
-  std::int64_t timeout;
+  bool redirected;    // conntrack knows where the clients meant to go
+  Upstream upstream;  // no address: to the original destination
+  bool fromClient;    // connect from the client's address,
+  bool clientPort;    // and port
   std::uint64_t* counters;
 };
 struct DecideCommand {
@@ -77,6 +80,10 @@ struct PeekCommand {
 struct DestroyCommand {
   Id id;
 };
+struct TellCommand {
+  Id id;
+  bool tell;
+};
 struct StopAcceptingCommand {
   Id id;
 };
@@ -85,7 +92,7 @@ struct OpenerCommand {
   socket::Opener opener;
 };
 using Command = std::variant<ConnectCommand, RelayCommand, AcceptCommand, DecideCommand, PeekCommand, DestroyCommand,
-                             StopAcceptingCommand, OpenerCommand>;
+                             TellCommand, StopAcceptingCommand, OpenerCommand>;
 
 struct Endpoint {
   bool v6;
@@ -95,6 +102,12 @@ struct Endpoint {
 enum class Reason { end, reset, idle, destroyed, error };
 
 struct FlowEvent {
+  Id server;
+  Id id;
+  Endpoint source;
+  Endpoint originalDestination;
+};
+struct RelayedEvent {
   Id server;
   Id id;
   Endpoint source;
@@ -135,7 +148,7 @@ struct AcceptFailedEvent {
 struct ClosedEvent {
   Id server;
 };
-using Event = std::variant<FlowEvent, PeekedEvent, OpenedEvent, ConnectedEvent, SocketEvent, FailedEvent, EndedEvent,
-                           AcceptFailedEvent, ClosedEvent>;
+using Event = std::variant<FlowEvent, RelayedEvent, PeekedEvent, OpenedEvent, ConnectedEvent, SocketEvent, FailedEvent,
+                           EndedEvent, AcceptFailedEvent, ClosedEvent>;
 
 }  // namespace tproxy::relay

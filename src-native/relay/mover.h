@@ -47,6 +47,8 @@ class Mover {
   }
   // Reads come in such numbers and sizes that it wants to do them itself.
   bool streaming() const { return streaming_; }
+  // Bytes are waiting in a pipe.
+  bool holdsPipe() const { return pipe_.has_value(); }
   // Bytes that the poller has read; only while nothing was taken that is not given yet.
   void receive(Received received);
   // One read from `from`; only when empty(), and give() must follow at once when it brought bytes: copied ones are in

@@ -219,11 +219,11 @@ export function toInterceptOptions(values: Values): PlanOptions {
 }
 
 /** planIntercept speaks of `port` and `exclude.to`; who typed it knows it as --to-port and --exclude-to. */
-export function inTermsOfFlags(message: string): string {
-  const option = interceptOptions.find(
-    ({ key }) => message.startsWith(key) && /^[ :.]/.test(message.slice(key.length)),
-  );
-  return option ? `--${option.flag}${message.slice(option.key.length)}` : message;
+export function inTermsOfFlags(message: string, options: readonly Option[] = interceptOptions): string {
+  for (const { key, flag } of options)
+    if (key !== undefined && message.startsWith(key) && /^[ :.]/.test(message.slice(key.length)))
+      return `--${flag}${message.slice(key.length)}`;
+  return message;
 }
 
 /** `{ netns }` for the functions of the package; a name is one that `ip netns` knows. */

@@ -232,6 +232,10 @@ function liveSet<Spec>(
     async delete(specs) {
       await inTurn(specs, (set, ranges, now) => deleting(set.segments, ranges, now));
     },
+    async replace(specs) {
+      const lasts = (range: Range): Segment => ({ ...range, until: Number.POSITIVE_INFINITY });
+      await inTurn(specs, (set, ranges) => ({ at: 0, old: set.segments, next: ranges.map(lasts) }));
+    },
     values() {
       const now = performance.now();
       return parts.sets.flatMap((set) =>

@@ -556,8 +556,7 @@ testWith('uring', 'looking again before sleeping costs nothing where it does not
 
 test('a refused upstream connection: the client is reset', async () => {
   const { port, counters } = relays.relayTo(1, engine);
-  const client = await dial(port);
-  assert.is(await endOf(client), 'ECONNRESET');
+  assert.is(await dialToEnd(port), 'ECONNRESET');
   const event = await relays.event('ended');
   assert.is(event.reason, 'error');
   assert.equal(event.failure, {
