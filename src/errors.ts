@@ -182,6 +182,10 @@ function netlinkRemedy({ code, request }: NetlinkFailure): string | undefined {
       return request === 'NFT_MSG_NEWTABLE'
         ? 'This kernel has no such tables: those of one process (flag owner) need Linux 5.12, those that outlive it (persist) Linux 6.9.'
         : undefined;
+    case 'EACCES':
+      return request === 'RTM_NEWROUTE'
+        ? 'IPv6 is switched off on this interface: `sysctl net.ipv6.conf.lo.disable_ipv6=0`, or intercept IPv4 alone (families).'
+        : undefined;
     case 'ENETDOWN':
       return 'The interface is down: `ip link set lo up`.';
     case 'ERESTART':

@@ -305,6 +305,20 @@ test('loopback down: no error, and when it is up everything is there', async () 
   await rules.uninstall();
 });
 
+test('IPv6 switched off by sysctl: told, with the sysctl, and IPv4 is intercepted on', async () => {
+  const server = await proxy();
+  const rules = await install();
+  const failed = once(rules, 'error', { signal: AbortSignal.timeout(3000) });
+  lab.exec('router', 'sysctl', '-qw', 'net.ipv6.conf.lo.disable_ipv6=1');
+  const [error] = await failed;
+  assert.is(error.code, 'ERR_TPROXY_REPAIR');
+  assert.match(error.message, 'sysctl net.ipv6.conf.lo.disable_ipv6=0');
+  assert.is(await ask(lab, 'client', addresses.server.ipv4, 80), 'proxy');
+  lab.exec('router', 'sysctl', '-qw', 'net.ipv6.conf.lo.disable_ipv6=0');
+  await rules.uninstall();
+  await new Promise((resolve) => server.close(resolve));
+});
+
 test('somebody who will not have it: after five repairs an error, then one repair in ten seconds', async () => {
   const rules = await install();
   let repairs = 0;
