@@ -94,7 +94,15 @@ test('kill -9, and nobody comes: after the grace all of it is gone, and not befo
 });
 
 test('who takes over and dies has a grace of its own', async () => {
-  const first = await hold({ graceMs: 2500 });
+  const first = await hold({ graceMs: 5000 });
+  await first.stop('SIGKILL');
+  const died = performance.now();
+  const second = await hold({ graceMs: 5000 });
+  await sleep(Math.max(0, died + 4500 - performance.now()));
+  await second.stop('SIGKILL');
+  await sleep(1000); // that of the first is over
+  assert.ok(await status());
+});
   await first.stop('SIGKILL');
   const died = performance.now();
   const second = await hold({ graceMs: 2500 });
