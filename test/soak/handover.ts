@@ -39,7 +39,9 @@ async function soak(
 
 const afterKill = (intercept: object) => async (lab: Lab, running: Program) => {
   await running.stop('SIGKILL');
-  return start(lab, intercept);
+  const next = await start(lab, intercept);
+  await sleep(1500); // a SYN that was dropped is repeated after a second
+  return next;
 };
 const closed = { onDown: 'closed' };
 const mortal = { ...closed, lifetime: 'process' };
