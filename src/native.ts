@@ -20,6 +20,7 @@ import type {
   NftOperation,
   Route,
   RouteChange,
+  RouteOperation,
   Rule,
 } from './netlink/types.js';
 import type { Endpoint, Engine, Family, HostPort, RelayReason } from './types.js';
@@ -88,6 +89,9 @@ export interface Guard {
 
 export interface NativeRouteSocket {
   readonly portId: number;
+  /** Each for itself: those behind one that fails are made all the same, and the failure's `errors` tells which failed. */
+  commit(operations: readonly RouteOperation[]): Promise<void>;
+  commitSync(operations: readonly RouteOperation[]): void;
   ruleAdd(rule: Rule): Promise<void>;
   ruleDelete(rule: Rule): Promise<void>;
   ruleDeleteSync(rule: Rule): void;
@@ -106,7 +110,7 @@ export interface NativeRouteSocket {
   ): Guard;
   /** `ip monitor rule route link`. `table`: of routes only those in it. */
   watch: NativeWatch<{ readonly table?: number }, RouteChange>;
-  close(): void;
+  close(): Promise<void>;
 }
 
 export interface NativeNftablesSocket {
@@ -126,7 +130,7 @@ export interface NativeNftablesSocket {
   /** `nft monitor`. `table`: only what concerns tables of this name. */
   watch: NativeWatch<{ readonly table?: string }, NftChange>;
   /** Closing the socket makes the kernel delete the tables it owns. */
-  close(): void;
+  close(): Promise<void>;
 }
 
 // ---- sockets ------------------------------------------------------------------------------------------------------------
@@ -318,6 +322,8 @@ export interface Native {
 
   RouteSocket: new (netns?: string) => NativeRouteSocket;
   NftablesSocket: new (netns?: string) => NativeNftablesSocket;
+  /** See src/netlink/sequence.ts. */
+  sequence<T extends readonly Promise<unknown>[]>(calls: () => T): T;
   /** The bytes of the message that ruleAdd (and so on) would send, sequence number 0. For golden tests. */
   encodeRule(verb: 'add' | 'delete', rule: Rule): Buffer;
   encodeRoute(verb: 'add' | 'delete', route: Route): Buffer;

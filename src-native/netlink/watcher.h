@@ -36,7 +36,7 @@ class Watcher {
   Id watch(int protocol, const std::string& netns, const std::vector<int>& groups, Wanted wanted);
   // Tells, once and without a message, that a descriptor (a pidfd) has become readable.
   Id watch(UniqueFd descriptor);
-  // The last one ends the thread.
+  // The thread ends a while after the last one: to start another takes longer than one may think.
   void unwatch(Id id);
   std::vector<Notification> take();
   void stop();
@@ -57,7 +57,7 @@ class Watcher {
   std::thread thread_;
   UniqueFd wake_;
   std::mutex mutex_;  // guards what follows
-  bool stopping_ = false;
+  bool stopping_ = false, ended_ = false;
   Id last_ = 0;
   std::map<Id, std::shared_ptr<Watch>> watches_;
   std::vector<Notification> notifications_;

@@ -4,7 +4,8 @@ import { type InstallStep, InterceptError, NetlinkError } from '../errors.js';
 
 export async function ignoring(codes: readonly string[], attempt: Promise<void>): Promise<void> {
   await attempt.catch((error) => {
-    if (!(error instanceof NetlinkError && codes.includes(error.code))) throw error;
+    if (!(error instanceof NetlinkError && [error, ...(error.errors ?? [])].every(({ code }) => codes.includes(code))))
+      throw error;
   });
 }
 

@@ -3,16 +3,15 @@
  * one process takes it over from another. Only reads.
  */
 import type { NftablesSocket } from '../netlink/nftables.js';
-import type { NftChain, NftElement, NftOperation, NftSet, NftTable } from '../netlink/types.js';
+import type { NftChain, NftElement, NftElements, NftOperation, NftSet, NftTable } from '../netlink/types.js';
 import { isAsPlanned } from './intact.js';
 import { tableObject } from './nftables.js';
 import type { Plan } from './plan.js';
 import { ANONYMOUS_SET } from './statement.js';
 
 /** What a set holds. */
-export interface Content {
+export interface Content extends Pick<NftElements, 'elements' | 'intervals'> {
   readonly set: string;
-  readonly elements: readonly NftElement[];
 }
 
 /** Of all named sets, or those of which `wanted` says so. */
@@ -46,11 +45,11 @@ export function tableWith(plan: Plan, contents: readonly Content[]): NftOperatio
       ({ object }) => object.kind !== 'elements' || !planned.some(({ set }) => set === object.set),
     ),
     ...planned
-      .filter(({ elements }) => elements.length > 0)
+      .filter(({ elements, intervals }) => elements.length > 0 || intervals)
       .map(
-        ({ set, elements }): NftOperation => ({
+        ({ elements, ...content }): NftOperation => ({
           verb: 'add',
-          object: { kind: 'elements', family, table, set, elements: elements.map(lasting) },
+          object: { kind: 'elements', family, table, elements: elements.map(lasting), ...content },
         }),
       ),
   ];

@@ -114,7 +114,7 @@ export async function handOver(
   const owned = kernel.nftables;
   await owned.generation(); // what was asked of it before has been done
   kernel.nftables = make.open();
-  owned.close();
+  await owned.close();
   const until = performance.now() + TAKING_MS;
   for (;;) {
     const tables = await kernel.nftables.list('table');

@@ -7,11 +7,12 @@ import {
   checkOperations,
   checkRoute,
   checkRouteFilter,
+  checkRouteOperations,
+  checkRouteWatch,
   checkRule,
   checkSocketOptions,
-  checkWatch,
 } from './check.js';
-import type { Address, Link, Route, RouteChange, Rule } from './types.js';
+import type { Address, Link, Route, RouteChange, RouteOperation, Rule } from './types.js';
 
 export type { Guard, GuardOptions } from '../native.js';
 
@@ -38,6 +39,21 @@ export class RouteSocket {
   /** What `watch` tells as the origin of changes made through this socket. */
   get portId(): number {
     return this.#native.portId;
+  }
+
+  /**
+   * Equivalent to: `ip -force -batch`, in one message to the kernel. Each operation is one of its own: those that can be
+   * done are done. `NetlinkError.errors` has those that could not, each with its index.
+   */
+  async commit(operations: readonly RouteOperation[]): Promise<void> {
+    checkRouteOperations(operations);
+    await this.#native.commit(operations);
+  }
+
+  /** The same at once, for `process.on('exit')`. */
+  commitSync(operations: readonly RouteOperation[]): void {
+    checkRouteOperations(operations);
+    this.#native.commitSync(operations);
   }
 
   /**
@@ -113,8 +129,6 @@ export class RouteSocket {
    * (`kill -9` too). It outlives everything but a signal to itself, of which `onEnd` tells. `end()` it when they are deleted,
    * or need not be.
    * Equivalent to: `( while read _; do :; done; ip rule del ...; ip route del ... ) <pipe &`
-   *
-   * Throws `SocketError` where it cannot be started.
    */
   guard(rules: readonly Rule[], routes: readonly Route[], options: GuardOptions = {}): Guard {
     for (const rule of rules) checkRule(rule);
@@ -130,7 +144,7 @@ export class RouteSocket {
    * is closed or the function that this gives is called. Does not keep the process alive.
    */
   watch(onChanges: (changes: RouteChange[]) => void, filter: { readonly table?: number } = {}): () => void {
-    checkWatch(filter, onChanges, 'u32');
+    checkRouteWatch(filter, onChanges);
     const end = this.#native.watch(filter, onChanges);
     this.#watches.add(end);
     return () => {
@@ -140,9 +154,9 @@ export class RouteSocket {
   }
 
   /** Ends the watches. A call under way is finished first; those that wait for it, and later ones, fail with `EBADF`. */
-  close(): void {
+  close(): Promise<void> {
     for (const end of this.#watches) end();
     this.#watches.clear();
-    this.#native.close();
+    return this.#native.close();
   }
 }
