@@ -117,6 +117,11 @@ export function outOfRange(name: string, range: string, actual: unknown): RangeE
   return coded(new RangeError(`${name} must be ${range}, not ${show(actual)}`), 'ERR_OUT_OF_RANGE');
 }
 
+export function checkMilliseconds(name: string, value: unknown): void {
+  if (typeof value !== 'number') throw invalidType(name, 'a number', value);
+  if (!(Number.isFinite(value) && value >= 0)) throw outOfRange(name, 'a time in milliseconds', value);
+}
+
 /** The command was called as it cannot be. */
 export function usageError(message: string): TypeError {
   return coded(new TypeError(message), 'ERR_TPROXY_USAGE');

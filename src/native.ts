@@ -144,6 +144,7 @@ export interface NativeRelayLimits {
   /** The same, once one side has ended. Absent: `idleTimeoutMs` holds on. */
   readonly halfCloseTimeoutMs?: number;
   readonly keepAliveMs?: number;
+  readonly userTimeoutMs?: number;
 }
 
 export type NativeDecision =
@@ -207,8 +208,11 @@ export interface NativeRelayThread {
    * Unknown ids are ignored: it may just have ended.
    */
   destroy(id: number): void;
-  /** Closes a listener: no new connections; `closed` follows when the last of its connections has ended. */
-  stopAccepting(id: number): void;
+  /**
+   * Closes a listener: no new connections; `closed` follows when the last of its connections has ended. After `drainMs`
+   * those that are left are reset.
+   */
+  stopAccepting(id: number, drainMs?: number): void;
   /** Ends everything with RST, without any further event, and the thread itself. It cannot be used again. */
   stop(): void;
   /** Whether the thread keeps the process alive; at first it does not. */

@@ -5,13 +5,13 @@
 import { EventEmitter } from 'node:events';
 import { type AddressInfo, createServer, isIP, type Server, type ServerOpts, Socket } from 'node:net';
 import { checkPort } from './connect.js';
-import { checkOptions, invalidType, invalidValue } from './errors.js';
+import { checkMilliseconds, checkOptions, invalidType, invalidValue, outOfRange } from './errors.js';
 import { type Acceptor, acceptFlows } from './flows.js';
 import { type InstalledRules, installIntercept } from './intercept/install.js';
 import { OWN_KEEPALIVE_MS } from './intercept/named-sets.js';
 import { planIntercept } from './intercept/plan.js';
-import { Counter, native } from './native.js';
-import { bytes, chooseEngine, limits, newCounters, type Relay, type RelayLimits, setOwner } from './relay.js';
+import { Counter, type NativeRelayLimits, native } from './native.js';
+import { bytes, chooseEngine, LIMITS, limits, newCounters, type Relay, type RelayLimits, setOwner } from './relay.js';
 import { relayThread } from './thread.js';
 import type { Endpoint, Engine, Flow, InterceptOptions, RelayDecision, RelayStats, RepairReport } from './types.js';
 
@@ -29,6 +29,13 @@ export interface TransparentServerOptions extends ServerOpts, RelayLimits {
   /** Path of the network namespace to work in, e.g. /run/netns/router. */
   readonly netns?: string;
   readonly engine?: Engine | 'auto';
+  /**
+   * With `relay`: so many threads accept (SO_REUSEPORT) and relay, each connection on one of them. Default 1, which measured
+   * best where the end points share two CPUs with it; beyond, up to one for each CPU that has nothing else to do.
+   */
+  readonly threads?: number;
+  /** After `close()`, relays that have not ended by then are reset. Default: they are waited for. */
+  readonly drainTimeoutMs?: number;
   /** For the relay's own connections. Default: the kernel's (net.ipv4.tcp_syn_retries, about two minutes). */
   readonly connectTimeoutMs?: number;
 }
@@ -62,9 +69,10 @@ const OPTIONS = [
   'relay',
   'netns',
   'engine',
+  'threads',
+  'drainTimeoutMs',
   'connectTimeoutMs',
-  'idleTimeoutMs',
-  'halfCloseTimeoutMs',
+  ...LIMITS,
   'allowHalfOpen',
   'pauseOnConnect',
   'noDelay',
@@ -75,6 +83,7 @@ const OPTIONS = [
 
 /** SYNs wait here while we are busy; the kernel cuts it to net.core.somaxconn. A short queue means SYN cookies. */
 const BACKLOG = 4096;
+const MOST_THREADS = 128;
 
 /**
  * A server for connections that were meant for somebody else.
@@ -101,6 +110,7 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
 
   readonly #options: TransparentServerOptions;
   readonly #engine: Engine;
+  readonly #limits: NativeRelayLimits;
   readonly #counters = newCounters();
   #state: 'idle' | 'starting' | 'listening' | 'closing' = 'idle';
   #referenced = true;
@@ -119,6 +129,12 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
       throw invalidType('relay', 'true or a function', relay);
     if (listener !== undefined && typeof listener !== 'function') throw invalidType('listener', 'a function', listener);
     if (intercept !== undefined) planIntercept({ ...intercept, port: 1 });
+    const { threads = 1, drainTimeoutMs } = options;
+    if (!Number.isInteger(threads) || threads < 1 || threads > MOST_THREADS)
+      throw outOfRange('threads', `an integer from 1 to ${MOST_THREADS}`, threads);
+    if (threads > 1 && relay === undefined) throw invalidValue('threads', '1 without relay', threads);
+    if (drainTimeoutMs !== undefined) checkMilliseconds('drainTimeoutMs', drainTimeoutMs);
+    this.#limits = limits(options);
     this.#engine = chooseEngine(options.engine);
     this.#options = options;
     if (listener) this.on('connection', listener);
@@ -223,10 +239,9 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
 
   async #start(options: ListenOptions): Promise<void> {
     const { intercept, netns, relay } = this.#options;
-    const fd = this.#openListener(options);
-    let handedOver = false;
+    const fds = this.#openListeners(options);
     try {
-      const address = native.socketAddress(fd);
+      const address = native.socketAddress(fds[0] as number);
       const wildcard = options.host === undefined || options.host === '0.0.0.0' || options.host === '::';
       if (intercept)
         this.rules = await installIntercept({
@@ -237,11 +252,10 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
         });
       this.rules?.on('repaired', (report) => this.emit('repaired', report));
       this.rules?.on('error', (error) => this.emit('error', error));
-      handedOver = relay === undefined;
-      this.#acceptor = relay === undefined ? await this.#acceptInNode(fd) : this.#acceptInThread(fd, relay);
+      this.#acceptor = relay === undefined ? await this.#acceptInNode(fds.pop() as number) : this.#acceptInThreads(fds, relay);
       this.#address = address;
     } catch (error) {
-      if (!handedOver) native.closeDescriptor(fd);
+      for (const fd of fds) native.closeDescriptor(fd);
       await this.rules?.uninstall();
       this.rules = undefined;
       throw error;
@@ -257,6 +271,21 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
     }
     this.#state = 'listening';
     this.emit('listening');
+  }
+
+  /** One for each thread, all on the same port. */
+  #openListeners(options: ListenOptions): number[] {
+    const { threads = 1 } = this.#options;
+    const fds: number[] = [];
+    try {
+      fds.push(this.#openListener({ ...options, ...(threads > 1 && { reusePort: true }) }));
+      const { address: host, port } = native.socketAddress(fds[0] as number);
+      while (fds.length < threads) fds.push(this.#openListener({ ...options, host, port, reusePort: true }));
+      return fds;
+    } catch (error) {
+      for (const fd of fds) native.closeDescriptor(fd);
+      throw error;
+    }
   }
 
   #openListener({ host, port = 0, backlog = BACKLOG, ipv6Only = false, reusePort = false }: ListenOptions): number {
@@ -347,16 +376,46 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
 
   // ---- accepted by the relay thread -------------------------------------------------------------------------------------
 
-  #acceptInThread(fd: number, decide: NonNullable<TransparentServerOptions['relay']>): Acceptor {
-    const { netns, connectTimeoutMs, allowHalfOpen = false, pauseOnConnect = false } = this.#options;
+  /** Takes the descriptors out of the list as they change hands. */
+  #acceptInThreads(fds: number[], decide: NonNullable<TransparentServerOptions['relay']>): Acceptor {
+    const acceptors: Acceptor[] = [];
+    try {
+      while (fds[0] !== undefined) {
+        acceptors.push(this.#acceptInThread(fds[0], acceptors.length, decide));
+        fds.shift();
+      }
+    } catch (error) {
+      for (const acceptor of acceptors) acceptor.stop(() => {});
+      throw error;
+    }
+    return {
+      stop(done) {
+        let left = acceptors.length;
+        for (const acceptor of acceptors) acceptor.stop(() => --left === 0 && done());
+      },
+      ref() {
+        for (const acceptor of acceptors) acceptor.ref();
+      },
+      unref() {
+        for (const acceptor of acceptors) acceptor.unref();
+      },
+    };
+  }
+
+  #acceptInThread(fd: number, index: number, decide: NonNullable<TransparentServerOptions['relay']>): Acceptor {
+    const { netns, connectTimeoutMs, drainTimeoutMs, allowHalfOpen = false, pauseOnConnect = false } = this.#options;
     const mark = this.rules?.plan.socketMark;
     return acceptFlows({
       fd,
-      thread: relayThread({ netns, engine: this.#engine }),
+      thread: relayThread({ netns, engine: this.#engine, index }),
       decide,
       engine: this.#engine,
       counters: this.#counters,
-      limits: { ...limits(this.#options), ...(this.#ownHost && { keepAliveMs: OWN_KEEPALIVE_MS }) },
+      limits: {
+        ...this.#limits,
+        ...(this.#ownHost && { keepAliveMs: Math.min(this.#limits.keepAliveMs || OWN_KEEPALIVE_MS, OWN_KEEPALIVE_MS) }),
+      },
+      ...(drainTimeoutMs !== undefined && { drainTimeoutMs }),
       upstream: {
         ...(mark !== undefined && { mark }),
         ...(connectTimeoutMs !== undefined && { timeoutMs: connectTimeoutMs }),

@@ -1,6 +1,6 @@
 /**
- * The relay threads of this environment, one per network namespace (two where both pollers are used), started when first needed. Hands each event to whoever
- * waits for its id, and keeps the process alive while something is under way.
+ * The relay threads of this environment, one per network namespace (more where `threads` or both pollers are used), started
+ * when first needed. Hands each event to whoever waits for its id, and keeps the process alive while something is under way.
  */
 import { statSync } from 'node:fs';
 import { type NativeRelayEvent, type NativeRelayThread, native } from './native.js';
@@ -59,10 +59,26 @@ const threads = new Map<string, RelayThread>();
 /** A thread keeps its namespace from being freed: one without work goes soon. */
 const IDLE_MS = 1000;
 
-/** The thread for a namespace (a path), or for the process's own; `uring` has threads of its own. */
-export function relayThread({ netns, engine }: { netns?: string | undefined; engine?: Engine }): RelayThread {
+let uring: boolean | undefined;
+
+/** Whether relay threads can wait by an io_uring here: asked once. */
+export function hasUring(): boolean {
+  uring ??= native.hasUring();
+  return uring;
+}
+
+/** The thread (of several, by index) for a namespace (a path), or for the process's own; `uring` has threads of its own. */
+export function relayThread({
+  netns,
+  engine = hasUring() ? 'uring' : 'epoll',
+  index = 0,
+}: {
+  netns?: string | undefined;
+  engine?: Engine;
+  index?: number;
+}): RelayThread {
   const waitsBy = engine === 'uring' ? 'uring' : 'epoll';
-  const key = `${waitsBy} ${namespaceOf(netns)}`;
+  const key = `${waitsBy} ${index} ${namespaceOf(netns)}`;
   const known = threads.get(key);
   if (known) return known;
   const thread = new RelayThread({ ...(netns !== undefined && { netns }), engine: waitsBy }, () => {

@@ -28,7 +28,8 @@ export type PortSpec = number | string;
 
 /**
  * How relayed bytes are moved. `uring`: readiness and short messages by an io_uring, bulk by splice(2). `epoll`: the same
- * with epoll and recv. `copy`: recv/send in native memory only.
+ * with epoll and recv. `copy`: recv/send in native memory only. `auto`, the default of every option, is `uring`, which
+ * measured fastest, or `epoll` where io_uring is forbidden; and where splice is, either copies.
  */
 export type Engine = 'uring' | 'epoll' | 'copy';
 

@@ -34,7 +34,8 @@ relay::Limits limits(const Napi::Object& options) {
   const std::int64_t idle = optionalNumber(options, "idleTimeoutMs").value_or(0);
   return {.idle = idle,
           .halfClose = optionalNumber(options, "halfCloseTimeoutMs").value_or(idle),
-          .keepAlive = optionalNumber(options, "keepAliveMs").value_or(0)};
+          .keepAlive = optionalNumber(options, "keepAliveMs").value_or(0),
+          .userTimeout = optionalNumber(options, "userTimeoutMs").value_or(0)};
 }
 
 relay::Upstream upstream(const Napi::Object& options) {
@@ -180,7 +181,8 @@ class RelayThread : public Napi::ObjectWrap<RelayThread> {
   }
 
   Napi::Value stopAccepting(const Napi::CallbackInfo& info) {
-    thread_.post(relay::StopAcceptingCommand{idOf(info[0])});
+    const std::int64_t drain = info[1].IsUndefined() ? 0 : info[1].As<Napi::Number>().Int64Value();
+    thread_.post(relay::StopAcceptingCommand{idOf(info[0]), drain});
     return info.Env().Undefined();
   }
 

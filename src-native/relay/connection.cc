@@ -20,6 +20,7 @@ void Side::latch(const Ready& ready) {
   ended |= (ready.ended && !ready.failed) || (ready.atEnd && error == 0);
   atEnd |= ready.atEnd;
   over |= atEnd;
+  connecting &= ready.failed || !(ready.writable || ready.received || ready.atEnd);
   if (ready.error && error == 0) error = ready.error;
   watch.armed &= static_cast<std::uint8_t>(~ready.disarmed);
   watch.hungUp |= ready.failed || ready.error != 0;
@@ -36,14 +37,10 @@ void Connection::start(Engine engine, std::vector<std::byte> clientPreface, std:
 }
 
 Connection::State Connection::run(Workspace& workspace) {
-  const State up = move(client, server, fromClient_, workspace);
-  const State down = move(server, client, fromServer_, workspace);
+  const State up = move(client, server, fromClient_, fromServer_, workspace);
+  const State down = move(server, client, fromServer_, fromClient_, workspace);
   keep();
-  if (fromClient_.done && fromServer_.done) {
-    client.fd.reset();
-    server.fd.reset();
-    return State::ended;
-  }
+  if (fromClient_.done && fromServer_.done) return State::ended;
   if (up == State::runnable || down == State::runnable) return State::runnable;
   // Reading has told most errors by now, behind the last bytes. What is left belongs to a side that is not read at
   // present.
@@ -59,25 +56,23 @@ Connection::State Connection::run(Workspace& workspace) {
   return over ? State::ended : State::blocked;
 }
 
-Connection::State Connection::move(Side& from, Side& to, Direction& way, Workspace& workspace) {
+Connection::State Connection::move(Side& from, Side& to, Direction& way, const Direction& back, Workspace& workspace) {
   std::size_t budget = workspace.bytesPerTurn();
   while (!way.done && to.error == 0) {
     if (!way.mover.empty()) {
-      if (!to.writable) return State::blocked;
-      const Moved given = way.mover.give(to.fd.get(), from.atEnd, workspace);
-      if (given.error == EAGAIN) {
-        to.writable = false;
-      } else if (given.error) {
-        to.error = given.error;
-      } else {
-        way.bytes += given.bytes;
-        counters.add(way.counter, given.bytes);
-        counters.add(given.spliced ? Counter::spliced : Counter::copied, given.bytes);
-      }
+      if (!to.writable || way.mover.sending()) return State::blocked;
+      // Nothing holds the first message back.
+      if (way.bytes > 0 && !std::exchange(to.noDelay, true)) socket::setNoDelay(to.fd.get());
+      if (!from.atEnd && way.mover.giveToPoller(to.fd.get(), to.watch, workspace)) return State::blocked;
+      note(to, way, way.mover.give(to.fd.get(), from.atEnd, workspace));
       continue;
     }
     if (way.end) {  // only ever with nothing left to give: FIN must not overtake bytes
-      shutdown(to.fd.get(), SHUT_WR);
+      if (to.connecting) {  // shutdown would end that
+        to.writable = false;
+        return State::blocked;
+      }
+      if (!back.done) shutdown(to.fd.get(), SHUT_WR);  // else closing says it
       way.done = true;
       return State::blocked;
     }
@@ -116,10 +111,32 @@ Connection::State Connection::move(Side& from, Side& to, Direction& way, Workspa
   return State::blocked;
 }
 
+void Connection::note(Side& to, Direction& way, const Moved& given) {
+  if (given.error == EAGAIN) {
+    to.writable = false;
+    if (!to.connecting) way.mover.slowDown();
+  } else if (given.error) {
+    to.error = given.error;
+  } else {
+    to.connecting = false;
+    way.bytes += given.bytes;
+    counters.add(way.counter, given.bytes);
+    counters.add(given.spliced ? Counter::spliced : Counter::copied, given.bytes);
+  }
+}
+
+void Connection::sent(Side& to, int result, Workspace& workspace) {
+  Direction& way = &to == &client ? fromServer_ : fromClient_;
+  const Moved given = result < 0 ? Moved{.error = -result} : Moved{.bytes = static_cast<std::size_t>(result)};
+  way.mover.sent(given.bytes, workspace);
+  note(to, way, given);
+}
+
 Wanted Connection::wanted(const Side& side) const {
   const Direction& in = &side == &client ? fromClient_ : fromServer_;
   const Direction& out = &side == &client ? fromServer_ : fromClient_;
-  Wanted wanted{.output = !side.writable && !out.mover.empty(), .ended = side.over};
+  const bool hasMore = !out.mover.empty() || (out.end && !out.done);
+  Wanted wanted{.output = (!side.writable && hasMore) || (side.connecting && awaitsConnect), .ended = side.over};
   if (in.end || side.atEnd || side.error) return wanted;
   if (!in.mover.streaming())
     wanted.input = Wanted::Input::receive;
@@ -144,13 +161,8 @@ bool Connection::settle(Side& side, Side& other, const Direction& fromSide, Work
 void Connection::abort(Workspace& workspace) {
   fromClient_.mover.drop(workspace);
   fromServer_.mover.drop(workspace);
-  reset(client.fd);
-  reset(server.fd);
-}
-
-void reset(UniqueFd& fd) {
-  if (fd) socket::setResetOnClose(fd.get());
-  fd.reset();
+  for (const Side* side : {&client, &server})
+    if (side->fd) socket::setResetOnClose(side->fd.get());
 }
 
 void closeGently(UniqueFd& fd) {

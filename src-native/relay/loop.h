@@ -35,25 +35,28 @@ class Loop {
     socket::Address address;
     std::uint64_t open = 0;  // connections of it that have not ended
     bool failing = false;    // told already that accept fails
-    Timers::Handle retry;
+    Timers::Handle timer;    // to accept again, or, when it does not listen any more, to end what is open
+  };
+  // What is of no use any more once it relays.
+  struct Setup {
+    socket::Address originalDestination;
+    socket::Address upstream;
+    Engine engine = Engine::splice;
+    std::optional<PeekCommand> peek;
+    std::optional<bool> localPortKept;
   };
   // A connection in one of its phases, or a lone connect (which has no client).
   struct Task {
     enum class Phase { undecided, connecting, relaying };
     Id id;
-    Phase phase;
     Id server = 0;
+    Phase phase;
     bool silent = false;  // JavaScript does not know of it
     bool queued = false;
     bool touched = false;
     Connection connection;
-    socket::Address source;
-    socket::Address originalDestination;
-    Engine engine = Engine::splice;
+    std::unique_ptr<Setup> setup;
     Limits limits;
-    std::optional<PeekCommand> peek;
-    std::optional<bool> localPortKept;
-    socket::Address upstream;
     std::int64_t lastActive = 0;
     Timers::Handle timer;
   };
@@ -83,6 +86,7 @@ class Loop {
   void finishConnect(Task& task);
   void startRelay(Task& task);
   void armIdle(Task& task);
+  socket::Error connectError(const Task& task, int error) const;
   void touch(Task& task);
 
   // Each of these ends the task: it is gone when they return.
@@ -91,6 +95,8 @@ class Loop {
   void handOut(Task& task, UniqueFd& fd);
   void forget(Task& task);
 
+  void close(Connection& connection);
+  void endAll(Id server);
   void closeIfDone(Listener& listener);
   Task& add(Id id, Task::Phase phase);
   template <typename Step>
@@ -101,7 +107,7 @@ class Loop {
   Workspace workspace_;
   Timers timers_;
   std::int64_t now_ = 0;
-  std::unordered_map<Id, std::unique_ptr<Task>> tasks_;
+  std::unordered_map<Id, Task> tasks_;
   std::unordered_map<Id, Listener> listeners_;
   std::vector<Id> queue_;
   std::vector<Id> running_;

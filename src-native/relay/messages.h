@@ -19,6 +19,7 @@ struct Limits {
   std::int64_t idle = 0;
   std::int64_t halfClose = 0;
   std::int64_t keepAlive = 0;
+  std::int64_t userTimeout = 0;
 };
 
 // Addresses stay text until the relay thread reads them: the names of interfaces are those of its namespace.
@@ -77,6 +78,7 @@ struct DestroyCommand {
 };
 struct StopAcceptingCommand {
   Id id;
+  std::int64_t drain;  // milliseconds until what is open is reset; 0 = never
 };
 using Command = std::variant<ConnectCommand, RelayCommand, AcceptCommand, DecideCommand, PeekCommand, DestroyCommand,
                              StopAcceptingCommand>;

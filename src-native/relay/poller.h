@@ -7,6 +7,7 @@
 #include <span>
 
 #include "relay/ring.h"
+#include "unique_fd.h"
 
 namespace tproxy::relay {
 
@@ -47,6 +48,7 @@ struct Ready {
   std::optional<Received> received;
   bool atEnd = false;
   int error = 0;
+  std::optional<int> sent;    // what became of send(): a number of bytes, or a negative errno
   std::uint8_t disarmed = 0;  // of Watch::armed
 };
 
@@ -61,8 +63,12 @@ class Poller {
   virtual void want(int fd, Watch& watch, const Wanted& wanted) = 0;
   // Before a descriptor goes to somebody else.
   virtual void remove(int fd, Watch& watch) = 0;
-  // For a descriptor that was closed.
-  virtual void forget(Watch& watch) = 0;
+  // Sends without blocking, and tells `sent`; the bytes must stay where they are until then. False: it does not send.
+  virtual bool send(int, Watch&, std::span<const std::byte>) { return false; }
+  // Closes a descriptor, if there still is one, after all that was asked of it before.
+  virtual void close(UniqueFd fd, Watch& watch) = 0;
+  // What was closed is, and nothing holds it open any more.
+  virtual void finishClosing() {}
   // Blocks for at most so many milliseconds, -1 = without end. What it gives is the caller's until the next call.
   virtual std::span<Ready> wait(int timeoutMs) = 0;
 };

@@ -3,6 +3,7 @@
 #include <poll.h>
 #include <sched.h>
 #include <sys/epoll.h>
+#include <sys/socket.h>
 
 #include <cerrno>
 
@@ -18,7 +19,7 @@ constexpr auto spinTime = std::chrono::microseconds(60);
 
 // What a request is for: the low bits of its user data, above them the token; and a bit of Watch::armed.
 constexpr unsigned kindBits = 3;
-enum Kind : unsigned { receive, input, output, hangUp, edges, other };
+enum Kind : unsigned { receive, input, output, hangUp, edges, sending, other };
 std::uint64_t userDataOf(std::uint64_t token, unsigned kind) { return token << kindBits | kind; }
 std::uint8_t bitOf(unsigned kind) { return static_cast<std::uint8_t>(1u << kind); }
 static_assert(Watch::receive == 1u << receive);
@@ -75,9 +76,32 @@ void UringPoller::want(int fd, Watch& watch, const Wanted& wanted) {
 }
 
 void UringPoller::forget(Watch& watch) {
-  for (unsigned kind = 0; kind < other; ++kind)
+  for (unsigned kind = 0; kind < sending; ++kind)  // sending does not wait
     if (isArmed(watch, kind)) cancel(userDataOf(watch.token, kind));
   watch.armed = 0;
+}
+
+bool UringPoller::send(int fd, Watch& watch, std::span<const std::byte> bytes) {
+  io_uring_sqe& sqe = ring_.getSqe();
+  sqe.opcode = IORING_OP_SEND;
+  sqe.fd = fd;
+  sqe.addr = reinterpret_cast<std::uint64_t>(bytes.data());
+  sqe.len = static_cast<std::uint32_t>(bytes.size());
+  sqe.msg_flags = MSG_DONTWAIT | MSG_NOSIGNAL;
+  sqe.user_data = userDataOf(watch.token, sending);
+  watch.armed |= bitOf(sending);
+  ++inFlight_;
+  return true;
+}
+
+void UringPoller::close(UniqueFd fd, Watch& watch) {
+  forget(watch);
+  if (!fd) return;
+  io_uring_sqe& sqe = ring_.getSqe();
+  sqe.opcode = IORING_OP_CLOSE;
+  sqe.flags = IOSQE_CQE_SKIP_SUCCESS;
+  sqe.fd = fd.release();
+  sqe.user_data = other;
 }
 
 void UringPoller::poll(int fd, std::uint64_t token, unsigned kind, unsigned events, bool multishot) {
@@ -162,6 +186,10 @@ void UringPoller::translate(const io_uring_cqe& cqe) {
   if (!more) ready.disarmed = bitOf(kind);
   if (ready.token == 0) wakeArmed_ = more;
 
+  if (kind == sending) {
+    ready.sent = cqe.res;
+    return;
+  }
   if (kind == receive) {
     if (cqe.flags & IORING_CQE_F_BUFFER)
       ready.received.emplace(buffers_, static_cast<std::uint16_t>(cqe.flags >> IORING_CQE_BUFFER_SHIFT),

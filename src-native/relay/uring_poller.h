@@ -42,7 +42,9 @@ class UringPoller : public Poller {
   void add(int, Watch&) override {}
   void want(int fd, Watch& watch, const Wanted& wanted) override;
   void remove(int, Watch& watch) override { forget(watch); }
-  void forget(Watch& watch) override;
+  bool send(int fd, Watch& watch, std::span<const std::byte> bytes) override;
+  void close(UniqueFd fd, Watch& watch) override;
+  void finishClosing() override { ring_.submitAndGetEvents(); }
   std::span<Ready> wait(int timeoutMs) override;
 
  private:
@@ -50,6 +52,7 @@ class UringPoller : public Poller {
   void armPoll(int fd, Watch& watch, unsigned kind, unsigned events, bool multishot = false);
   void armReceive(int fd, Watch& watch);
   void cancel(std::uint64_t userData);
+  void forget(Watch& watch);
   void waitForCqes(int timeoutMs);
   bool spin();
   void translate(const io_uring_cqe& cqe);
