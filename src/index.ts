@@ -1,6 +1,7 @@
 /** The public face of linux-tproxy: re-exports only. */
 export { type ConnectTransparentOptions, connectTransparent } from './connect.js';
 export { InterceptError, NetlinkError, type NetlinkMessageError, SocketError } from './errors.js';
+export type { Count, Counters } from './intercept/counters.js';
 export { type InstalledRules, type InstallOptions, installIntercept } from './intercept/install.js';
 export {
   type Installed,
@@ -12,7 +13,6 @@ export {
 } from './intercept/installed.js';
 export { type Plan, type PlanOptions, planIntercept } from './intercept/plan.js';
 export type { LiveSets } from './intercept/sets.js';
-export type { Count, Counters } from './intercept/verify.js';
 export type { WatchEvents } from './intercept/watch.js';
 export { type Relay, type RelayOptions, relay } from './relay.js';
 export {

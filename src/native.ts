@@ -80,9 +80,10 @@ export interface NativeRouteSocket {
   addressList(family?: Family): Promise<Address[]>;
   /**
    * Starts a child process that deletes these, in this order, when this process has ended, however. What this gives ends
-   * the child before it does so. When nothing refers to that any more it is as if the process had ended.
+   * the child before it does so; with `work`, when it has. When nothing refers to that any more it is as if the process
+   * had ended.
    */
-  guard(rules: readonly Rule[], routes: readonly Route[]): () => void;
+  guard(rules: readonly Rule[], routes: readonly Route[]): (work?: 'work') => void;
   /** `ip monitor rule route link`. `table`: of routes only those in it. */
   watch: NativeWatch<{ readonly table?: number }, RouteChange>;
   close(): void;
@@ -178,12 +179,13 @@ export interface NativeRelayThread {
    * Accepts on a listening descriptor that it takes over. With `decide`, each connection is told as a `flow` event and
    * waits for `decide()`; without, it is relayed to its original destination from its client's address by `upstream`,
    * and JavaScript hears nothing of it. A client that connected to the listener itself is reset (ELOOP): relaying it
-   * to its destination would come back here for ever.
+   * to its destination would come back here for ever. `redirected`: conntrack is asked for the original destination.
    */
   accept(
     options: {
       readonly fd: number;
       readonly decide: boolean;
+      readonly redirected?: boolean;
       readonly engine: Engine;
       readonly upstream: {
         readonly mark?: number;
@@ -213,6 +215,12 @@ export interface NativeRelayThread {
    * those that are left are reset.
    */
   stopAccepting(id: number, drainMs?: number): void;
+  /**
+   * Starts a child process with the privileges that this process has now. Sockets of later connects that this process may
+   * not open or bind itself (EPERM, EACCES) come from it, until `stopBroker`, or until the thread is stopped.
+   */
+  startBroker(): void;
+  stopBroker(): void;
   /** Ends everything with RST, without any further event, and the thread itself. It cannot be used again. */
   stop(): void;
   /** Whether the thread keeps the process alive; at first it does not. */
@@ -246,8 +254,8 @@ export type NativeRelayEvent =
       readonly originalDestination: Endpoint;
     }
   | { readonly kind: 'peeked'; readonly id: number; readonly data: Buffer }
-  /** A `relay` decision has its upstream connection: bytes flow from now on. */
-  | { readonly kind: 'opened'; readonly id: number }
+  /** A `relay` decision has its upstream connection: bytes flow from now on. `localPortKept` as below. */
+  | { readonly kind: 'opened'; readonly id: number; readonly localPortKept?: boolean }
   /** The answer to `connect()`, or to a `socket` decision: the descriptor is the receiver's. `localPortKept` tells whether a wanted localPort was had. */
   | {
       readonly kind: 'connected' | 'socket';
@@ -292,8 +300,13 @@ export interface Native {
   closeDescriptor(fd: number): void;
   /** getsockname. */
   socketAddress(fd: number): Endpoint;
-  /** getsockopt SO_ORIGINAL_DST / IP6T_SO_ORIGINAL_DST: what conntrack says, for REDIRECT and DNAT only. */
-  conntrackOriginalDestination(fd: number): Endpoint;
+  /** Where the client of an accepted socket meant to go. getsockname, getsockopt SO_ORIGINAL_DST / IP6T_SO_ORIGINAL_DST. */
+  originalDestination(fd: number): Endpoint & { readonly from: 'sockname' | 'conntrack' };
+  /**
+   * Makes sure that a descriptor that was passed to this process is a listening TCP socket (ENOTSOCK, EINVAL), and sets
+   * FD_CLOEXEC. Gives whether it has IP_TRANSPARENT.
+   */
+  inheritListener(fd: number): boolean;
 
   /** Whether this process may have an io_uring as the engine `uring` needs it. Equivalent to: io_uring_setup, close. */
   hasUring(): boolean;

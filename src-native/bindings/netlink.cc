@@ -314,7 +314,12 @@ class RouteSocket : public Napi::ObjectWrap<RouteSocket> {
       for (auto& route : routes) append(encodeRoute(rtnetlink::Verb::erase, resolved(*connection, std::move(route))));
       // Deleted with the function that ends it.
       auto process = std::make_shared<guard::Process>(connection->descriptor(), requests);
-      return Napi::Function::New(info.Env(), [process](const Napi::CallbackInfo&) { process->disarm(); });
+      return Napi::Function::New(info.Env(), [process](const Napi::CallbackInfo& how) {
+        if (how[0].ToBoolean())
+          process->work();
+        else
+          process->disarm();
+      });
     });
   }
   Napi::Value watch(const Napi::CallbackInfo& info) {

@@ -1,8 +1,10 @@
 // RelayThread of src/native.ts: JavaScript values into commands, events into JavaScript values.
 #include <map>
+#include <memory>
 
 #include "bindings/define.h"
 #include "bindings/socket_values.h"
+#include "broker/process.h"
 #include "relay/thread.h"
 
 namespace tproxy::bindings {
@@ -82,14 +84,16 @@ class RelayThread : public Napi::ObjectWrap<RelayThread> {
                         InstanceMethod<&RelayThread::guarded<&RelayThread::peek>>("peek"),
                         InstanceMethod<&RelayThread::guarded<&RelayThread::destroy>>("destroy"),
                         InstanceMethod<&RelayThread::guarded<&RelayThread::stopAccepting>>("stopAccepting"),
+                        InstanceMethod<&RelayThread::guarded<&RelayThread::startBroker>>("startBroker"),
+                        InstanceMethod<&RelayThread::guarded<&RelayThread::stopBroker>>("stopBroker"),
                         InstanceMethod<&RelayThread::stopFromJs>("stop"), InstanceMethod<&RelayThread::ref>("ref"),
                         InstanceMethod<&RelayThread::unref>("unref")});
   }
 
   explicit RelayThread(const Napi::CallbackInfo& info)
       : ObjectWrap(info),
-        thread_(optionalString(info[0].As<Napi::Object>(), "netns"),
-                optionalString(info[0].As<Napi::Object>(), "engine") == "uring",
+        netns_(optionalString(info[0].As<Napi::Object>(), "netns")),
+        thread_(netns_, optionalString(info[0].As<Napi::Object>(), "engine") == "uring",
                 [this] { events_.NonBlockingCall(); }) {
     const Napi::Env env = info.Env();
     // The object lives until the function that carries its events is gone, so that no event can meet a dead object.
@@ -148,6 +152,7 @@ class RelayThread : public Napi::ObjectWrap<RelayThread> {
                                       .decide = optionalFlag(options, "decide"),
                                       .engine = engine(options),
                                       .limits = limits(options),
+                                      .redirected = optionalFlag(options, "redirected"),
                                       .fromClient = optionalString(upstream, "from") == "client",
                                       .mark = optionalMark(upstream),
                                       .timeout = optionalNumber(upstream, "timeoutMs").value_or(0),
@@ -183,6 +188,18 @@ class RelayThread : public Napi::ObjectWrap<RelayThread> {
   Napi::Value stopAccepting(const Napi::CallbackInfo& info) {
     const std::int64_t drain = info[1].IsUndefined() ? 0 : info[1].As<Napi::Number>().Int64Value();
     thread_.post(relay::StopAcceptingCommand{idOf(info[0]), drain});
+    return info.Env().Undefined();
+  }
+
+  Napi::Value startBroker(const Napi::CallbackInfo& info) {
+    auto process = std::make_shared<broker::Process>(netns_);
+    thread_.post(relay::OpenerCommand{
+        [process](sa_family_t family, const auto& from, auto mark) { return process->open(family, from, mark); }});
+    return info.Env().Undefined();
+  }
+
+  Napi::Value stopBroker(const Napi::CallbackInfo& info) {
+    thread_.post(relay::OpenerCommand{});
     return info.Env().Undefined();
   }
 
@@ -254,7 +271,9 @@ class RelayThread : public Napi::ObjectWrap<RelayThread> {
     return value;
   }
   Napi::Object toValue(Napi::Env env, const relay::OpenedEvent& event) {
-    return newEvent(env, "opened", "id", event.id);
+    Napi::Object value = newEvent(env, "opened", "id", event.id);
+    if (event.localPortKept) value["localPortKept"] = *event.localPortKept;
+    return value;
   }
   Napi::Object toValue(Napi::Env env, relay::ConnectedEvent& event) {
     Napi::Object value = newEvent(env, "connected", "id", event.id);
@@ -295,6 +314,7 @@ class RelayThread : public Napi::ObjectWrap<RelayThread> {
   Events events_;
   std::map<Id, Napi::ObjectReference> counters_;  // of every listener, relay and flow; empty where it has none
   bool stopped_ = false;
+  std::string netns_;
   relay::Thread thread_;  // the last, so that it is joined before the rest goes
 };
 

@@ -89,8 +89,15 @@ Napi::Value socketAddress(const Napi::CallbackInfo& info) {
   return endpoint(info, socket::localAddress(descriptor(info)));
 }
 
-Napi::Value conntrackOriginalDestination(const Napi::CallbackInfo& info) {
-  return endpoint(info, socket::conntrackOriginalDestination(descriptor(info)));
+Napi::Value originalDestination(const Napi::CallbackInfo& info) {
+  const auto [address, fromConntrack] = socket::originalDestination(descriptor(info));
+  auto value = endpoint(info, address).As<Napi::Object>();
+  value["from"] = fromConntrack ? "conntrack" : "sockname";
+  return value;
+}
+
+Napi::Value inheritListener(const Napi::CallbackInfo& info) {
+  return Napi::Boolean::New(info.Env(), socket::inheritListener(descriptor(info)));
 }
 
 // No C++ exception may leave a function that JavaScript calls.
@@ -112,7 +119,8 @@ void defineSocket(Napi::Env env, Napi::Object exports) {
   exports["duplicate"] = Napi::Function::New<guarded<duplicate>>(env);
   exports["closeDescriptor"] = Napi::Function::New<guarded<closeDescriptor>>(env);
   exports["socketAddress"] = Napi::Function::New<guarded<socketAddress>>(env);
-  exports["conntrackOriginalDestination"] = Napi::Function::New<guarded<conntrackOriginalDestination>>(env);
+  exports["originalDestination"] = Napi::Function::New<guarded<originalDestination>>(env);
+  exports["inheritListener"] = Napi::Function::New<guarded<inheritListener>>(env);
 }
 
 }  // namespace tproxy::bindings

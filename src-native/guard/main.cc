@@ -1,3 +1,6 @@
+// The small process beside Node's, in one of two roles, by the name that it is run under. As the broker it does what
+// broker/serve.h says.
+//
 // The guard: a process whose only work is to outlive another. The kernel deletes an owned nf_tables table when its
 // owner dies, but keeps policy rules and routes; the guard deletes those. It is started with the requests in a pipe on
 // its standard input, whose other end its parent holds open for life, and with a netlink socket as standard output. So
@@ -8,15 +11,18 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstring>
 
+#include "broker/serve.h"
 #include "guard/process.h"
 
-int main() {
+int main(int count, char** arguments) {
   // Out of the way of its parent's terminal, directory and inherited files. Its signals are blocked since before it
   // began (see Process): whatever ends the parent must not end it.
   setsid();
   if (chdir("/") != 0) return 1;
   syscall(SYS_close_range, 3U, ~0U, 0U);
+  if (count > 0 && std::strstr(arguments[0], "broker")) return tproxy::broker::serve();
 
   static char requests[tproxy::guard::capacity + 1];
   size_t length = 0;

@@ -1,12 +1,11 @@
-// Starting and ending the guard (main.cc), an executable that lies beside the addon and has its name: `x.node`,
-// `x.guard`.
+// Starting and ending the guard (main.cc).
 #pragma once
-#include <sys/types.h>
-
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 
+#include "child/process.h"
 #include "unique_fd.h"
 
 namespace tproxy::guard {
@@ -23,16 +22,16 @@ class Process {
   Process(int netlinkSocket, std::span<const std::uint8_t> requests);
   Process(const Process&) = delete;
   Process& operator=(const Process&) = delete;
-  ~Process();
+  ~Process() { work(); }
 
+  // Has the guard do its work now, and waits for it.
+  void work();
   // Ends the guard before it does anything.
   void disarm();
 
  private:
-  void reap();
-
-  pid_t pid_ = -1;
-  UniqueFd pidfd_, life_;
+  UniqueFd life_;
+  std::optional<child::Process> child_;
 };
 
 }  // namespace tproxy::guard

@@ -4,6 +4,7 @@
 // clang-format off
 #include <netinet/in.h>  // first: what linux/netfilter.h includes then leaves out what this defines
 #include <linux/netfilter.h>
+#include <linux/netfilter/nf_nat.h>
 #include <linux/netfilter/nf_tables.h>
 #include <linux/netfilter/nf_tables_compat.h>
 // clang-format on
@@ -240,6 +241,25 @@ void describe(auto& visit, Is<Tproxy> auto& tproxy) {
   visit("regPort", NETLINK_NAMED(NFTA_TPROXY_REG_PORT), tproxy.regPort, be32);
 }
 
+inline constexpr Word natFlags[] = {
+    {"mapIps", NF_NAT_RANGE_MAP_IPS},
+    {"protoSpecified", NF_NAT_RANGE_PROTO_SPECIFIED},
+    {"protoRandom", NF_NAT_RANGE_PROTO_RANDOM},
+    {"persistent", NF_NAT_RANGE_PERSISTENT},
+    {"protoRandomFully", NF_NAT_RANGE_PROTO_RANDOM_FULLY},
+};
+// `redirect`: to this host itself, at the port in the register.
+struct Redir {
+  static constexpr const char *kind = "redir", *name = "redir";
+  std::optional<uint32_t> regProtoMin, regProtoMax;
+  uint32_t natFlags = 0;
+};
+void describe(auto& visit, Is<Redir> auto& redir) {
+  visit("regProtoMin", NETLINK_NAMED(NFTA_REDIR_REG_PROTO_MIN), redir.regProtoMin, be32);
+  visit("regProtoMax", NETLINK_NAMED(NFTA_REDIR_REG_PROTO_MAX), redir.regProtoMax, be32);
+  visit("flags", NETLINK_NAMED(NFTA_REDIR_FLAGS), redir.natFlags, zeroAbsent(flags(be32, natFlags)));
+}
+
 inline constexpr Word ctKeys[] = {
     {"state", NFT_CT_STATE},           {"direction", NFT_CT_DIRECTION},
     {"status", NFT_CT_STATUS},         {"mark", NFT_CT_MARK},
@@ -329,7 +349,7 @@ void describe(auto& visit, Is<Unknown> auto& unknown) {
 
 // Several kinds may share a name (immediate, verdict): the first whose attributes are all there is taken.
 using Expression = std::variant<Meta, Payload, Cmp, Bitwise, Immediate, Verdict, Lookup, Dynset, Fib, Socket, Tproxy,
-                                Ct, Counter, Byteorder, Match, Target, Unknown>;
+                                Redir, Ct, Counter, Byteorder, Match, Target, Unknown>;
 
 // The representation of an expression: NFTA_EXPR_NAME and NFTA_EXPR_DATA.
 struct Expressed {};

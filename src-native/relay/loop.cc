@@ -280,7 +280,8 @@ bool Loop::acceptOne(Listener& listener) {
 
 void Loop::adopt(Listener& listener, UniqueFd fd, const socket::Address& source) {
   const AcceptCommand& options = listener.options;
-  const socket::Address destination = socket::localAddress(fd.get());
+  const socket::Address destination =
+      options.redirected ? socket::originalDestination(fd.get()).address : socket::localAddress(fd.get());
   const Id id = ids_.fetch_add(1, std::memory_order_relaxed);
   Watch watch{.token = tokenOf(id, Part::client)};
   poller_.add(fd.get(), watch);
@@ -343,7 +344,8 @@ void Loop::answerPeek(Task& task, bool now) {
 
 // ---- connect --------------------------------------------------------------------------------------------------------
 
-void Loop::connect(Task& task, const socket::ConnectOptions& options, std::int64_t timeout) {
+void Loop::connect(Task& task, socket::ConnectOptions options, std::int64_t timeout) {
+  if (opener_) options.opener = &opener_;
   task.phase = Task::Phase::connecting;
   touch(task);
   Setup& setup = *task.setup;
@@ -389,7 +391,7 @@ void Loop::finishConnect(Task& task) {
   if (!server.connecting) timers_.disarm(task.timer);
   if (!task.connection.client.fd) return handOut(task, server.fd);
   prepare(server.fd.get(), task.limits);
-  if (!task.silent) events_.emplace_back(OpenedEvent{task.id});
+  if (!task.silent) events_.emplace_back(OpenedEvent{task.id, task.localPortKept});
   startRelay(task);
 }
 
@@ -585,5 +587,7 @@ void Loop::on(StopAcceptingCommand& command) {
   if (command.drain > 0) timers_.arm(listener.timer, now_ + command.drain, command.id);
   closeIfDone(listener);
 }
+
+void Loop::on(OpenerCommand& command) { opener_ = std::move(command.opener); }
 
 }  // namespace tproxy::relay

@@ -68,6 +68,7 @@ class Loop {
   void on(PeekCommand& command);
   void on(DestroyCommand& command);
   void on(StopAcceptingCommand& command);
+  void on(OpenerCommand& command);
 
   void queue(Task& task);
   void queue(Listener& listener);
@@ -81,7 +82,7 @@ class Loop {
   void expire(Id id);
 
   void answerPeek(Task& task, bool now);
-  void connect(Task& task, const socket::ConnectOptions& options, std::int64_t timeout);
+  void connect(Task& task, socket::ConnectOptions options, std::int64_t timeout);
   bool isOwnListener(const Task& task, const socket::Address& destination) const;
   void finishConnect(Task& task);
   void startRelay(Task& task);
@@ -115,6 +116,7 @@ class Loop {
   std::vector<Event> events_;
   // Nothing is accepted without a descriptor in reserve for the upstream socket.
   UniqueFd reserve_;
+  socket::Opener opener_;
 };
 
 }  // namespace tproxy::relay

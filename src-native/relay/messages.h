@@ -8,6 +8,7 @@
 
 #include "relay/mover.h"
 #include "socket/error.h"
+#include "socket/transparent.h"
 #include "unique_fd.h"
 
 namespace tproxy::relay {
@@ -53,6 +54,7 @@ struct AcceptCommand {
   bool decide;
   Engine engine;
   Limits limits;
+  bool redirected;  // conntrack knows where the clients meant to go
   bool fromClient;  // connect from the client's address
   std::optional<std::uint32_t> mark;
   std::int64_t timeout;
@@ -80,8 +82,12 @@ struct StopAcceptingCommand {
   Id id;
   std::int64_t drain;  // milliseconds until what is open is reset; 0 = never
 };
+// From now on what this process may not open itself is opened so; empty: no more.
+struct OpenerCommand {
+  socket::Opener opener;
+};
 using Command = std::variant<ConnectCommand, RelayCommand, AcceptCommand, DecideCommand, PeekCommand, DestroyCommand,
-                             StopAcceptingCommand>;
+                             StopAcceptingCommand, OpenerCommand>;
 
 struct Endpoint {
   bool v6;
@@ -102,6 +108,7 @@ struct PeekedEvent {
 };
 struct OpenedEvent {
   Id id;
+  std::optional<bool> localPortKept;
 };
 struct ConnectedEvent {
   Id id;

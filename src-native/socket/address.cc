@@ -105,14 +105,20 @@ Address peerAddress(int fd) {
   return Address(storage);
 }
 
-Address conntrackOriginalDestination(int fd) {
+OriginalDestination originalDestination(int fd) {
+  const Address local = localAddress(fd);
   // The family on the wire decides which table knows the connection, not the family of the socket.
-  const bool v4 = localAddress(fd).family() == AF_INET;
+  const bool v4 = local.family() == AF_INET;
   sockaddr_storage storage{};
   socklen_t size = v4 ? sizeof(sockaddr_in) : sizeof(sockaddr_in6);
+  // Where conntrack is not there, or has no word of the connection, nobody has rewritten it.
   if (getsockopt(fd, v4 ? SOL_IP : SOL_IPV6, v4 ? SO_ORIGINAL_DST : IP6T_SO_ORIGINAL_DST, &storage, &size) < 0)
-    throw Error(errno, v4 ? "getsockopt SO_ORIGINAL_DST" : "getsockopt IP6T_SO_ORIGINAL_DST");
-  return Address(storage);
+    return {local, false};
+  const Address known(storage);
+  // The client itself: of a connection whose first packet was not tracked (`notrack`), conntrack takes the answer for the
+  // beginning.
+  if (known == local || known == peerAddress(fd)) return {local, false};
+  return {known, true};
 }
 
 bool isLocal(const Address& address) {

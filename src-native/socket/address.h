@@ -39,8 +39,15 @@ class Address {
 
 Address localAddress(int fd);  // getsockname
 Address peerAddress(int fd);   // getpeername
-// What conntrack knows as the destination before REDIRECT or DNAT: getsockopt SO_ORIGINAL_DST.
-Address conntrackOriginalDestination(int fd);
+
+// Where the client of an accepted socket meant to go.
+struct OriginalDestination {
+  Address address;
+  bool fromConntrack;  // it was rewritten by REDIRECT or DNAT; else it is the socket's own address, as under TPROXY
+};
+// getsockname; getsockopt SO_ORIGINAL_DST.
+OriginalDestination originalDestination(int fd);
+
 // Whether the address belongs to this host, told by a plain bind to it.
 bool isLocal(const Address& address);
 

@@ -42,12 +42,23 @@ void bindForeign(int fd, const Address& from) {
   throw failed("bind", from);
 }
 
+UniqueFd openFrom(const ConnectOptions& options, const std::optional<Address>& from) {
+  try {
+    UniqueFd fd = open(options.to.family());
+    if (options.mark) setMark(fd.get(), *options.mark);
+    // On every socket, so that a port can be bound exactly beside sockets that were given it for other destinations.
+    setReuseAddress(fd.get());
+    if (from) bindForeign(fd.get(), *from);
+    return fd;
+  } catch (const Error& failure) {
+    const bool forbidden = failure.errnum() == EPERM || failure.errnum() == EACCES;
+    if (!forbidden || !options.opener) throw;
+  }
+  return (*options.opener)(options.to.family(), from, options.mark);
+}
+
 Connecting connectFrom(const ConnectOptions& options, const std::optional<Address>& from) {
-  UniqueFd fd = open(options.to.family());
-  if (options.mark) setMark(fd.get(), *options.mark);
-  // On every socket, so that a port can be bound exactly beside sockets that were given it for other destinations.
-  setReuseAddress(fd.get());
-  if (from) bindForeign(fd.get(), *from);
+  UniqueFd fd = openFrom(options, from);
   const bool established = ::connect(fd.get(), options.to.data(), options.to.size()) == 0;
   if (!established && errno != EINPROGRESS) throw failed("connect", options.to);
   return {std::move(fd), established, from && from->port() != 0};
@@ -110,6 +121,19 @@ UniqueFd listen(const ListenOptions& options) {
   if (::bind(fd.get(), options.address.data(), options.address.size()) < 0) throw failed("bind", options.address);
   if (::listen(fd.get(), options.backlog) < 0) throw failed("listen", options.address);
   return fd;
+}
+
+bool inheritListener(int fd) {
+  if (fcntl(fd, F_SETFD, FD_CLOEXEC) < 0) throw Error(errno, "fcntl F_SETFD");
+  const auto get = [fd](int level, int option, const char* name) {
+    int value = 0;
+    socklen_t size = sizeof value;
+    if (getsockopt(fd, level, option, &value, &size) < 0) throw Error(errno, std::string("getsockopt ") + name);
+    return value;
+  };
+  if (get(SOL_SOCKET, SO_PROTOCOL, "SO_PROTOCOL") != IPPROTO_TCP || !get(SOL_SOCKET, SO_ACCEPTCONN, "SO_ACCEPTCONN"))
+    throw Error(EINVAL, "getsockopt SO_ACCEPTCONN");
+  return get(SOL_IP, IP_TRANSPARENT, "IP_TRANSPARENT") != 0;
 }
 
 Connecting connect(const ConnectOptions& options) {

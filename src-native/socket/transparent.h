@@ -2,6 +2,7 @@
 // One function per socket option; each throws Error with the option's name.
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <optional>
 
 #include "socket/address.h"
@@ -34,6 +35,12 @@ struct ListenOptions {
   std::optional<std::uint32_t> mark;
 };
 UniqueFd listen(const ListenOptions& options);
+// Makes sure that a descriptor which was there when the process began is a listening TCP socket (else ENOTSOCK or
+// EINVAL), and keeps it from programs that this one starts. Gives whether it is transparent.
+bool inheritListener(int fd);
+
+// Opens a socket and binds it (to nothing: with the mark only) for somebody who may not do so himself. Throws Error.
+using Opener = std::function<UniqueFd(sa_family_t, const std::optional<Address>& from, std::optional<std::uint32_t>)>;
 
 struct ConnectOptions {
   Address to;
@@ -42,6 +49,7 @@ struct ConnectOptions {
   // When the port of `from` is not to be had, connect from a chosen one.
   bool portOptional = false;
   std::optional<std::uint32_t> mark;
+  const Opener* opener = nullptr;
 };
 struct Connecting {
   UniqueFd fd;

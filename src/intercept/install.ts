@@ -9,6 +9,7 @@ import { type InstallStep, InterceptError, NetlinkError } from '../errors.js';
 import { NftablesSocket } from '../netlink/nftables.js';
 import { RouteSocket } from '../netlink/route.js';
 import type { NftOperation, NftTable, Route, Rule } from '../netlink/types.js';
+import { type Counters, sumCounters } from './counters.js';
 import {
   claimOf,
   completeOptions,
@@ -19,13 +20,11 @@ import {
   staleRoutes,
   staleRules,
 } from './host.js';
-
 import { findLosses } from './intact.js';
 import { announceMark } from './marks.js';
 import { ruleChanges, tableObject } from './nftables.js';
 import { type Plan, type PlanOptions, planIntercept, withOnDown } from './plan.js';
 import { type LiveSets, liveSets } from './sets.js';
-import { type Counters, sumCounters } from './verify.js';
 import { Watch, type WatchEvents } from './watch.js';
 
 export interface InstallOptions extends PlanOptions {
@@ -53,8 +52,19 @@ export interface InstalledRules extends EventEmitter<WatchEvents>, LiveSets {
 
 /** How often to begin anew when somebody else changed the host between our look at it and our change. */
 const ATTEMPTS = 50;
-/** Several who get into each other's way part by waiting unequally long. */
-const breathe = (attempt: number) => sleep(Math.random() * Math.min(attempt, 20));
+
+/** A look and a change that belong together, again where somebody else came between them. */
+export async function untilQuiet<T>(lookAndChange: () => Promise<T>): Promise<T> {
+  for (let attempt = 1; ; attempt++) {
+    try {
+      return await lookAndChange();
+    } catch (error) {
+      if (attempt === ATTEMPTS || !isRace(error)) throw error;
+      // Several who get into each other's way part by waiting unequally long.
+      await sleep(Math.random() * Math.min(attempt, 20));
+    }
+  }
+}
 
 /**
  * Makes the host deliver matching traffic to a proxy that listens on `port`, whoever that proxy is.
@@ -70,16 +80,11 @@ export async function installIntercept(options: InstallOptions): Promise<Install
   planIntercept(planOptions);
   const kernel = openKernel(netns);
   try {
-    for (let attempt = 1; ; attempt++) {
-      try {
-        const { plan, host } = await choose(kernel, planOptions);
-        const endGuard = await apply(kernel, plan, host);
-        return installed(kernel, plan, endGuard, announceMark(netns, plan.socketMark), options.repair ?? true);
-      } catch (error) {
-        if (attempt === ATTEMPTS || !isRace(error)) throw error;
-        await breathe(attempt);
-      }
-    }
+    return await untilQuiet(async () => {
+      const { plan, host } = await choose(kernel, planOptions);
+      const endGuard = await apply(kernel, plan, host);
+      return installed(kernel, plan, endGuard, announceMark(netns, plan.socketMark), options.repair ?? true);
+    });
   } catch (error) {
     closeKernel(kernel);
     throw error;
@@ -264,8 +269,11 @@ function installed(
 
   const switchOnDown = async (onDown: Plan['onDown']) => {
     const next = withOnDown(plan, onDown);
-    const operations = ruleChanges(plan, next, await nftables.list('rule', ofTable));
-    if (operations.length > 0) await nftables.commit(operations);
+    await untilQuiet(async () => {
+      const { id: generation } = await nftables.generation();
+      const operations = ruleChanges(plan, next, await nftables.list('rule', ofTable));
+      if (operations.length > 0) await nftables.commit(operations, { generation });
+    });
     plan = next;
   };
 
@@ -315,7 +323,7 @@ function onExit(task: () => void): void {
 }
 
 /** Somebody took what we had found free, or changed the rule set meanwhile: look again. */
-export function isRace(error: unknown): boolean {
+function isRace(error: unknown): boolean {
   const cause = error instanceof InterceptError ? error.cause : error;
   return cause instanceof NetlinkError && ['EEXIST', 'ERESTART', 'EINTR', 'ENOBUFS'].includes(cause.code);
 }

@@ -6,14 +6,15 @@ import { readFileSync } from 'node:fs';
 import { checkOptions, InterceptError, NetlinkError } from '../errors.js';
 import type { NftExpression, NftRule, NftSet, NftTable, Route, Rule } from '../netlink/types.js';
 import type { Family, Fwmark } from '../types.js';
+import { type Counters, commentOf, sumCounters } from './counters.js';
 import { claimOf, type HostState, type Kernel, lookAtHost, staleRules } from './host.js';
-import { closeKernel, emptied, ignoring, openKernel, reap } from './install.js';
+import { closeKernel, emptied, ignoring, openKernel, reap, untilQuiet } from './install.js';
+import { type Routing, routingLosses } from './intact.js';
 import type { Claim } from './nftables.js';
 import { localRoute, nameOfTable, policyRules, ROUTE_PROTOCOL } from './plan.js';
 import { addressRange, formatRange, fromBytes, portRange, type RangeType, rangesOfElements } from './ranges.js';
 import { counted } from './ruleset.js';
 import { datatype } from './statement.js';
-import { type Counters, commentOf, missingOf, sumCounters } from './verify.js';
 
 /** One interception as the kernel has it. */
 export interface Installed {
@@ -71,13 +72,15 @@ export async function listInstalled(
   checkOptions('listInstalled', options, ['netns']);
   const kernel = openKernel(options.netns);
   try {
-    const { host, routes } = await look(kernel);
-    const installed = await Promise.all(
-      host.tables.flatMap((table) =>
-        claimOf(table).map((claim) => describe(kernel, host, routes, table, claim).catch(ifGone)),
-      ),
-    );
-    return { installed: installed.filter((each) => each !== undefined), leftovers: leftoversOf(host, routes) };
+    return await untilQuiet(async () => {
+      const { host, routes } = await look(kernel);
+      const installed = await Promise.all(
+        host.tables.flatMap((table) =>
+          claimOf(table).map((claim) => describe(kernel, host, routes, table, claim).catch(ifGone)),
+        ),
+      );
+      return { installed: installed.filter((each) => each !== undefined), leftovers: leftoversOf(host, routes) };
+    });
   } finally {
     closeKernel(kernel);
   }
@@ -93,11 +96,14 @@ export async function listInstalled(
 export async function uninstallIntercept(options: UninstallOptions = {}): Promise<boolean> {
   checkOptions('uninstallIntercept', options, ['name', 'netns']);
   const kernel = openKernel(options.netns);
+  const { name } = options;
   try {
-    const found = options.name !== undefined && (await takeDown(kernel, options.name));
-    const { host, routes } = await look(kernel);
-    const leftovers = leftoversOf(host, routes);
-    await reap(kernel, leftovers.rules, leftovers.routes);
+    const found = name !== undefined && (await untilQuiet(() => takeDown(kernel, name)));
+    await untilQuiet(async () => {
+      const { host, routes } = await look(kernel);
+      const leftovers = leftoversOf(host, routes);
+      await reap(kernel, leftovers.rules, leftovers.routes);
+    });
     return found;
   } finally {
     closeKernel(kernel);
@@ -109,15 +115,19 @@ async function takeDown(kernel: Kernel, name: string): Promise<boolean> {
   const { nftables, route } = kernel;
   const table = await emptyTable(kernel, name);
   if (!table) return false;
-  const [claim] = claimOf(table);
-  for (const family of claim?.families ?? []) {
-    for (const rule of policyRules(family, { ...(claim as Claim), ownHost: true }).reverse())
-      await ignoring(['ENOENT'], route.ruleDelete(rule));
-    await ignoring(['ESRCH', 'ENOENT'], route.routeDelete(localRoute(family, (claim as Claim).table)));
+  for (const { rules, routes } of claimOf(table).map(routingOf)) {
+    for (const rule of [...rules].reverse()) await ignoring(['ENOENT'], route.ruleDelete(rule));
+    for (const each of [...routes].reverse()) await ignoring(['ESRCH', 'ENOENT'], route.routeDelete(each));
   }
   await ignoring(['ENOENT'], nftables.commit([{ verb: 'delete', object: table }]));
   return true;
 }
+
+/** What belongs to a claim. */
+const routingOf = (claim: Claim): Routing => ({
+  rules: claim.families.flatMap((family) => policyRules(family, claim)),
+  routes: claim.families.map((family) => localRoute(family, claim.table)),
+});
 
 async function emptyTable({ nftables }: Kernel, name: string): Promise<NftTable | undefined> {
   const tables = await nftables.list('table');
@@ -162,7 +172,7 @@ function ifGone(error: unknown): undefined {
 
 async function describe(
   { nftables }: Kernel,
-  { rules, tables }: HostState,
+  { rules }: HostState,
   routes: readonly Route[],
   table: NftTable,
   claim: Claim,
@@ -172,16 +182,11 @@ async function describe(
   const sets = (await nftables.list('set', ofTable)).filter(({ flags }) => !flags?.includes('anonymous'));
   // What `onDown: 'closed'` adds may have come or gone since.
   const dropping = nftRules.filter((rule) => commentOf(rule) === counted.dropped).length;
-  const ownHost = nftRules.some(({ chain }) => chain === 'output');
-  const missing = missingOf(
-    {
-      nftTable: table.name,
-      nftRules: claim.rules + dropping,
-      rules: claim.families.flatMap((family) => policyRules(family, { ...claim, ...(ownHost && { ownHost }) })),
-      routes: claim.families.map((family) => localRoute(family, claim.table)),
-    },
-    { rules, routes, tables, nftRules },
-  );
+  const whole = claim.rules + dropping;
+  const missing = [
+    ...routingLosses(routingOf(claim), { rules, routes }).map(({ what }) => what),
+    ...(nftRules.length === whole ? [] : [`rules in table inet ${table.name}: ${nftRules.length} of ${whole}`]),
+  ];
   return {
     name: nameOfTable(table.name) as string,
     nftTable: table.name,
@@ -189,7 +194,7 @@ async function describe(
     ...(table.owner !== undefined && { owner: ownerOf(table.owner) }),
     families: claim.families,
     ...listenerOf(nftRules),
-    ownHost,
+    ownHost: claim.ownHost,
     onDown: dropping > 0 ? 'closed' : 'open',
     fwmark: claim.fwmark,
     table: claim.table,

@@ -1,4 +1,7 @@
-/** Whether what a plan has put into the kernel is still there as it was put: what is not, in words and as objects. Only reads. */
+/**
+ * What should be there against what is: what of an interception is missing or changed, in words and as objects. Only reads.
+ * Who has the plan compares all of it (install.ts, watch.ts), who has the claim alone its policy rules and routes (installed.ts).
+ */
 import { NetlinkError } from '../errors.js';
 import type { NftChain, NftExpression, NftObject, NftRule, NftSet, Route, Rule } from '../netlink/types.js';
 import type { Kernel } from './host.js';
@@ -18,12 +21,18 @@ export async function findLosses(kernel: Kernel, plan: Plan): Promise<Loss[]> {
   return (await Promise.all([findRoutingLosses(kernel, plan), findTableLosses(kernel, plan)])).flat();
 }
 
-/** Of policy rules and routes. */
 export async function findRoutingLosses({ route }: Kernel, plan: Plan): Promise<Loss[]> {
   const [rules, routes] = await Promise.all([route.ruleList(), route.routeList({ table: plan.table })]);
+  return routingLosses(plan, { rules, routes });
+}
+
+/** What makes the kernel deliver the marked packets here. */
+export type Routing = Pick<Plan, 'rules' | 'routes'>;
+
+export function routingLosses(wanted: Routing, found: Routing): Loss[] {
   return [
-    ...plan.routes.flatMap((route) => routeLoss(route, routes)),
-    ...plan.rules.filter((rule) => !rules.some((found) => contains(found, rule))).map(ruleLoss),
+    ...wanted.routes.flatMap((route) => routeLoss(route, found.routes)),
+    ...wanted.rules.filter((rule) => !found.rules.some((each) => contains(each, rule))).map(ruleLoss),
   ];
 }
 
@@ -32,7 +41,8 @@ function routeLoss(route: Route, found: readonly Route[]): Loss[] {
   const { scope: _, ...wanted } = route;
   if (found.some((each) => contains(each, wanted))) return [];
   const instead = found.filter(
-    ({ family, destination }) => family === route.family && destination === route.destination,
+    ({ family, table, destination }) =>
+      family === route.family && table === route.table && destination === route.destination,
   );
   return [{ kind: 'route', what: routeName(route), route, instead }];
 }

@@ -22,30 +22,38 @@ export interface Claim {
   readonly table: number;
   readonly priority: number;
   readonly families: readonly Family[];
+  /** What this host itself sends has a policy rule of its own. */
+  readonly ownHost: boolean;
   /** How many rules the table has. Those that `onDown` adds are not among them. */
   readonly rules: number;
 }
 
-export function claimText({ fwmark, table, priority, families, rules }: Claim): string {
+export function claimText({ fwmark, table, priority, families, ownHost, rules }: Claim): string {
   const mark = `0x${fwmark.value.toString(16)}/0x${fwmark.mask.toString(16)}`;
-  return `fwmark ${mark} table ${table} priority ${priority} ${families.join(' ')} rules ${rules}`;
+  return `fwmark ${mark} table ${table} priority ${priority} ${families.join(' ')}${ownHost ? ' own-host' : ''} rules ${rules}`;
 }
 
 export function claimOfPlan(plan: PlanFacts): string {
+  const { fwmark, table, priority, families } = plan;
   const rules = ruleSet(plan).chains.flatMap((chain) => chain.rules);
-  return claimText({ ...plan, rules: rules.filter(({ comment }) => comment !== counted.dropped).length });
+  const lasting = rules.filter(({ comment }) => comment !== counted.dropped);
+  const ownHost = plan.ownHost !== undefined;
+  return claimText({ fwmark, table, priority, families, ownHost, rules: lasting.length });
 }
 
 export function parseClaim(comment: string): Claim | undefined {
   const match =
-    /^fwmark 0x([0-9a-f]+)\/0x([0-9a-f]+) table (\d+) priority (\d+) (ipv4|ipv4 ipv6|ipv6) rules (\d+)$/.exec(comment);
+    /^fwmark 0x([0-9a-f]+)\/0x([0-9a-f]+) table (\d+) priority (\d+) (ipv4|ipv4 ipv6|ipv6)( own-host)? rules (\d+)$/.exec(
+      comment,
+    );
   if (!match) return undefined;
-  const [, value = '', mask = '', table, priority, families = '', rules] = match;
+  const [, value = '', mask = '', table, priority, families = '', ownHost, rules] = match;
   return {
     fwmark: { value: Number.parseInt(value, 16), mask: Number.parseInt(mask, 16) },
     table: Number(table),
     priority: Number(priority),
     families: families.split(' ') as Family[],
+    ownHost: ownHost !== undefined,
     rules: Number(rules),
   };
 }

@@ -188,6 +188,7 @@ const expressionSchemas: Readonly<Record<string, Schema>> = {
   fib: { result: 'word', flags: 'words', dreg: 'u32' },
   socket: { key: 'word', level: 'u32?', dreg: 'u32' },
   tproxy: { family: 'word', regAddr: 'u32?', regPort: 'u32?' },
+  redir: { regProtoMin: 'u32?', regProtoMax: 'u32?', flags: 'words?' },
   ct: { key: 'word', direction: 'word?', dreg: 'u32?', sreg: 'u32?' },
   counter: { packets: 'u64', bytes: 'u64' },
   byteorder: { op: 'word', sreg: 'u32', dreg: 'u32', length: 'u32', size: 'u32' },

@@ -105,7 +105,7 @@ export class RouteSocket {
    *
    * Throws `SocketError` where it cannot be started.
    */
-  guard(rules: readonly Rule[], routes: readonly Route[]): () => void {
+  guard(rules: readonly Rule[], routes: readonly Route[]): (work?: 'work') => void {
     for (const rule of rules) checkRule(rule);
     for (const route of routes) checkRoute(route);
     return this.#native.guard(rules, routes);

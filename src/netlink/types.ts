@@ -269,6 +269,20 @@ export type NftExpression =
       readonly regAddr?: number;
       readonly regPort?: number;
     }
+  /** `redirect` in a chain of type nat: to this host itself, at the port that the register holds. */
+  | {
+      readonly kind: 'redir';
+      readonly regProtoMin?: number;
+      readonly regProtoMax?: number;
+      readonly flags?: readonly (
+        | 'mapIps'
+        | 'protoSpecified'
+        | 'protoRandom'
+        | 'persistent'
+        | 'protoRandomFully'
+        | number
+      )[];
+    }
   | {
       readonly kind: 'ct';
       readonly key: NftCtKey;

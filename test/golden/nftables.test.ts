@@ -102,6 +102,7 @@ function expressions(): nft.Table {
     .chain('filter', { type: 'filter', hook: 'prerouting', priority: -150, policy: 'accept' })
     .chain('route', { type: 'route', hook: 'output', priority: -150, policy: 'drop' })
     .chain('nat', { type: 'nat', hook: 'postrouting', priority: 100, policy: 'accept' })
+    .chain('redirected', { type: 'nat', hook: 'prerouting', priority: -100, policy: 'accept' })
     .set('names', { keyType: TYPE.ifname, keyLength: 16 }, { keyByteorder: 'host' }, [
       { key: ifname('eth0') },
       { key: ifname('eth1') },
@@ -199,7 +200,22 @@ function expressions(): nft.Table {
       cmp('eq', host32(0)),
       drop,
     )
-    .rule('filter', { kind: 'verdict', verdict: 'continue' });
+    .rule('filter', { kind: 'verdict', verdict: 'continue' })
+    .rule(
+      'redirected',
+      l4proto('tcp'),
+      nft.dport,
+      cmp('eq', nft.be16(80)),
+      { kind: 'immediate', dreg: 1, data: nft.be16(50080) },
+      { kind: 'redir', regProtoMin: 1, flags: ['protoSpecified'] },
+    )
+    .rule(
+      'redirected',
+      l4proto('tcp'),
+      { kind: 'immediate', dreg: 1, data: nft.be16(1000) },
+      { kind: 'immediate', dreg: 2, data: nft.be16(2000) },
+      { kind: 'redir', regProtoMin: 1, regProtoMax: 2, flags: ['protoSpecified', 'persistent'] },
+    );
 }
 
 const wholes = { sets: sets(), expressions: expressions() };

@@ -145,7 +145,7 @@ test('several: down wants to know which', async () => {
 for (const [what, damage, missing] of [
   ['a policy rule', 'ip rule del protocol 84 pref $((PRIORITY + 2)) lookup $TABLE', /policy rule \d+ \(ipv4\)$/m],
   ['all policy rules of IPv6', 'ip -6 rule flush protocol 84', /policy rule \d+ \(ipv6\)\n.*\(ipv6\)\n.*\(ipv6\)$/m],
-  ['a route', 'ip -6 route flush table $TABLE', /route in table \d+ \(ipv6\)$/m],
+  ['a route', 'ip -6 route flush table $TABLE', /route local default in table \d+ \(ipv6\)$/m],
   ['all rules in the table', 'nft flush table inet linux-tproxy-50080', /table inet linux-tproxy-50080: 0 of \d+$/m],
   [
     'a chain’s rules',
@@ -163,6 +163,15 @@ for (const [what, damage, missing] of [
     assert.is(await succeed(router('down')), '50080: down\n');
     assert.is(lab.snapshot('router'), before);
   });
+
+test('of an emptied table it is still known that it was for this host itself, too', async () => {
+  const { priority } = await json(...up, '--own-host');
+  assert.match(await succeed(router('status')), /^50080: permanent, intact\n/);
+  sh(`nft flush table inet linux-tproxy-50080; ip rule del pref ${priority}`);
+  assert.match((await router('status')).stdout, `missing         policy rule ${priority} (ipv4)\n`);
+  assert.is(await succeed(router('down')), '50080: down\n');
+  assert.is(lab.snapshot('router'), before);
+});
 
 test('somebody deletes the table (nft flush ruleset): what is left is told, and removed by down or by the next up', async () => {
   for (const remedy of ['down', 'up']) {

@@ -1,7 +1,7 @@
 /** Several processes that install and uninstall at the same time, each with a name of its own. */
 import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
-import { uninstallIntercept } from '../../src/index.js';
+import { installIntercept, listInstalled, uninstallIntercept } from '../../src/index.js';
 import { createLab, type Lab } from '../helpers/lab.js';
 
 const test = suite('concurrent');
@@ -52,10 +52,26 @@ test('coming and going, beside processes that are killed and somebody who change
     const mortal = await lab.node('router', helper('intercept-once'), options(10 + kill), 'hold');
     await mortal.stop('SIGKILL');
   }
+  let looks = 0;
+  const busy = { going: true };
+  const looking = (async () => {
+    const netns = lab.netns('router');
+    const rules = await installIntercept({ tcp: [99], port: 51099, netns, lifetime: 'permanent' });
+    for (; busy.going; looks++) {
+      await rules.setOnDown(looks % 2 ? 'open' : 'closed');
+      const own = (await listInstalled({ netns })).installed.find(({ port }) => port === 51099);
+      assert.is(own?.intact, true);
+      assert.is(own?.onDown, looks % 2 ? 'open' : 'closed');
+    }
+    await rules.uninstall();
+  })();
   for (const each of rounds) {
     await each.until(/^done 25$/m, 90_000);
     assert.not.match(each.output(), 'missing');
   }
+  busy.going = false;
+  await looking;
+  assert.ok(looks > 5, `${looks} looks`);
   await churn.stop('SIGKILL');
   await Promise.all(rounds.map((each) => each.stop()));
   await uninstallIntercept({ netns: lab.netns('router') });

@@ -365,23 +365,84 @@ test('conntrack knows the destination before a REDIRECT', async () => {
     const client = new Socket().connect(999, address);
     await once(client, 'connect');
     const { fd } = await relays.event('socket');
-    assert.equal(native.conntrackOriginalDestination(fd), {
-      family: address === '::1' ? 'ipv6' : 'ipv4',
-      address,
-      port: 999,
-    });
+    const family = address === '::1' ? 'ipv6' : 'ipv4';
+    assert.equal(native.originalDestination(fd), { family, address, port: 999, from: 'conntrack' });
     native.closeDescriptor(fd);
     client.destroy();
   }
   sh('nft delete table inet redirected');
-  assert.equal(
-    failure(() => native.conntrackOriginalDestination(open({}))),
-    {
-      code: 'ENOENT',
-      syscall: 'getsockopt SO_ORIGINAL_DST',
-    },
-  );
   relays.stop();
+});
+
+test('where nothing was rewritten, or conntrack knows the connection the wrong way round, the socket itself knows it', async () => {
+  const relays = new Relays();
+  const { port } = relays.listen(() => ({ kind: 'socket' }), { address: '::' });
+  const ask = async (address: string) => {
+    relays.events.length = 0;
+    const client = new Socket().connect(port, address);
+    await once(client, 'connect');
+    const { fd } = await relays.event('socket');
+    const family = address === '::1' ? 'ipv6' : 'ipv4';
+    assert.equal(native.originalDestination(fd), { family, address, port, from: 'sockname' });
+    native.closeDescriptor(fd);
+    client.destroy();
+  };
+  for (const address of ['127.0.0.7', '::1']) await ask(address);
+  // conntrack runs, and sees the answers only.
+  sh(`nft 'table inet answers {
+    chain output { type filter hook output priority raw; tcp dport ${port} notrack; }
+    chain prerouting { type filter hook prerouting priority raw; tcp dport ${port} notrack; }
+    chain input { type filter hook input priority 0; ct state invalid counter; }
+  }'`);
+  for (const address of ['127.0.0.7', '::1']) await ask(address);
+  sh('nft delete table inet answers');
+  relays.stop();
+});
+
+// ---- the broker -------------------------------------------------------------------------------------------------------
+
+test('a broker opens what this process may not: any address, port and mark; it ends with it', async () => {
+  const server = await whoami('server', '10.2.0.2', 'fd02::2');
+  const script = `
+    import { native, Relays, readAll } from '${fileURLToPath(new URL('../helpers/relays.ts', import.meta.url))}';
+    import { Socket } from 'node:net';
+    const relays = new Relays({ netns: '/run/netns/router' });
+    relays.thread.startBroker();
+    process.setgid(65534); process.setuid(65534);
+    const connect = async (options) => {
+      relays.events.length = 0;
+      const id = relays.thread.connect({ port: 80, mark: 2, ...options });
+      const { fd } = await Promise.race([relays.event('connected', id), relays.event('failed', id).then(({ failure }) => { throw failure; })]);
+      return readAll(new Socket({ fd }));
+    };
+    for (const [address, localAddress] of [['10.2.0.2', '10.1.0.2'], ['fd02::2', 'fd01::2']]) {
+      console.log(String(await connect({ address, localAddress, localPort: 77 })));
+      console.log(String(await connect({ address, localAddress })).split(' ')[0]);
+      console.log(String(await connect({ address })).split(' ')[0]); // the mark alone
+    }
+    const tell = ({ code, syscall, address, port }) => console.log(code, syscall, address, port);
+    await connect({ address: '10.2.0.2', localAddress: '224.0.0.1' }).catch(tell);
+    await connect({ address: '10.2.0.2', localAddress: '10.1.0.2', localPort: 50080 }).catch(tell);
+    relays.thread.stopBroker();
+    await connect({ address: '10.2.0.2', localAddress: '10.1.0.2' }).catch(tell);
+    process.exit(0);
+  `;
+  const busy = open({ address: '0.0.0.0', port: 50080, netns: '/run/netns/router' });
+  assert.ok(busy);
+  const child = spawn(process.execPath, ['--import', 'tsx', '--input-type=module', '-e', script], {
+    stdio: ['ignore', 'pipe', 'inherit'],
+  });
+  const chunks: Buffer[] = [];
+  child.stdout.on('data', (chunk) => chunks.push(chunk));
+  await once(child, 'close');
+  assert.equal(`${Buffer.concat(chunks)}`.trim().split('\n'), [
+    ...['10.1.0.2 77', '10.1.0.2', '10.2.0.1', 'fd01::2 77', 'fd01::2', 'fd02::1'],
+    'EINVAL broker 224.0.0.1 0',
+    'EADDRINUSE bind 10.1.0.2 50080',
+    'EPERM setsockopt SO_MARK undefined undefined',
+  ]);
+  assert.not.match(sh('ps -e -o args='), /linux-tproxy-broker/);
+  server.stop();
 });
 
 sockets.run();

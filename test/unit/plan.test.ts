@@ -140,10 +140,12 @@ test('bad input is refused before anything else', () => {
 });
 
 test('the claim in the table comment reads back', () => {
-  for (const families of [['ipv4'], ['ipv6'], ['ipv4', 'ipv6']] as const) {
-    const claim = { fwmark: { value: 0x10000, mask: 0x30000 }, table: 101, priority: 93, families, rules: 17 };
-    assert.equal(parseClaim(claimText(claim)), claim);
-  }
+  const fwmark = { value: 0x10000, mask: 0x30000 };
+  for (const families of [['ipv4'], ['ipv6'], ['ipv4', 'ipv6']] as const)
+    for (const ownHost of [false, true]) {
+      const claim = { fwmark, table: 101, priority: 93, families, ownHost, rules: 17 };
+      assert.equal(parseClaim(claimText(claim)), claim);
+    }
   assert.is(parseClaim('something else'), undefined);
 });
 
@@ -158,9 +160,14 @@ test('the claim counts the rules, but for those of onDown', () => {
   assert.equal(claimOf({ tcp: [80], families: ['ipv6'] })?.families, ['ipv6']);
 });
 
+test('a plan prints without a look at who its users are', () => {
+  assert.match(String(plan({ tcp: [80], ownHost: { users: ['nobody', 1234] } })), /meta skuid/);
+});
+
 test('the longest claim fits into a comment, of which nft takes 127 bytes', () => {
   const fwmark = { value: 0x40000000, mask: 0xc0000000 };
-  const claim = { fwmark, table: 0xffffffff, priority: 32766, families: ['ipv4', 'ipv6'], rules: 99999 } as const;
+  const families = ['ipv4', 'ipv6'] as const;
+  const claim = { fwmark, table: 0xffffffff, priority: 32766, families, ownHost: true, rules: 99999 };
   assert.ok(claimText(claim).length <= 127);
 });
 
