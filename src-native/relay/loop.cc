@@ -391,7 +391,7 @@ void Loop::finishConnect(Task& task) {
   if (!server.connecting) timers_.disarm(task.timer);
   if (!task.connection.client.fd) return handOut(task, server.fd);
   prepare(server.fd.get(), task.limits);
-  if (!task.silent) events_.emplace_back(OpenedEvent{task.id, task.localPortKept});
+  if (!task.silent) events_.emplace_back(OpenedEvent{task.id, task.setup->localPortKept});
   startRelay(task);
 }
 
