@@ -2,7 +2,7 @@
 import { Socket } from 'node:net';
 import { checkMilliseconds, checkOptions, errorFromFailure, invalidType, invalidValue } from './errors.js';
 import { Counter, type NativeRelayEvent, type NativeRelayLimits, native } from './native.js';
-import { hasUring, type RelayThread, relayThread } from './thread.js';
+import { hasUring, needsUring, type RelayThread, relayThread } from './thread.js';
 import type { Engine, RelayResult } from './types.js';
 
 export interface RelayLimits {
@@ -37,13 +37,13 @@ export interface Relay {
   destroy(): void;
 }
 
-const ENGINES: readonly (Engine | 'auto')[] = ['auto', 'uring', 'epoll', 'copy'];
+const ENGINES: readonly (Engine | 'auto')[] = ['auto', 'uring', 'uring-splice', 'epoll', 'copy'];
 
 /** What the relay will run on: `auto` is `uring`, which measured fastest; where io_uring is forbidden or too old, `epoll`. */
 export function chooseEngine(wanted: Engine | 'auto' = 'auto'): Engine {
   if (!ENGINES.includes(wanted)) throw invalidValue('engine', ENGINES.map((each) => `'${each}'`).join(' or '), wanted);
   const engine = wanted === 'auto' ? 'uring' : wanted;
-  return engine === 'uring' && !hasUring() ? 'epoll' : engine;
+  return needsUring(engine) && !hasUring() ? 'epoll' : engine;
 }
 
 /** Memory outside V8's heap, which does not move: the relay thread writes into it. */

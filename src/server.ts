@@ -252,7 +252,8 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
         });
       this.rules?.on('repaired', (report) => this.emit('repaired', report));
       this.rules?.on('error', (error) => this.emit('error', error));
-      this.#acceptor = relay === undefined ? await this.#acceptInNode(fds.pop() as number) : this.#acceptInThreads(fds, relay);
+      this.#acceptor =
+        relay === undefined ? await this.#acceptInNode(fds.pop() as number) : this.#acceptInThreads(fds, relay);
       this.#address = address;
     } catch (error) {
       for (const fd of fds) native.closeDescriptor(fd);

@@ -67,6 +67,8 @@ export function hasUring(): boolean {
   return uring;
 }
 
+export const needsUring = (engine: Engine) => engine === 'uring' || engine === 'uring-splice';
+
 /** The thread (of several, by index) for a namespace (a path), or for the process's own; `uring` has threads of its own. */
 export function relayThread({
   netns,
@@ -77,7 +79,7 @@ export function relayThread({
   engine?: Engine;
   index?: number;
 }): RelayThread {
-  const waitsBy = engine === 'uring' ? 'uring' : 'epoll';
+  const waitsBy = needsUring(engine) ? 'uring' : 'epoll';
   const key = `${waitsBy} ${index} ${namespaceOf(netns)}`;
   const known = threads.get(key);
   if (known) return known;

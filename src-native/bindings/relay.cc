@@ -29,7 +29,9 @@ std::vector<std::byte> bytes(const Napi::Object& options, const char* name) {
 }
 
 relay::Engine engine(const Napi::Object& options) {
-  return optionalString(options, "engine") == "copy" ? relay::Engine::copy : relay::Engine::splice;
+  const std::string name = optionalString(options, "engine");
+  if (name == "copy") return relay::Engine::copy;
+  return name == "uring-splice" ? relay::Engine::ringSplice : relay::Engine::splice;
 }
 
 relay::Limits limits(const Napi::Object& options) {

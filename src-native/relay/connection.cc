@@ -60,14 +60,14 @@ Connection::State Connection::move(Side& from, Side& to, Direction& way, const D
   std::size_t budget = workspace.bytesPerTurn();
   while (!way.done && to.error == 0) {
     if (!way.mover.empty()) {
-      if (!to.writable || way.mover.sending()) return State::blocked;
+      if (!to.writable || way.mover.busy()) return State::blocked;
       // Nothing holds the first message back.
       if (way.bytes > 0 && !std::exchange(to.noDelay, true)) socket::setNoDelay(to.fd.get());
       if (!from.atEnd && way.mover.giveToPoller(to.fd.get(), to.watch, workspace)) return State::blocked;
-      note(to, way, way.mover.give(to.fd.get(), from.atEnd, workspace));
+      noteGiven(to, way, way.mover.give(to.fd.get(), from.atEnd, workspace));
       continue;
     }
-    if (way.end) {  // only ever with nothing left to give: FIN must not overtake bytes
+    if (way.end) {          // only ever with nothing left to give: FIN must not overtake bytes
       if (to.connecting) {  // shutdown would end that
         to.writable = false;
         return State::blocked;
@@ -85,33 +85,45 @@ Connection::State Connection::move(Side& from, Side& to, Direction& way, const D
     if (from.watch.receiving() || !from.readable || !to.writable) return State::blocked;
     if (budget == 0) return State::runnable;
 
-    Moved taken = way.mover.take(from.fd.get(), workspace);
-    // splice stops before an urgent byte: it then says EAGAIN, or end of stream, with bytes still to read. One recv
-    // steps over.
-    if (taken.bytes == 0) {
-      int unread = 0;
-      const bool stopped = taken.error == EAGAIN
-                               ? std::exchange(from.urgent, false)
-                               : taken.end() && ioctl(from.fd.get(), FIONREAD, &unread) == 0 && unread > 0;
-      if (stopped) taken = way.mover.takeCopying(from.fd.get(), workspace);
-    }
-    if (taken.error == EAGAIN) {
-      from.readable = false;
-    } else if (taken.error) {
-      from.error = taken.error;
-      return State::blocked;
-    } else if (taken.end()) {
-      if (!from.complete()) return State::blocked;
-      way.end = true;
-    } else {
-      budget -= std::min(budget, taken.bytes);
-      if (taken.drained && !from.over && !from.urgent) from.readable = false;
-    }
+    if (way.mover.takeByPoller(from.fd.get(), from.watch, workspace)) return State::blocked;
+    const Moved taken = way.mover.take(from.fd.get(), workspace);
+    budget -= std::min(budget, taken.bytes);
+    noteTaken(from, way, taken, workspace);
+    if (from.error) return State::blocked;
+    if (taken.end() && !way.end && way.mover.empty()) return State::blocked;
   }
   return State::blocked;
 }
 
-void Connection::note(Side& to, Direction& way, const Moved& given) {
+void Connection::noteTaken(Side& from, Direction& way, Moved taken, Workspace& workspace) {
+  // splice stops before an urgent byte: it then says EAGAIN, or end of stream, with bytes still to read. One recv
+  // steps over.
+  if (taken.bytes == 0) {
+    int unread = 0;
+    const bool stopped = taken.error == EAGAIN
+                             ? std::exchange(from.urgent, false)
+                             : taken.end() && ioctl(from.fd.get(), FIONREAD, &unread) == 0 && unread > 0;
+    if (stopped) taken = way.mover.takeCopying(from.fd.get(), workspace);
+  }
+  if (taken.error == EAGAIN)
+    from.readable = false;
+  else if (taken.error)
+    from.error = taken.error;
+  else if (taken.end())
+    way.end = from.complete();
+  else if (taken.drained && !from.over && !from.urgent)
+    from.readable = false;
+}
+
+void Connection::taken(Side& from, int result, Workspace& workspace) {
+  Direction& way = directionFrom(from);
+  const Moved taken = way.mover.taken(result, workspace);
+  if (taken.error != EINTR) noteTaken(from, way, taken, workspace);
+  way.mover.keep();
+}
+
+void Connection::noteGiven(Side& to, Direction& way, const Moved& given) {
+  if (given.error == EINTR) return;
   if (given.error == EAGAIN) {
     to.writable = false;
     if (!to.connecting) way.mover.slowDown();
@@ -126,10 +138,15 @@ void Connection::note(Side& to, Direction& way, const Moved& given) {
 }
 
 void Connection::sent(Side& to, int result, Workspace& workspace) {
-  Direction& way = &to == &client ? fromServer_ : fromClient_;
+  Direction& way = directionTo(to);
   const Moved given = result < 0 ? Moved{.error = -result} : Moved{.bytes = static_cast<std::size_t>(result)};
   way.mover.sent(given.bytes, workspace);
-  note(to, way, given);
+  noteGiven(to, way, given);
+}
+
+void Connection::spliced(Side& to, int result, Workspace& workspace) {
+  Direction& way = directionTo(to);
+  noteGiven(to, way, way.mover.spliced(result, workspace));
 }
 
 Wanted Connection::wanted(const Side& side) const {
@@ -153,14 +170,19 @@ bool Connection::settle(Side& side, Side& other, const Direction& fromSide, Work
   // It said all it had to say and was reset for not listening any more, as happens to who closes early. The other side
   // must still get those bytes; what it says itself then meets RST, as it would without us.
   if (!fromSide.done) return false;
+  drop(workspace);
   closeGently(other.fd);
   abort(workspace);
   return true;
 }
 
-void Connection::abort(Workspace& workspace) {
+void Connection::drop(Workspace& workspace) {
   fromClient_.mover.drop(workspace);
   fromServer_.mover.drop(workspace);
+}
+
+void Connection::abort(Workspace& workspace) {
+  drop(workspace);
   for (const Side* side : {&client, &server})
     if (side->fd) socket::setResetOnClose(side->fd.get());
 }

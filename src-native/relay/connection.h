@@ -53,6 +53,9 @@ class Connection {
   }
   // What the poller has sent to a side: bytes, or a negative errno.
   void sent(Side& to, int result, Workspace& workspace);
+  void spliced(Side& to, int result, Workspace& workspace);
+  // What it has taken of a side.
+  void taken(Side& from, int result, Workspace& workspace);
   // Moves bytes until it blocks, or until its turn is over (`runnable`).
   State run(Workspace& workspace);
   // What it waits for then, of a side; the client's may be read before the server is there.
@@ -85,7 +88,10 @@ class Connection {
   Direction& directionFrom(const Side& side) { return &side == &client ? fromClient_ : fromServer_; }
   // `back` is the other direction.
   State move(Side& from, Side& to, Direction& way, const Direction& back, Workspace& workspace);
-  void note(Side& to, Direction& way, const Moved& given);
+  Direction& directionTo(const Side& side) { return &side == &client ? fromServer_ : fromClient_; }
+  void noteTaken(Side& from, Direction& way, Moved taken, Workspace& workspace);
+  void noteGiven(Side& to, Direction& way, const Moved& given);
+  void drop(Workspace& workspace);
   // After an error of `side`: whether nothing is left to do.
   bool settle(Side& side, Side& other, const Direction& fromSide, Workspace& workspace);
 

@@ -59,7 +59,8 @@ bool isReset(int error) { return error == ECONNRESET || error == EPIPE; }
 
 }  // namespace
 
-Loop::Loop(Poller& poller, std::atomic<Id>& ids) : poller_(poller), ids_(ids), workspace_{.poller = poller}, reserve_(openReserve()) {}
+Loop::Loop(Poller& poller, std::atomic<Id>& ids)
+    : poller_(poller), ids_(ids), workspace_{.poller = poller}, reserve_(openReserve()) {}
 
 Loop::~Loop() {
   for (auto& [id, task] : tasks_) {
@@ -104,10 +105,10 @@ void Loop::hear(Ready& ready) {
   Side& side = part == Part::client ? connection.client : connection.server;
   if (ready.received && !ready.received->bytes().empty())
     connection.receive(side, std::move(*ready.received), workspace_);
-  if (ready.sent) {
-    connection.sent(side, *ready.sent, workspace_);
-    found->second.lastActive = now_;
-  }
+  if (ready.sent || ready.spliced) found->second.lastActive = now_;
+  if (ready.sent) connection.sent(side, *ready.sent, workspace_);
+  if (ready.spliced) connection.spliced(side, *ready.spliced, workspace_);
+  if (ready.taken) connection.taken(side, *ready.taken, workspace_);
   side.latch(ready);
   queue(found->second);
 }
@@ -447,7 +448,8 @@ void Loop::handOut(Task& task, UniqueFd& fd) {
   if (task.phase == Task::Phase::undecided)
     events_.emplace_back(SocketEvent{task.id, std::move(fd)});
   else
-    socket::setNoDelay(fd.get()), events_.emplace_back(ConnectedEvent{task.id, std::move(fd), task.setup->localPortKept});
+    socket::setNoDelay(fd.get()),
+        events_.emplace_back(ConnectedEvent{task.id, std::move(fd), task.setup->localPortKept});
   forget(task);
 }
 

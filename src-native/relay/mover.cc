@@ -43,6 +43,12 @@ Moved moved(ssize_t result, bool spliced) {
   return {.bytes = static_cast<std::size_t>(result), .spliced = spliced};
 }
 
+// A worker that is told to go gives ECANCELED.
+Moved movedByPoller(int result) {
+  if (result < 0) return {.error = result == -ECANCELED ? EINTR : -result};
+  return {.bytes = static_cast<std::size_t>(result), .spliced = true};
+}
+
 }  // namespace
 
 Mover::Mover(Engine engine, std::vector<std::byte> preface) : engine_(engine) {
@@ -63,15 +69,15 @@ Cargo& Mover::cargo(Workspace& workspace) {
 // ---- from the one socket --------------------------------------------------------------------------------------------
 
 Moved Mover::take(int from, Workspace& workspace) {
-  return streaming_ && engine_ == Engine::splice ? takeSplicing(from, workspace) : takeCopying(from, workspace);
+  return streaming_ && engine_ != Engine::copy ? takeSplicing(from, workspace) : takeCopying(from, workspace);
 }
 
 Moved Mover::takeSplicing(int from, Workspace& workspace) {
   std::optional<Pipe> pipe = workspace.pipes.borrow();
   if (!pipe) return takeCopying(from, workspace);
   const std::size_t room = std::min(pipe->capacity, workspace.bytesPerTurn());
-  Moved result =
-      moved(untilUninterrupted([&] { return splice(from, nullptr, pipe->in.get(), nullptr, room, spliceFlags); }), true);
+  Moved result = moved(
+      untilUninterrupted([&] { return splice(from, nullptr, pipe->in.get(), nullptr, room, spliceFlags); }), true);
   if (result.bytes > 0) {
     // A pipe is full when its slots (one a page) are used up, and a slot holds at least one byte: with fewer bytes than
     // slots it was the socket that had no more.
@@ -142,9 +148,14 @@ Moved Mover::giveSpliced(int to, Workspace& workspace) {
                                return splice(cargo.pipe->out.get(), nullptr, to, nullptr, cargo.inPipe, spliceFlags);
                              }),
                              true);
+  return noteSpliced(result, workspace);
+}
+
+Moved Mover::noteSpliced(Moved result, Workspace& workspace) {
+  Cargo& cargo = *cargo_;
   if (spliceRefused(result.error) && emptyPipeIntoHeld(workspace)) {
     engine_ = Engine::copy;
-    return giveCopied(to);
+    return {.error = EINTR};  // again, in the other way
   }
   if (result.end()) return {.error = EAGAIN};
   cargo.inPipe -= result.bytes;
@@ -176,12 +187,51 @@ Moved Mover::giveReceived(int to, bool last, Workspace& workspace) {
 
 bool Mover::giveToPoller(int to, Watch& watch, Workspace& workspace) {
   Cargo& cargo = *cargo_;
+  if (cargo.inPipe > 0)
+    return cargo.splicing = engine_ == Engine::ringSplice &&
+                            workspace.poller.splice(cargo.pipe->out.get(), to, cargo.inPipe, watch, true);
   const bool lone = cargo.receivedFrom + 1 == cargo.received.size() && cargo.heldFrom == cargo.held.size();
   if (!lone ||
       !workspace.poller.send(to, watch, cargo.received[cargo.receivedFrom].bytes().subspan(cargo.receivedOffset)))
     return false;
   workspace.shortAt = workspace.turn;
   return cargo.sending = true;
+}
+
+bool Mover::takeByPoller(int from, Watch& watch, Workspace& workspace) {
+  if (engine_ != Engine::ringSplice || !streaming_) return false;
+  std::optional<Pipe> pipe = workspace.pipes.borrow();
+  if (!pipe) return false;
+  if (!workspace.poller.splice(from, pipe->in.get(), std::min(pipe->capacity, workspace.bytesPerTurn()), watch,
+                               false)) {
+    workspace.pipes.giveBack(std::move(*pipe));
+    return false;
+  }
+  Cargo& cargo = this->cargo(workspace);
+  cargo.pipe = std::move(pipe);
+  return cargo.splicing = true;
+}
+
+Moved Mover::taken(int result, Workspace& workspace) {
+  const Moved taken = movedByPoller(result);
+  cargo_->splicing = false;
+  cargo_->inPipe = taken.bytes;
+  if (taken.bytes > 0) {
+    noteRead(taken.bytes, cargo_->pipe->capacity);
+    return taken;
+  }
+  workspace.pipes.giveBack(*std::exchange(cargo_->pipe, std::nullopt));
+  workspace.takeBack(std::move(cargo_));
+  if (!spliceRefused(taken.error)) return taken;
+  engine_ = Engine::copy;
+  return {.error = EINTR};  // again, in the other way
+}
+
+Moved Mover::spliced(int result, Workspace& workspace) {
+  cargo_->splicing = false;
+  const Moved given = noteSpliced(movedByPoller(result), workspace);
+  if (cargo_->empty()) workspace.takeBack(std::move(cargo_));
+  return given;
 }
 
 void Mover::sent(std::size_t bytes, Workspace& workspace) {
@@ -204,6 +254,10 @@ void Cargo::forgetReceived(std::size_t bytes) {
 }
 
 void Mover::keep() {
+  if (cargo_ && !cargo_->inBuffer.empty()) {
+    const auto bytes = std::exchange(cargo_->inBuffer, {});
+    cargo_->held.assign(bytes.begin(), bytes.end());
+  }
   if (!cargo_ || cargo_->sending || cargo_->receivedFrom == cargo_->received.size()) return;
   Cargo& cargo = *cargo_;
   cargo.held.erase(cargo.held.begin(), cargo.held.begin() + static_cast<std::ptrdiff_t>(cargo.heldFrom));
@@ -252,6 +306,7 @@ bool Mover::emptyPipeIntoHeld(Workspace& workspace) {
 
 void Mover::drop(Workspace& workspace) {
   if (!cargo_) return;
+  if (cargo_->splicing) workspace.poller.finishSplicing();
   if (cargo_->pipe) workspace.pipes.discard(*std::exchange(cargo_->pipe, std::nullopt));
   cargo_.reset();
 }

@@ -16,7 +16,8 @@ namespace tproxy::relay {
 class Poller;
 struct Watch;
 
-enum class Engine { splice, copy };
+// How bulk is moved: by splice(2) here and now, by the poller's workers where it has any, or by recv and send.
+enum class Engine { splice, ringSplice, copy };
 
 // What is under way in one direction. A direction borrows it while it has any, so that an idle one costs no memory.
 struct Cargo {
@@ -28,7 +29,9 @@ struct Cargo {
   std::vector<Received> received;
   std::size_t receivedFrom = 0;
   std::size_t receivedOffset = 0;  // in the first of them
-  bool sending = false;            // the first of them, by the poller
+  // By the poller, until it tells what came of it:
+  bool sending = false;   // the first of the received
+  bool splicing = false;  // into the pipe, or, when there is something in it, out of it
 
   // So many of the received bytes, which are then gone.
   void forgetReceived(std::size_t bytes);
@@ -87,11 +90,16 @@ class Mover {
   Moved give(int to, bool last, Workspace& workspace);
   // Leaves a lone message to the poller, if it sends: until sent() nothing else is given.
   bool giveToPoller(int to, Watch& watch, Workspace& workspace);
-  bool sending() const { return cargo_ && cargo_->sending; }
   void sent(std::size_t bytes, Workspace& workspace);
+  // The same with a read; only when empty().
+  bool takeByPoller(int from, Watch& watch, Workspace& workspace);
+  Moved taken(int result, Workspace& workspace);
+  Moved spliced(int result, Workspace& workspace);
+  // Waits for the poller to tell.
+  bool busy() const { return cargo_ && (cargo_->sending || cargo_->splicing); }
   // The receiver is slower than the sender: read only as it takes it.
   void slowDown() { stream(true); }
-  // Frees the poller's buffers that could not be given.
+  // Frees the poller's buffers, and the shared one, of what could not be given.
   void keep();
   // Forgets the bytes.
   void drop(Workspace& workspace);
@@ -102,13 +110,14 @@ class Mover {
   void noteRead(std::size_t bytes, std::size_t room);
   void stream(bool streaming);
   Moved giveSpliced(int to, Workspace& workspace);
+  Moved noteSpliced(Moved result, Workspace& workspace);
   Moved giveReceived(int to, bool last, Workspace& workspace);
   Moved giveCopied(int to);
   bool emptyPipeIntoHeld(Workspace& workspace);
 
   Engine engine_;
   bool streaming_ = false;
-  std::uint8_t inARow_ = 0;  // full reads, or, while streaming, short ones
+  std::uint8_t inARow_ = 0;       // full reads, or, while streaming, short ones
   std::unique_ptr<Cargo> cargo_;  // only with something in it, but for within a call
 };
 

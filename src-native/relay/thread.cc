@@ -35,8 +35,7 @@ bool Thread::hasUring() {
   } catch (const socket::Error& refusal) {
     // Seccomp, sysctl kernel.io_uring_disabled, a kernel without it, or one before 6.1; no memory that may be locked.
     const int error = refusal.errnum();
-    if (error == EPERM || error == EACCES || error == ENOSYS || error == EINVAL || error == ENOMEM)
-      return false;
+    if (error == EPERM || error == EACCES || error == ENOSYS || error == EINVAL || error == ENOMEM) return false;
     throw;
   }
 }

@@ -115,7 +115,7 @@ function start(command: string[]): { child: ChildProcess; next(wanted: (line: Li
   };
 }
 
-for (const wanted of ['epoll', 'uring', 'copy'] satisfies Engine[]) {
+for (const wanted of ['epoll', 'uring', 'uring-splice', 'copy'] satisfies Engine[]) {
   const it = (what: string, body: () => Promise<void>) => testWith(wanted, what, body);
 
   it('64 MiB of random chunks both ways at once arrive byte for byte', async () => {
@@ -556,8 +556,7 @@ testWith('uring', 'looking again before sleeping costs nothing where it does not
 
 test('a refused upstream connection: the client is reset', async () => {
   const { port, counters } = relays.relayTo(1, engine);
-  const client = await dial(port);
-  assert.is(await endOf(client), 'ECONNRESET');
+  assert.is(await dialToEnd(port), 'ECONNRESET');
   const event = await relays.event('ended');
   assert.is(event.reason, 'error');
   assert.equal(event.failure, {
