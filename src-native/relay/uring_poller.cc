@@ -18,7 +18,7 @@ namespace {
 
 constexpr unsigned entries = 512;
 constexpr unsigned completions = 8 * entries;
-constexpr std::uint16_t bufferCount = 512;
+constexpr std::uint16_t bufferCount = 256;
 constexpr unsigned cqesPerTurn = 1024;
 constexpr auto spinTime = std::chrono::microseconds(60);
 
