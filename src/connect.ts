@@ -31,6 +31,9 @@ export interface ConnectTransparentOptions {
   readonly allowHalfOpen?: boolean;
 }
 
+/** `localPortKept`: whether a wanted localPort was had; with sourcePort `prefer` it may be another. */
+export type TransparentConnection = Socket & { readonly localPortKept?: boolean };
+
 const OPTIONS = [
   'address',
   'port',
@@ -50,7 +53,7 @@ const OPTIONS = [
  * The answers come back only if they are routed through this host and diverted to it: `intercept: {}` sees to the latter.
  * Needs CAP_NET_ADMIN or CAP_NET_RAW for a foreign address. See ip(7), IP_TRANSPARENT.
  */
-export function connectTransparent(options: ConnectTransparentOptions): Promise<Socket> {
+export function connectTransparent(options: ConnectTransparentOptions): Promise<TransparentConnection> {
   checkOptions('connectTransparent options', options, OPTIONS);
   const { netns, signal, allowHalfOpen = false, mark = ownMark(options.netns), ...rest } = options;
   const connect = nativeConnectOptions({ ...rest, ...(mark !== undefined && { mark }) });
@@ -71,7 +74,8 @@ export function connectTransparent(options: ConnectTransparentOptions): Promise<
       signal?.removeEventListener('abort', abort);
       if (event.kind === 'connected') {
         const socket = new Socket({ fd: event.fd, readable: true, writable: true, allowHalfOpen });
-        if (!aborted) return resolve(socket);
+        const { localPortKept } = event;
+        if (!aborted) return resolve(localPortKept === undefined ? socket : Object.assign(socket, { localPortKept }));
         socket.destroy();
       }
       reject(

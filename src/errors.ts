@@ -122,6 +122,11 @@ export function checkMilliseconds(name: string, value: unknown): void {
   if (!(Number.isFinite(value) && value >= 0)) throw outOfRange(name, 'a time in milliseconds', value);
 }
 
+/** systemd has not passed the socket that is wanted. */
+export function noPassedSocket(message: string): Error {
+  return coded(new Error(message), 'ERR_TPROXY_NO_PASSED_SOCKET');
+}
+
 /** The command was called as it cannot be. */
 export function usageError(message: string): TypeError {
   return coded(new TypeError(message), 'ERR_TPROXY_USAGE');
@@ -189,6 +194,7 @@ function netlinkRemedy({ code, request }: NetlinkFailure): string | undefined {
 }
 
 function socketRemedy({ code, syscall, address, port }: SocketFailure): string | undefined {
+  const routeGet = `ip route get ${address ?? ''}`.trim();
   if (code === 'EPERM' && /TRANSPARENT|SO_MARK/.test(syscall))
     return 'Transparent sockets need CAP_NET_ADMIN or CAP_NET_RAW (systemd: AmbientCapabilities=CAP_NET_ADMIN).';
   if (code === 'EACCES' && syscall === 'bind') return 'Ports below 1024 need CAP_NET_BIND_SERVICE.';
@@ -196,12 +202,17 @@ function socketRemedy({ code, syscall, address, port }: SocketFailure): string |
   if (code === 'ENOENT' && syscall.startsWith('open'))
     return 'There is no such network namespace: see `ip netns list`.';
   if (code === 'EADDRINUSE')
-    return syscall === 'bind' ? `Another socket is bound there: see \`ss -lntp 'sport = :${port ?? 0}'\`.` : undefined;
+    return syscall === 'bind'
+      ? `Another socket is bound there: see \`ss -antp 'sport = :${port ?? 0}'\`. With sourcePort 'prefer' another port is taken then.`
+      : undefined;
   if (code === 'EADDRNOTAVAIL')
     return address && syscall === 'bind'
       ? 'A foreign address can only be bound by a transparent socket.'
       : 'No free port is left for this source and destination (net.ipv4.ip_local_port_range), or the wanted one is in use by the same pair.';
-  if (code === 'ENETUNREACH') return 'There is no route to it from this source address: see `ip route get`.';
+  if (code === 'ENETUNREACH') return `There is no route to it: see \`${routeGet}\`.`;
+  if (code === 'EHOSTUNREACH' && syscall === 'connect')
+    return `Nobody on the link has the address of the next hop (see \`ip neigh\`), or the route is of type unreachable (see \`${routeGet}\`).`;
+  if (code === 'EACCES' && syscall === 'connect') return `The route is of type prohibit: see \`${routeGet}\`.`;
   if (code === 'ETIMEDOUT' && syscall === 'connect')
     return 'Nobody answered. If the source address is foreign, the answers must be routed back through this host and diverted to it: install the rules (intercept: {}).';
   return undefined;

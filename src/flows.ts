@@ -17,6 +17,10 @@ export interface FlowOptions {
   readonly thread: RelayThread;
   /** `true`: relay everything to its original destination, from its client's address. */
   readonly decide: true | Decide;
+  /** Conntrack knows where the clients meant to go. */
+  readonly redirected: boolean;
+  /** Whose address the servers see where no decision says so; `proxy`: no decision may say otherwise. */
+  readonly from: 'client' | 'proxy';
   readonly engine: Engine;
   /** Totals of all its connections. */
   readonly counters: BigUint64Array;
@@ -43,8 +47,9 @@ export function acceptFlows(options: FlowOptions): Acceptor {
   const id = thread.native.accept({
     fd,
     decide: decide !== true,
+    redirected: options.redirected,
     engine,
-    upstream: { from: 'client', ...upstream },
+    upstream: { from: options.from, ...upstream },
     counters,
     ...limits,
   });
@@ -139,12 +144,18 @@ function carryOut(
 }
 
 function relayDecision(
-  { engine, limits, upstream }: FlowOptions,
+  { engine, limits, upstream, from: usual }: FlowOptions,
   flow: Flow,
   decision: Extract<RelayDecision, { kind: 'relay' }>,
 ): NativeDecision {
   checkOptions('a relay decision', decision, ['kind', 'to', 'from', 'sourcePort']);
-  const { to = flow.originalDestination, from = 'client', sourcePort } = decision;
+  const { to = flow.originalDestination, from = usual, sourcePort } = decision;
+  if (usual === 'proxy' && from !== 'proxy')
+    throw invalidValue(
+      "a decision's from",
+      "'proxy' with mode 'redirect': answers to foreign addresses are not brought here",
+      from,
+    );
   const source = from === 'client' ? flow.source : from === 'proxy' ? undefined : from;
   const connect = nativeConnectOptions({
     address: to.address,

@@ -176,8 +176,8 @@ function checkSocket(name: string, socket: Socket): void {
 }
 
 /** Node has no public way from a Socket to its descriptor; the handle's `fd` is what everybody uses, and only we do here. */
-function descriptorOf(socket: Socket): number | undefined {
-  const fd = (socket as unknown as { _handle?: { fd?: number } })._handle?.fd;
+export function descriptorOf(socket: Socket): number | undefined {
+  const fd = (socket as unknown as { _handle?: { fd?: number } } | undefined)?._handle?.fd;
   return fd !== undefined && fd >= 0 ? fd : undefined;
 }
 

@@ -5,20 +5,25 @@
 import { EventEmitter } from 'node:events';
 import { type AddressInfo, createServer, isIP, type Server, type ServerOpts, Socket } from 'node:net';
 import { checkPort } from './connect.js';
+import { originalDestination } from './destination.js';
 import { checkMilliseconds, checkOptions, invalidType, invalidValue, outOfRange } from './errors.js';
 import { type Acceptor, acceptFlows } from './flows.js';
 import { type InstalledRules, installIntercept } from './intercept/install.js';
 import { OWN_KEEPALIVE_MS } from './intercept/named-sets.js';
 import { planIntercept } from './intercept/plan.js';
+import { parsePorts } from './intercept/ranges.js';
+import { shareDivert } from './intercept/shared.js';
 import { Counter, type NativeRelayLimits, native } from './native.js';
 import { bytes, chooseEngine, LIMITS, limits, newCounters, type Relay, type RelayLimits, setOwner } from './relay.js';
-import { relayThread } from './thread.js';
+import { passedListener } from './systemd.js';
+import { relayThread, startBroker } from './thread.js';
 import type { Endpoint, Engine, Flow, InterceptOptions, RelayDecision, RelayStats, RepairReport } from './types.js';
 
 export interface TransparentServerOptions extends ServerOpts, RelayLimits {
   /**
    * The rules that bring connections here: live from 'listening' to 'close'. `{}` installs the divert part alone, for
-   * listeners on foreign addresses. Omitted: the administrator's own rules deliver.
+   * listeners on foreign addresses, and once for all of them in this process. Omitted: the administrator's own rules deliver
+   * (TPROXY, REDIRECT or DNAT).
    */
   readonly intercept?: InterceptOptions;
   /**
@@ -28,6 +33,12 @@ export interface TransparentServerOptions extends ServerOpts, RelayLimits {
   readonly relay?: true | ((flow: Flow) => RelayDecision | Promise<RelayDecision>);
   /** Path of the network namespace to work in, e.g. /run/netns/router. */
   readonly netns?: string;
+  /**
+   * `broker`: a small child process keeps the privileges that this process has at 'listening', until 'close', and opens the
+   * foreign sockets of its relays and of connectTransparent. So the process itself can give them up (`process.setgid`,
+   * `process.setuid`). Rules are not repaired then, and their sets not changed any more; they go with the server as ever.
+   */
+  readonly privileges?: 'own' | 'broker';
   readonly engine?: Engine | 'auto';
   /**
    * With `relay`: so many threads accept (SO_REUSEPORT) and relay, each connection on one of them. Default 1, which measured
@@ -44,8 +55,14 @@ export interface TransparentServerOptions extends ServerOpts, RelayLimits {
 export type TransparentSocket = Socket & { readonly originalDestination: Endpoint };
 
 export interface ListenOptions {
-  readonly port?: number;
+  /** 0: any free one. A range, '40000-40100': the first of it that is free. */
+  readonly port?: number | string;
   readonly host?: string;
+  /**
+   * Instead of port and host: the socket that systemd has opened, by its FileDescriptorName= (default: the name of its unit),
+   * or `true` for the only one. It needs Transparent=yes, and then this process no capability.
+   */
+  readonly systemd?: string | true;
   readonly backlog?: number;
   readonly ipv6Only?: boolean;
   readonly reusePort?: boolean;
@@ -68,6 +85,7 @@ const OPTIONS = [
   'intercept',
   'relay',
   'netns',
+  'privileges',
   'engine',
   'threads',
   'drainTimeoutMs',
@@ -119,12 +137,15 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
   /** Connections that the rules must outlive: sockets, and relays made of them. */
   #open = 0;
   #whenDrained: (() => void) | undefined;
+  /** What ends with the server, last first. */
+  #endings: (() => Promise<void> | void)[] = [];
 
   constructor(options: TransparentServerOptions, listener?: (socket: TransparentSocket) => void) {
     super();
     if (typeof options !== 'object' || options === null) throw invalidType('options', 'an object', options);
     checkOptions('createTransparentServer options', options, OPTIONS);
-    const { relay, intercept } = options;
+    const { relay, intercept, privileges = 'own' } = options;
+    if (!['own', 'broker'].includes(privileges)) throw invalidValue('privileges', "'own' or 'broker'", privileges);
     if (relay !== undefined && relay !== true && typeof relay !== 'function')
       throw invalidType('relay', 'true or a function', relay);
     if (listener !== undefined && typeof listener !== 'function') throw invalidType('listener', 'a function', listener);
@@ -162,9 +183,14 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
         ? first
         : { port: first, ...(typeof host === 'string' && { host }), ...(typeof backlog === 'number' && { backlog }) }
     ) as ListenOptions;
-    checkPort('port', options.port ?? 0, 0);
+    const { intercept } = this.#options;
+    if (options.systemd !== undefined && (options.port ?? options.host) !== undefined)
+      throw invalidValue('systemd', 'given without port and host: they are those of the socket', options.systemd);
+    portsOf(options);
     if (options.host !== undefined && isIP(options.host) === 0)
       throw invalidValue('host', 'an IP address (names are not looked up)', options.host);
+    if (intercept)
+      planIntercept({ ...intercept, port: 1, ...(!isWildcard(options.host) && { address: options.host }) });
     if (listener) this.once('listening', listener);
     options.signal?.addEventListener('abort', () => this.close(), { once: true });
     this.#state = 'starting';
@@ -238,30 +264,58 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
   // ---- start and stop ---------------------------------------------------------------------------------------------------
 
   async #start(options: ListenOptions): Promise<void> {
-    const { intercept, netns, relay } = this.#options;
+    const { relay, netns, privileges, threads = 1 } = this.#options;
     const fds = this.#openListeners(options);
     try {
       const address = native.socketAddress(fds[0] as number);
-      const wildcard = options.host === undefined || options.host === '0.0.0.0' || options.host === '::';
-      if (intercept)
-        this.rules = await installIntercept({
-          ...intercept,
-          port: address.port,
-          ...(!wildcard && { address: address.address }),
-          ...(netns !== undefined && { netns }),
-        });
-      this.rules?.on('repaired', (report) => this.emit('repaired', report));
-      this.rules?.on('error', (error) => this.emit('error', error));
+      await this.#install(address);
       this.#acceptor =
-        relay === undefined ? await this.#acceptInNode(fds.pop() as number) : this.#acceptInThreads(fds, relay);
+        relay === undefined
+          ? await this.#acceptInNode(fds.pop() as number, options.backlog)
+          : this.#acceptInThreads(fds, relay);
+      if (privileges === 'broker') this.#endings.push(startBroker({ netns, engine: this.#engine, threads }));
       this.#address = address;
     } catch (error) {
       for (const fd of fds) native.closeDescriptor(fd);
-      await this.rules?.uninstall();
-      this.rules = undefined;
+      await this.#end();
       throw error;
     }
     if (!this.#referenced) this.#acceptor.unref();
+  }
+
+  async #install({ address, port }: Endpoint): Promise<void> {
+    const { intercept, netns } = this.#options;
+    if (!intercept) return;
+    const options = {
+      ...intercept,
+      port,
+      ...(!isWildcard(address) && { address }),
+      ...(netns !== undefined && { netns }),
+    };
+    const divertsOnly = intercept.tcp === undefined && intercept.udp === undefined;
+    let uninstall: () => Promise<void>;
+    if (divertsOnly) {
+      const shared = await shareDivert(options);
+      this.rules = shared.rules;
+      uninstall = shared.release;
+    } else {
+      const rules = await installIntercept(options);
+      this.rules = rules;
+      uninstall = () => rules.uninstall();
+    }
+    const { rules } = this;
+    const repaired = (report: RepairReport) => this.emit('repaired', report);
+    const failed = (error: Error) => this.emit('error', error);
+    rules.setMaxListeners(0).on('repaired', repaired).on('error', failed);
+    this.#endings.push(async () => {
+      rules.off('repaired', repaired).off('error', failed);
+      this.rules = undefined;
+      await uninstall();
+    });
+  }
+
+  async #end(): Promise<void> {
+    for (const end of this.#endings.splice(0).reverse()) await end();
   }
 
   #started(): void {
@@ -277,6 +331,8 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
   /** One for each thread, all on the same port. */
   #openListeners(options: ListenOptions): number[] {
     const { threads = 1 } = this.#options;
+    if (threads > 1 && options.systemd !== undefined)
+      throw invalidValue('threads', '1 with a socket that systemd has opened', threads);
     const fds: number[] = [];
     try {
       fds.push(this.#openListener({ ...options, ...(threads > 1 && { reusePort: true }) }));
@@ -289,18 +345,23 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
     }
   }
 
-  #openListener({ host, port = 0, backlog = BACKLOG, ipv6Only = false, reusePort = false }: ListenOptions): number {
+  #openListener(options: ListenOptions): number {
+    const { host, systemd, backlog = BACKLOG, ipv6Only = false, reusePort = false } = options;
     const { netns, intercept } = this.#options;
+    const transparent = intercept?.mode !== 'redirect';
+    if (systemd !== undefined) return passedListener(systemd, { transparent });
     const open = (address: string) =>
-      native.openListener({
-        address,
-        port,
-        backlog,
-        transparent: true,
-        v6Only: ipv6Only,
-        reusePort,
-        ...(netns !== undefined && { netns }),
-      });
+      firstFree(portsOf(options), (port) =>
+        native.openListener({
+          address,
+          port,
+          backlog,
+          transparent,
+          v6Only: ipv6Only,
+          reusePort,
+          ...(netns !== undefined && { netns }),
+        }),
+      );
     if (host !== undefined) return open(host);
     if (intercept?.families && !intercept.families.includes('ipv6')) return open('0.0.0.0');
     try {
@@ -316,11 +377,10 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
     this.#acceptor?.stop(() => {
       const finish = async () => {
         try {
-          await this.rules?.uninstall();
+          await this.#end();
         } catch (error) {
           this.emit('error', error as Error);
         }
-        this.rules = undefined;
         this.#acceptor = undefined;
         this.#address = undefined;
         this.#state = 'idle';
@@ -348,15 +408,22 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
     return this.#options.intercept?.ownHost !== undefined;
   }
 
+  /** Connections may have been brought here by REDIRECT or DNAT. */
+  get #redirected(): boolean {
+    const { intercept } = this.#options;
+    return intercept === undefined || intercept.mode === 'redirect';
+  }
+
   // ---- accepted by Node: sockets ----------------------------------------------------------------------------------------
 
-  #acceptInNode(fd: number): Promise<Acceptor> {
+  #acceptInNode(fd: number, backlog = BACKLOG): Promise<Acceptor> {
     const server: Server = createServer(this.#options);
     server.on('connection', (socket) => this.#handOver(socket));
     server.on('drop', (data) => this.emit('drop', data));
     return new Promise((resolve, reject) => {
       server.once('error', reject);
-      server.listen({ fd }, () => {
+      // Node listens again, and takes the backlog from here only.
+      (server.listen as (options: object, backlog: number, listening: () => void) => void)({ fd }, backlog, () => {
         server.off('error', reject);
         server.on('error', (error) => this.emit('error', error));
         resolve({ stop: (done) => server.close(done), ref: () => server.ref(), unref: () => server.unref() });
@@ -365,8 +432,10 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
   }
 
   #handOver(socket: Socket): void {
-    const originalDestination = endpointOf(socket.localAddress ?? '', socket.localPort ?? 0);
-    Object.defineProperty(socket, 'originalDestination', { value: originalDestination, enumerable: true });
+    const { from: _, ...destination } = this.#redirected
+      ? originalDestination(socket)
+      : { ...endpointOf(socket.localAddress ?? '', socket.localPort ?? 0), from: 'sockname' };
+    Object.defineProperty(socket, 'originalDestination', { value: destination, enumerable: true });
     const { keepAliveInitialDelay: delay = OWN_KEEPALIVE_MS } = this.#options;
     if (this.#ownHost) socket.setKeepAlive(true, Math.min(delay, OWN_KEEPALIVE_MS));
     const release = this.#retain();
@@ -405,11 +474,13 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
 
   #acceptInThread(fd: number, index: number, decide: NonNullable<TransparentServerOptions['relay']>): Acceptor {
     const { netns, connectTimeoutMs, drainTimeoutMs, allowHalfOpen = false, pauseOnConnect = false } = this.#options;
-    const mark = this.rules?.plan.socketMark;
+    const mark = this.rules?.plan.socketMark || undefined;
     return acceptFlows({
       fd,
       thread: relayThread({ netns, engine: this.#engine, index }),
       decide,
+      redirected: this.#redirected,
+      from: this.#options.intercept?.mode === 'redirect' ? 'proxy' : 'client',
       engine: this.#engine,
       counters: this.#counters,
       limits: {
@@ -436,4 +507,28 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
 function endpointOf(address: string, port: number): Endpoint {
   const plain = address.startsWith('::ffff:') && isIP(address.slice(7)) === 4 ? address.slice(7) : address;
   return { family: isIP(plain) === 4 ? 'ipv4' : 'ipv6', address: plain, port };
+}
+
+const isWildcard = (host: string | undefined): host is '0.0.0.0' | '::' | undefined =>
+  host === undefined || host === '0.0.0.0' || host === '::';
+
+/** From the first to the last that may be tried. */
+function portsOf({ port = 0 }: ListenOptions): { first: number; last: number } {
+  if (typeof port === 'number') {
+    checkPort('port', port, 0);
+    return { first: port, last: port };
+  }
+  const [range, more] = parsePorts('port', [port]);
+  if (!range || more) throw invalidValue('port', "a port or a range such as '40000-40100'", port);
+  return { first: Number(range.start), last: Number(range.end) };
+}
+
+function firstFree({ first, last }: { first: number; last: number }, open: (port: number) => number): number {
+  for (let port = first; ; port++) {
+    try {
+      return open(port);
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== 'EADDRINUSE' || port >= last) throw error;
+    }
+  }
 }

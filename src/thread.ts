@@ -13,6 +13,7 @@ export class RelayThread {
   readonly #handlers = new Map<number, Handler>();
   readonly #whenIdle: () => void;
   #holds = 0;
+  #brokerUsers = 0;
 
   /** `whenIdle` is called each time that nothing is under way any more. */
   constructor(options: ConstructorParameters<typeof native.RelayThread>[0], whenIdle: () => void) {
@@ -33,7 +34,7 @@ export class RelayThread {
   }
 
   get idle(): boolean {
-    return this.#holds === 0;
+    return this.#holds === 0 && this.#brokerUsers === 0;
   }
 
   /** Keeps the process alive until the function it gives is called. */
@@ -46,6 +47,17 @@ export class RelayThread {
       if (--this.#holds > 0) return;
       this.native.unref();
       this.#whenIdle();
+    };
+  }
+
+  /** Sockets that this process may not open (any more) come from a child process with the privileges it has now. */
+  startBroker(): () => void {
+    if (this.#brokerUsers === 0) this.native.startBroker();
+    this.#brokerUsers++;
+    return () => {
+      if (--this.#brokerUsers > 0) return;
+      this.native.stopBroker();
+      if (this.idle) this.#whenIdle();
     };
   }
 
@@ -100,4 +112,22 @@ function namespaceOf(netns: string | undefined): string {
   if (netns === undefined) return '';
   const status = statSync(netns, { bigint: true, throwIfNoEntry: false });
   return status ? `${status.dev}:${status.ino}` : netns; // a missing one is told by whoever opens it
+}
+
+/** A broker for a server's relays, and for what connectTransparent connects in its namespace. Ends with what it gives. */
+export function startBroker({
+  netns,
+  engine,
+  threads,
+}: {
+  netns?: string | undefined;
+  engine: Engine;
+  threads: number;
+}): () => void {
+  const served = new Set([relayThread({ netns })]);
+  for (let index = 0; index < threads; index++) served.add(relayThread({ netns, engine, index }));
+  const ends = [...served].map((thread) => thread.startBroker());
+  return () => {
+    for (const end of ends) end();
+  };
 }

@@ -67,6 +67,19 @@ export interface InterceptOptions {
   readonly families?: readonly Family[];
   /** What happens to matching traffic while nobody listens: it passes unproxied (`open`, default) or is dropped (`closed`). */
   readonly onDown?: 'open' | 'closed';
+  /**
+   * `tproxy` (default). `redirect`: nat REDIRECT, for hosts without tproxy and socket matches: TCP only, and nothing foreign:
+   * connections come to a wildcard listener, and go on from this host's own address. What nobody accepts is refused, and
+   * connections of this host itself are not intercepted.
+   */
+  readonly mode?: 'tproxy' | 'redirect';
+  /**
+   * A conntrack zone (1 to 65535) for the clients' side of each connection: for a proxy that connects from its client's
+   * address and port (`sourcePort: 'preserve'`), on a host that uses conntrack (NAT, a stateful firewall). Both sides are then
+   * one connection to conntrack, which drops or never masquerades it; the zone keeps them apart. `auto`: 84 where the rules
+   * of this host use conntrack when it is installed. Default: none.
+   */
+  readonly zone?: number | 'auto';
   /** Two adjacent free mark bits and the value in them that means "deliver here". Default: chosen free on this host. */
   readonly fwmark?: Fwmark;
   /** Routing table of our own. Default: 100, or the next free one. */

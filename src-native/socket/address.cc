@@ -115,9 +115,13 @@ OriginalDestination originalDestination(int fd) {
   if (getsockopt(fd, v4 ? SOL_IP : SOL_IPV6, v4 ? SO_ORIGINAL_DST : IP6T_SO_ORIGINAL_DST, &storage, &size) < 0)
     return {local, false};
   const Address known(storage);
+  if (known == local) return {local, false};
   // The client itself: of a connection whose first packet was not tracked (`notrack`), conntrack takes the answer for the
-  // beginning.
-  if (known == local || known == peerAddress(fd)) return {local, false};
+  // beginning. A client that is gone already has no name any more.
+  sockaddr_storage peer{};
+  socklen_t peerSize = sizeof peer;
+  if (getpeername(fd, reinterpret_cast<sockaddr*>(&peer), &peerSize) == 0 && known == Address(peer))
+    return {local, false};
   return {known, true};
 }
 

@@ -144,11 +144,27 @@ export const interceptOptions: readonly InterceptOption[] = [
     help: 'The address where the proxy listens, if it is one only (such as 127.0.0.1). Only its family is intercepted. Default: any.',
   },
   {
+    flag: 'mode',
+    argument: 'MODE',
+    key: 'mode',
+    read: text,
+    help: 'tproxy, or redirect: nat REDIRECT, for hosts without TPROXY. The proxy then asks SO_ORIGINAL_DST, listens on every address, and connects from its own; TCP only. Default: tproxy.',
+    complete: ['tproxy', 'redirect'],
+  },
+  {
+    flag: 'zone',
+    argument: 'ZONE',
+    key: 'zone',
+    read: number,
+    help: 'A conntrack zone for the side of the clients, 1 to 65535, or auto (84 where the rules of this host use conntrack): for a proxy that connects from the very port of its client. Default: none.',
+    complete: ['auto'],
+  },
+  {
     flag: 'on-down',
     argument: 'WHAT',
     key: 'onDown',
     read: text,
-    help: 'What happens to matching traffic while nobody listens: open lets it pass unproxied, closed drops it. Default: open.',
+    help: 'What happens to matching traffic while nobody listens: open lets it pass unproxied, closed drops it. Default: open; with --mode redirect it is refused.',
     complete: ['open', 'closed'],
   },
   {

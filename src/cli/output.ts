@@ -17,6 +17,7 @@ export interface Routing {
   readonly port?: number;
   readonly address?: string;
   readonly nftTable: string;
+  readonly mode: 'tproxy' | 'redirect';
   readonly fwmark: Fwmark;
   readonly table: number;
   readonly priority: number;
@@ -27,14 +28,18 @@ export function rows(pairs: readonly (readonly [string, string])[]): string {
   return pairs.map(([what, how]) => `  ${what.padEnd(15)} ${how}\n`).join('');
 }
 
-export function routingRows({ families, port, address, nftTable, fwmark, table, priority }: Routing) {
+export function routingRows({ mode, families, port, address, nftTable, fwmark, table, priority }: Routing) {
   const host = address?.includes(':') ? `[${address}]` : (address ?? '');
   return [
     ['delivers to', port === undefined ? 'transparent sockets' : `${host}:${port} (${families.join(', ')})`],
     ['nf_tables', `table inet ${nftTable}`],
-    ['fwmark', fwmarkText(fwmark)],
-    ['routing table', String(table)],
-    ['priorities', `${priority} to ${priority + 3}`],
+    ...(mode === 'redirect'
+      ? ([['mode', mode]] as const)
+      : ([
+          ['fwmark', fwmarkText(fwmark)],
+          ['routing table', String(table)],
+          ['priorities', `${priority} to ${priority + 3}`],
+        ] as const)),
   ] as const;
 }
 

@@ -39,10 +39,21 @@ export const up: Verb = {
       ...netnsOf(values),
       lifetime: 'permanent',
     });
-    const { name, nftTable, families, port, address, onDown, fwmark, table, priority } = plan;
+    const { name, mode, nftTable, families, port, address, onDown, fwmark, table, priority } = plan;
     print(
       values,
-      { name, nftTable, families, port, ...(address !== undefined && { address }), onDown, fwmark, table, priority },
+      {
+        name,
+        mode,
+        nftTable,
+        families,
+        port,
+        ...(address !== undefined && { address }),
+        onDown,
+        fwmark,
+        table,
+        priority,
+      },
       `${name}: up\n${rows(routingRows(plan))}`,
     );
     return 0;

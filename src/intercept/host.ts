@@ -86,16 +86,28 @@ export async function completeOptions(kernel: Kernel, host: HostState, options: 
     Array.from({ length: PRIORITIES }, (_, index) => ({ fwmark, table, priority: priority + index })),
   );
   const rules = [...host.rules, ...claimed];
-  const priority = freePriority(rules, options.priority);
+  if (options.mode === 'redirect') return { ...options, families };
+  const { zone, ...rest } = options;
   return {
-    ...options,
+    ...rest,
+    ...(zone !== undefined && (zone !== 'auto' || (await usesConntrack(kernel))) && { zone }),
     ids: lookUpIds(options.ownHost),
     families,
-    priority,
+    priority: freePriority(rules, options.priority),
     fwmark: freeFwmark({ ...host, rules }, options.fwmark),
     table: await freeTable(kernel, rules, options.table),
   };
 }
+
+/** Whether the host's rules (also iptables', nft variant) make the kernel track connections. */
+async function usesConntrack({ nftables }: Kernel): Promise<boolean> {
+  if ((await nftables.list('chain')).some(({ type }) => type === 'nat')) return true;
+  return (await nftables.list('rule')).some(({ expressions }) =>
+    expressions.some((each) => each.kind === 'ct' || ('name' in each && CONNTRACK_NAMES.test(each.name))),
+  );
+}
+/** Of expressions, and of iptables' matches and targets. */
+const CONNTRACK_NAMES = /^(flow_offload|connlimit|synproxy|conntrack|state|connmark|connbytes|CONNMARK|CT|SYNPROXY)$/;
 
 /** The families that the loopback interface speaks: IPv6 may be disabled. */
 async function familiesOf({ route }: Kernel): Promise<Family[]> {

@@ -168,7 +168,7 @@ async function claim(kernel: Kernel, plan: Plan, { generation }: HostState): Pro
 }
 
 /** Gives what ends the guard. */
-async function apply(kernel: Kernel, plan: Plan, host: HostState): Promise<() => void> {
+async function apply(kernel: Kernel, plan: Plan, host: HostState): Promise<EndGuard> {
   const { route, nftables } = kernel;
   const table = tableObject(plan);
   const undo: (() => Promise<unknown>)[] = [];
@@ -200,9 +200,10 @@ async function apply(kernel: Kernel, plan: Plan, host: HostState): Promise<() =>
   }
 }
 
+type EndGuard = ReturnType<RouteSocket['guard']>;
 /** The table dies with this process by itself. A guard sees to it that the rules and routes do, too. */
-function startGuard(route: RouteSocket, plan: Plan): () => void {
-  if (plan.lifetime !== 'process') return () => {};
+function startGuard(route: RouteSocket, plan: Plan): EndGuard {
+  if (plan.lifetime !== 'process' || plan.rules.length === 0) return () => {};
   try {
     return route.guard([...plan.rules].reverse(), [...plan.routes].reverse());
   } catch (error) {
@@ -218,7 +219,7 @@ function startGuard(route: RouteSocket, plan: Plan): () => void {
 function installed(
   kernel: Kernel,
   initial: Plan,
-  endGuard: () => void,
+  endGuard: EndGuard,
   forgetMark: () => void,
   repair: boolean,
 ): InstalledRules {
@@ -236,7 +237,15 @@ function installed(
   // nobody takes what we have not removed yet for left over, or for free. One failure does not keep the others.
   const uninstall = async () => {
     await watch?.stop();
-    await ignoring(['ENOENT'], nftables.commit(emptied(table)));
+    try {
+      await ignoring(['ENOENT'], nftables.commit(emptied(table)));
+    } catch (error) {
+      if (plan.lifetime !== 'process' || !(error instanceof NetlinkError && error.code === 'EPERM')) throw error;
+      // This process has given up its privileges since. The table goes with its socket, and the guard has kept its own.
+      ended();
+      endGuard('work');
+      return;
+    }
     const failures: unknown[] = [];
     const attempt = (removed: Promise<void>) =>
       ignoring(['ENOENT', 'ESRCH'], removed).catch((error) => failures.push(error));
@@ -244,26 +253,31 @@ function installed(
     for (const each of [...plan.routes].reverse()) await attempt(route.routeDelete(each));
     if (failures.length > 0) throw failures[0];
     await ignoring(['ENOENT'], nftables.commit(remove));
-    atExit.delete(uninstallNow);
-    forgetMark();
     // If any of it failed, the guard tries once more in the end.
     endGuard();
+    ended();
+  };
+  const ended = () => {
+    atExit.delete(uninstallNow);
+    forgetMark();
     closeKernel(kernel);
   };
   const uninstallNow = () => {
     void watch?.stop();
+    let failed = false;
     const attempt = (what: () => void) => {
       try {
         what();
       } catch {
-        // The process ends: nobody is left to tell, and what could not be removed is reaped at the next start.
+        // The process ends: nobody is left to tell. The guard tries once more, and the next start reaps.
+        failed = true;
       }
     };
     attempt(() => nftables.commitSync(emptied(table)));
     for (const rule of [...plan.rules].reverse()) attempt(() => route.ruleDeleteSync(rule));
     for (const each of [...plan.routes].reverse()) attempt(() => route.routeDeleteSync(each));
     attempt(() => nftables.commitSync(remove));
-    endGuard();
+    if (!failed) endGuard();
   };
   if (plan.lifetime === 'process') onExit(uninstallNow);
 

@@ -9,9 +9,9 @@ import type { Family, Fwmark } from '../types.js';
 import { type Counters, commentOf, sumCounters } from './counters.js';
 import { claimOf, type HostState, type Kernel, lookAtHost, staleRules } from './host.js';
 import { closeKernel, emptied, ignoring, openKernel, reap, untilQuiet } from './install.js';
-import { type Routing, routingLosses } from './intact.js';
+import { routingLosses } from './intact.js';
 import type { Claim } from './nftables.js';
-import { localRoute, nameOfTable, policyRules, ROUTE_PROTOCOL } from './plan.js';
+import { nameOfTable, ROUTE_PROTOCOL, routingOf } from './plan.js';
 import { addressRange, formatRange, fromBytes, portRange, type RangeType, rangesOfElements } from './ranges.js';
 import { counted } from './ruleset.js';
 import { datatype } from './statement.js';
@@ -29,7 +29,9 @@ export interface Installed {
   readonly address?: string;
   /** Whether it intercepts what this host itself sends. */
   readonly ownHost: boolean;
+  readonly mode: 'tproxy' | 'redirect';
   readonly onDown: 'open' | 'closed';
+  /** With mode `redirect` there are no marks and policy rules: 0. */
   readonly fwmark: Fwmark;
   readonly table: number;
   /** First of the four. */
@@ -123,12 +125,6 @@ async function takeDown(kernel: Kernel, name: string): Promise<boolean> {
   return true;
 }
 
-/** What belongs to a claim. */
-const routingOf = (claim: Claim): Routing => ({
-  rules: claim.families.flatMap((family) => policyRules(family, claim)),
-  routes: claim.families.map((family) => localRoute(family, claim.table)),
-});
-
 async function emptyTable({ nftables }: Kernel, name: string): Promise<NftTable | undefined> {
   const tables = await nftables.list('table');
   const table = tables.find((each) => nameOfTable(each.name) === name && claimOf(each).length > 0);
@@ -182,6 +178,7 @@ async function describe(
   const sets = (await nftables.list('set', ofTable)).filter(({ flags }) => !flags?.includes('anonymous'));
   // What `onDown: 'closed'` adds may have come or gone since.
   const dropping = nftRules.filter((rule) => commentOf(rule) === counted.dropped).length;
+  const mode = claim.fwmark.mask === 0 ? 'redirect' : 'tproxy';
   const whole = claim.rules + dropping;
   const missing = [
     ...routingLosses(routingOf(claim), { rules, routes }).map(({ what }) => what),
@@ -195,7 +192,8 @@ async function describe(
     families: claim.families,
     ...listenerOf(nftRules),
     ownHost: claim.ownHost,
-    onDown: dropping > 0 ? 'closed' : 'open',
+    mode,
+    onDown: dropping > 0 || mode === 'redirect' ? 'closed' : 'open',
     fwmark: claim.fwmark,
     table: claim.table,
     priority: claim.priority,
@@ -216,17 +214,17 @@ async function describe(
   };
 }
 
-/** Where the table's tproxy expressions deliver to: port and address are loaded into registers before. */
+/** Where the table's tproxy or redir expressions deliver to: port and address are loaded into registers before. */
 function listenerOf(rules: readonly NftRule[]): { port?: number; address?: string } {
   for (const { expressions } of rules) {
-    const tproxy = expressions.find((each) => each.kind === 'tproxy');
-    if (!tproxy) continue;
+    const target = expressions.find((each) => each.kind === 'tproxy' || each.kind === 'redir');
+    if (!target) continue;
     const loaded = (register: number | undefined) =>
       expressions.find((each): each is Extract<NftExpression, { kind: 'immediate' }> => {
         return each.kind === 'immediate' && each.dreg === register;
       })?.data;
-    const port = loaded(tproxy.regPort);
-    const address = tproxy.regAddr === undefined ? undefined : loaded(tproxy.regAddr);
+    const port = loaded(target.kind === 'tproxy' ? target.regPort : target.regProtoMin);
+    const address = target.kind === 'tproxy' && target.regAddr !== undefined ? loaded(target.regAddr) : undefined;
     return {
       ...(port && { port: Number(fromBytes(port)) }),
       ...(address && { address: addressText(address) }),

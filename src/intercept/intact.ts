@@ -22,6 +22,7 @@ export async function findLosses(kernel: Kernel, plan: Plan): Promise<Loss[]> {
 }
 
 export async function findRoutingLosses({ route }: Kernel, plan: Plan): Promise<Loss[]> {
+  if (plan.rules.length === 0) return [];
   const [rules, routes] = await Promise.all([route.ruleList(), route.routeList({ table: plan.table })]);
   return routingLosses(plan, { rules, routes });
 }
@@ -107,6 +108,8 @@ function rulesOf(rules: readonly NftRule[], chain: string): string {
 /** Without what changes by itself (counts) and what the kernel chooses (names of anonymous sets, ids for a batch alone). */
 function meaning(expression: NftExpression): unknown {
   if (expression.kind === 'counter') return expression.kind;
+  // The kernel tells a range of one port where none was given.
+  if (expression.kind === 'redir') return { regProtoMax: expression.regProtoMin, ...expression };
   if (!('set' in expression)) return expression;
   const { setId: _, set, ...rest } = expression;
   return { ...rest, set: set.replace(/^__set\d+$/, ANONYMOUS_SET) };

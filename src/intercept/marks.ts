@@ -8,6 +8,7 @@ const marks = new Map<string, Set<{ readonly mark: number }>>();
 
 /** Until the function it gives is called. */
 export function announceMark(netns: string | undefined, mark: number): () => void {
+  if (mark === 0) return () => {}; // nothing is marked
   const key = namespaceOf(netns);
   const entry = { mark };
   marks.set(key, (marks.get(key) ?? new Set()).add(entry));
@@ -26,7 +27,7 @@ export function ownMark(netns: string | undefined): number | undefined {
 }
 
 /** A namespace has many paths and one inode; the process's own has no path. */
-function namespaceOf(netns = '/proc/self/ns/net'): string {
+export function namespaceOf(netns = '/proc/self/ns/net'): string {
   const status = statSync(netns, { bigint: true, throwIfNoEntry: false });
   return status ? `${status.dev}:${status.ino}` : netns; // a missing one is told by whoever opens it
 }

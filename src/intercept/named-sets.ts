@@ -27,7 +27,7 @@ const OWN_SECONDS = 600;
 export const OWN_KEEPALIVE_MS = (OWN_SECONDS / 2) * 1000;
 
 export function namedSets(plan: PlanFacts): SetOfRules[] {
-  const { tcp, udp, from, to, exclude, interfaces, ownHost, families } = plan;
+  const { tcp, udp, from, to, exclude, interfaces, ownHost, zone, families } = plan;
   return [
     ...(tcp ? [portSet('tcp_ports', tcp)] : []),
     ...(udp ? [portSet('udp_ports', udp)] : []),
@@ -36,7 +36,7 @@ export function namedSets(plan: PlanFacts): SetOfRules[] {
     ...(to ? families.map((family) => prefixSet('to', family, to)) : []),
     ...(from ? families.map((family) => prefixSet('from', family, from)) : []),
     ...(interfaces ? [interfaceSet('interfaces', interfaces)] : []),
-    ...(tcp ? families.map((family) => flowSet('flows', family, FLOW_SECONDS)) : []),
+    ...(tcp || zone !== undefined ? families.map((family) => flowSet('flows', family, FLOW_SECONDS)) : []),
     ...(tcp && ownHost ? families.map((family) => flowSet('own', family, OWN_SECONDS)) : []),
   ];
 }

@@ -20,6 +20,7 @@ const DEFAULT_TABLE = 100;
 const DEFAULT_PRIORITY = 97;
 /** Policy rules take this many consecutive priorities. */
 export const PRIORITIES = 4;
+const DEFAULT_ZONE = 84;
 
 export type PrefixRanges = Readonly<Record<Family, readonly Range[]>>;
 
@@ -60,9 +61,12 @@ export interface Plan {
   readonly exclude: { readonly from: PrefixRanges; readonly to: PrefixRanges };
   readonly interfaces?: readonly string[];
   readonly ownHost?: OwnHost;
+  readonly mode: 'tproxy' | 'redirect';
+  /** Conntrack zone of the clients' side. */
+  readonly zone?: number;
   readonly onDown: 'open' | 'closed';
   readonly lifetime: 'process' | 'permanent';
-  /** "Deliver here." Its value is also the mark for UDP sockets that answer from a foreign address. */
+  /** With mode `redirect` there are no marks, policy rules and routes: this and the numbers of them are 0. "Deliver here." Its value is also the mark for UDP sockets that answer from a foreign address. */
   readonly fwmark: Fwmark;
   /**
    * The mark (SO_MARK) of the proxy's own connections and questions: all bits of the mask. By it they are not intercepted
@@ -96,6 +100,8 @@ const OPTIONS = [
   'interfaces',
   'ownHost',
   'families',
+  'mode',
+  'zone',
   'onDown',
   'fwmark',
   'table',
@@ -118,10 +124,9 @@ export function planIntercept(options: PlanOptions): Plan {
   // The kernel takes names of up to 255 bytes; whoever types one in a shell is glad of a plain alphabet.
   if (typeof name !== 'string' || !/^[A-Za-z0-9_.-]{1,64}$/.test(name))
     throw invalidValue('name', 'of letters, digits, `_`, `.` and `-`, at most 64', name);
-  const fwmark = parseFwmark(options.fwmark ?? DEFAULT_FWMARK);
-  const table = integer('table', options.table ?? DEFAULT_TABLE, 1, 0xffffffff);
-  if (table >= 253 && table <= 255) throw outOfRange('table', 'none of 253, 254, 255 (default, main, local)', table);
-  const priority = integer('priority', options.priority ?? DEFAULT_PRIORITY, 1, 32766 - PRIORITIES);
+  const mode = oneOf('mode', options.mode ?? 'tproxy', ['tproxy', 'redirect']);
+  const redirects = mode === 'redirect';
+  if (redirects) checkRedirect(options);
   const facts = {
     name,
     nftTable: `${TABLE_PREFIX}${name}`,
@@ -135,18 +140,18 @@ export function planIntercept(options: PlanOptions): Plan {
     exclude: parseExclude(options.exclude),
     ...(options.interfaces && { interfaces: parseInterfaces(options.interfaces) }),
     ...(options.ownHost !== undefined && { ownHost: parseOwnHost(options) }),
-    onDown: oneOf('onDown', options.onDown ?? 'open', ['open', 'closed']),
+    mode,
+    ...(options.zone !== undefined && { zone: parseZone(options.zone) }),
+    onDown: oneOf('onDown', options.onDown ?? (redirects ? 'closed' : 'open'), ['open', 'closed']),
     lifetime: oneOf('lifetime', options.lifetime ?? 'process', ['process', 'permanent']),
-    fwmark,
-    socketMark: fwmark.mask,
-    table,
-    priority,
+    ...(redirects ? NO_ROUTING : parseRouting(options)),
   } satisfies PlanFacts;
   return planOf(facts);
 }
 
 /** The same plan with another `onDown`. */
 export function withOnDown(plan: Plan, onDown: Plan['onDown']): Plan {
+  if (plan.mode === 'redirect') checkRedirect({ onDown });
   return planOf({ ...plan, onDown: oneOf('onDown', onDown, ['open', 'closed']) });
 }
 
@@ -154,8 +159,7 @@ function planOf(facts: PlanFacts): Plan {
   let nftables: readonly NftOperation[] | undefined;
   const plan: Plan = {
     ...facts,
-    routes: facts.families.map((family) => localRoute(family, facts.table)),
-    rules: facts.families.flatMap((family) => policyRules(family, facts)),
+    ...routingOf(facts),
     get nftables() {
       checkIds(facts.ownHost);
       nftables ??= nftablesOperations(facts);
@@ -169,6 +173,17 @@ function planOf(facts: PlanFacts): Plan {
 /** Name of a table of ours -> the `name` option, or undefined for a table of somebody else. */
 export function nameOfTable(nftTable: string): string | undefined {
   return nftTable.startsWith(TABLE_PREFIX) ? nftTable.slice(TABLE_PREFIX.length) : undefined;
+}
+
+/** The policy rules and routes that deliver what is marked. */
+export function routingOf(
+  facts: Pick<Plan, 'fwmark' | 'table' | 'priority' | 'families'> & { readonly ownHost?: object | boolean },
+): Pick<Plan, 'rules' | 'routes'> {
+  const families = facts.fwmark.mask === 0 ? [] : facts.families;
+  return {
+    routes: families.map((family) => localRoute(family, facts.table)),
+    rules: families.flatMap((family) => policyRules(family, facts)),
+  };
 }
 
 /** Everything routed by our table is delivered here. */
@@ -216,6 +231,40 @@ function parseFamilies(families: readonly Family[] | undefined, address: string 
   if (!wanted.includes(family))
     throw invalidValue('address', `of a family in 'families' (${wanted.join(', ')})`, address);
   return [family];
+}
+
+const NO_ROUTING = { fwmark: { value: 0, mask: 0 }, socketMark: 0, table: 0, priority: 0 } as const;
+function parseRouting(options: PlanOptions): Pick<Plan, keyof typeof NO_ROUTING> {
+  const fwmark = parseFwmark(options.fwmark ?? DEFAULT_FWMARK);
+  const table = integer('table', options.table ?? DEFAULT_TABLE, 1, 0xffffffff);
+  if (table >= 253 && table <= 255) throw outOfRange('table', 'none of 253, 254, 255 (default, main, local)', table);
+  const priority = integer('priority', options.priority ?? DEFAULT_PRIORITY, 1, 32766 - PRIORITIES);
+  return { fwmark, socketMark: fwmark.mask, table, priority };
+}
+
+/** What REDIRECT cannot do is refused, and why. */
+function checkRedirect(options: Partial<PlanOptions>): void {
+  const nothingMarked = 'nothing is marked or routed';
+  const cannot = {
+    udp: 'a redirected datagram does not tell where it was meant to go',
+    ownHost: 'what the proxy itself sends could not be told from the rest',
+    address: 'REDIRECT delivers to the address of the interface that a connection came in by: listen on every address',
+    zone: 'it has no foreign address to connect from',
+    fwmark: nothingMarked,
+    table: nothingMarked,
+    priority: nothingMarked,
+  };
+  for (const [option, why] of Object.entries(cannot))
+    if (options[option as keyof typeof cannot] !== undefined)
+      throw invalidValue(option, `left out with mode 'redirect' (${why})`, options[option as keyof typeof cannot]);
+  if (options.tcp === undefined && options.port !== undefined)
+    throw invalidValue('tcp', "given with mode 'redirect', which can do nothing else", options.tcp);
+  if (options.onDown === 'open')
+    throw invalidValue('onDown', "'closed' with mode 'redirect' (the kernel refuses what nobody accepts)", 'open');
+}
+
+function parseZone(zone: number | 'auto'): number {
+  return zone === 'auto' ? DEFAULT_ZONE : integer('zone', zone, 1, 0xffff);
 }
 
 function parseFwmark(fwmark: Fwmark): Fwmark {

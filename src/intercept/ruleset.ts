@@ -15,21 +15,25 @@ import {
   dport,
   drop,
   flowIn,
+  fromLoopback,
   goTo,
   iifnameIn,
   jump,
   l4proto,
   l4protoIn,
   l4protoIsNot,
+  markIs,
   markIsNot,
   nfproto,
   nfprotoIsNot,
   notFromLoopback,
   type RuleOfStatements,
+  redirect,
   rememberFlow,
   returnToCaller,
   type Statement,
   setMark,
+  setZone,
   skuidIn,
   socketMark,
   socketMarkIsNot,
@@ -49,7 +53,7 @@ export interface RuleSet {
 export interface ChainOfRules {
   readonly name: string;
   readonly base?: {
-    readonly type: 'filter' | 'route';
+    readonly type: 'filter' | 'route' | 'nat';
     readonly hook: 'prerouting' | 'output';
     readonly priority: { readonly name: string; readonly number: number };
   };
@@ -75,13 +79,16 @@ const ROUND = 'sent by this host itself: round by the loopback interface';
  */
 const BEFORE_MANGLE = { name: 'mangle - 1', number: -151 } as const;
 const BEHIND_MANGLE = { name: 'mangle + 1', number: -149 } as const;
+const RAW = { name: 'raw', number: -300 } as const;
+const DSTNAT = { name: 'dstnat', number: -100 } as const;
 
 /** The table as words. What is not intercepted at all (`intercept: {}`) needs the divert part alone. */
 export function ruleSet(plan: PlanFacts): RuleSet {
-  const { tcp, udp, ownHost } = plan;
+  const { tcp, udp, ownHost, mode, zone } = plan;
   const intercepts = tcp !== undefined || udp !== undefined;
+  if (mode === 'redirect') return redirectRuleSet(plan);
   return {
-    sets: intercepts ? namedSets(plan) : [],
+    sets: namedSets(plan).filter(({ flags }) => intercepts || flags.includes('dynamic')),
     chains: [
       {
         name: 'prerouting',
@@ -107,6 +114,24 @@ export function ruleSet(plan: PlanFacts): RuleSet {
           ] as const)
         : []),
       ...(ownHost && tcp ? [{ name: 'output_syn', rules: outputSyn(plan, ownHost) }] : []),
+      ...(zone === undefined ? [] : zoneChains(plan, zone)),
+    ],
+  };
+}
+
+/** A chain of type nat sees the first packet of each connection only, so that is what is counted. */
+function redirectRuleSet(plan: PlanFacts): RuleSet {
+  // To conntrack, which may begin with this chain, the next packet of a connection that was open before is a first one.
+  const redirected = [syn, ...arriving(plan, 'tcp'), counter, redirect(plan.port)];
+  return {
+    sets: namedSets(plan).filter(({ flags }) => !flags.includes('dynamic')),
+    chains: [
+      {
+        name: 'prerouting',
+        base: { type: 'nat', hook: 'prerouting', priority: DSTNAT },
+        rules: [...otherFamily(plan), rule(jump('skip')), { statements: redirected, comment: counted.intercepted }],
+      },
+      { name: 'skip', rules: skip(plan) },
     ],
   };
 }
@@ -301,6 +326,61 @@ function outputSyn(plan: PlanFacts, ownHost: OwnHost): RuleOfStatements[] {
         comment: ROUND,
       })),
     ),
+  ];
+}
+
+// ---- a conntrack zone for the clients' side ------------------------------------------------------------------------------
+
+/**
+ * A proxy that connects from its client's address and port makes a second connection of the same addresses and ports. To
+ * conntrack that is the first one: the sequence numbers do not fit (`ct state invalid`), and it is never masqueraded. So all
+ * packets between the client and us are looked up in another zone; what the proxy sends, which has our mark, stays where it was.
+ */
+function zoneChains(plan: PlanFacts, zone: number): ChainOfRules[] {
+  const { tcp, fwmark, socketMark: ours } = plan;
+  const known = (direction: 'forward' | 'reverse') =>
+    both(plan, (family) =>
+      rule(l4proto('tcp'), flowIn(family, setFor('flows', family), direction), setZone(zone), returnToCaller),
+    );
+  return [
+    {
+      name: 'zone_prerouting',
+      base: { type: 'filter', hook: 'prerouting', priority: RAW },
+      rules: [
+        // This host's own connections are in no zone, whichever way their packets come by.
+        rule(fromLoopback, returnToCaller),
+        ...otherFamily(plan),
+        rule(syn, goTo('zone_syn')),
+        rule(l4proto('tcp'), socketMark(ours, fwmark.mask), returnToCaller),
+        ...known('forward'),
+        rule(l4proto('tcp'), socketWildcard(1), returnToCaller),
+        rule(l4proto('tcp'), socketTransparent, setZone(zone)),
+      ],
+    },
+    {
+      name: 'zone_syn',
+      rules: [
+        // To a listener on a foreign address. Its answer may be a SYN cookie, which has no socket: the flow is remembered.
+        rule(socketWildcard(0), socketTransparent, goTo('zone_listener')),
+        rule(socketWildcard(0), returnToCaller),
+        ...(tcp ? [rule(jump('skip')), rule(...arriving(plan, 'tcp'), setZone(zone))] : []),
+      ],
+    },
+    {
+      name: 'zone_listener',
+      rules: [...both(plan, (family) => rule(rememberFlow(family, setFor('flows', family)))), rule(setZone(zone))],
+    },
+    {
+      name: 'zone_output',
+      base: { type: 'filter', hook: 'output', priority: RAW },
+      rules: [
+        ...otherFamily(plan),
+        rule(markIs(ours, fwmark.mask), returnToCaller),
+        rule(toThisHostAlone, returnToCaller),
+        ...known('reverse'),
+        rule(l4proto('tcp'), socketTransparent, setZone(zone)),
+      ],
+    },
   ];
 }
 

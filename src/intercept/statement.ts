@@ -145,6 +145,11 @@ export function nfprotoIsNot(family: Family): Statement {
   };
 }
 
+export const fromLoopback: Statement = {
+  text: 'iif lo',
+  expressions: [meta('iif'), cmp('eq', hostOrder(LOOPBACK_INDEX))],
+};
+
 export const notFromLoopback: Statement = {
   text: 'iif != lo',
   expressions: [meta('iif'), cmp('neq', hostOrder(LOOPBACK_INDEX))],
@@ -154,7 +159,8 @@ export function iifnameIn(set: string): Statement {
   return { text: `iifname @${set}`, expressions: [meta('iifname'), { kind: 'lookup', set, sreg: REGISTER }] };
 }
 
-/** `meta mark & 0x3 != 0x2`, of the packet. */
+/** `meta mark & 0x3 == 0x3`, of the packet. */
+export const markIs = (value: number, mask: number): Statement => masked(packetMark, 'eq', value, mask);
 export const markIsNot = (value: number, mask: number): Statement => masked(packetMark, 'neq', value, mask);
 /** `socket mark & 0x3 == 0x2`, of the socket that the packet, or the packet an ICMP error is about, belongs to. */
 export const socketMark = (value: number, mask: number): Statement => masked(markOfSocket, 'eq', value, mask);
@@ -264,9 +270,9 @@ function socketIs(key: 'wildcard' | 'transparent', value: 0 | 1): Statement {
   };
 }
 
-/** The connection's own tuple is in the set. */
-export function flowIn(family: Family, set: string): Statement {
-  const flow = flowTuple(family);
+/** The connection's own tuple is in the set; of an answer to it (`reverse`) with source and destination exchanged. */
+export function flowIn(family: Family, set: string, direction: 'forward' | 'reverse' = 'forward'): Statement {
+  const flow = flowTuple(family, direction);
   return {
     text: `${flow.text} @${set}`,
     needs: [family],
@@ -276,7 +282,7 @@ export function flowIn(family: Family, set: string): Statement {
 
 /** Puts the connection's tuple into the set, or starts its time anew. */
 export function rememberFlow(family: Family, set: string): Statement {
-  const flow = flowTuple(family);
+  const flow = flowTuple(family, 'forward');
   return {
     text: `update @${set} { ${flow.text} }`,
     needs: [family, 'tcp'],
@@ -285,18 +291,19 @@ export function rememberFlow(family: Family, set: string): Statement {
 }
 
 /** `ip saddr . tcp sport . ip daddr . tcp dport`, each field from the next register of 4 bytes that is free. */
-function flowTuple(family: Family): { text: string; expressions: NftExpression[] } {
-  const { name, saddr, daddr, bytes } = header[family];
+function flowTuple(family: Family, direction: 'forward' | 'reverse'): { text: string; expressions: NftExpression[] } {
+  const { name, bytes, ...offset } = header[family];
+  const source = { address: 'saddr', port: 'sport', offset: 0 } as const;
+  const destination = { address: 'daddr', port: 'dport', offset: 2 } as const;
+  const ends = direction === 'forward' ? [source, destination] : [destination, source];
   // Where an address ends at a 16-byte register's border, nft uses that register's short number.
   const registers = family === 'ipv4' ? [1, 9, 10, 11] : [1, 2, 13, 17];
-  const fields = [
-    { base: 'network', offset: saddr, length: bytes },
-    { base: 'transport', offset: 0, length: 2 },
-    { base: 'network', offset: daddr, length: bytes },
-    { base: 'transport', offset: 2, length: 2 },
-  ] as const;
+  const fields = ends.flatMap((end) => [
+    { base: 'network', offset: offset[end.address], length: bytes } as const,
+    { base: 'transport', offset: end.offset, length: 2 } as const,
+  ]);
   return {
-    text: `${name} saddr . tcp sport . ${name} daddr . tcp dport`,
+    text: ends.map((end) => `${name} ${end.address} . tcp ${end.port}`).join(' . '),
     expressions: fields.map((field, index) => ({ kind: 'payload', ...field, dreg: registers[index] as number })),
   };
 }
@@ -336,6 +343,28 @@ export function setMark(value: number, mask: number): Statement {
       meta('mark'),
       bitwise(hostOrder(~mask), hostOrder(value)),
       { kind: 'meta', key: 'mark', sreg: REGISTER },
+    ],
+  };
+}
+
+/** To this host itself, at the port. In a chain of type nat. */
+export function redirect(port: number): Statement {
+  return {
+    text: `redirect to :${port}`,
+    expressions: [
+      { kind: 'immediate', dreg: REGISTER, data: toBytes(BigInt(port), 2) },
+      { kind: 'redir', regProtoMin: REGISTER, flags: ['protoSpecified'] },
+    ],
+  };
+}
+
+/** Conntrack, which has not seen the packet yet, looks for its connection in this zone. */
+export function setZone(zone: number): Statement {
+  return {
+    text: `ct zone set ${zone}`,
+    expressions: [
+      { kind: 'immediate', dreg: REGISTER, data: new Uint8Array(Uint16Array.of(zone).buffer) },
+      { kind: 'ct', key: 'zone', sreg: REGISTER },
     ],
   };
 }

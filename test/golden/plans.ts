@@ -29,6 +29,9 @@ const options: Record<string, Omit<PlanOptions, 'port'>> = {
     families: ['ipv6'],
     exclude: { from: ['fd00::/8'] },
   },
+  'plan-redirect': { tcp: [80], exclude: { to: ['192.0.2.0/24'] }, mode: 'redirect', families: ['ipv4'] },
+  'plan-zone': { tcp: [80], interfaces: ['cli0'], zone: 84 },
+  'plan-divert-zone': { zone: 4242, families: ['ipv6'] },
   'plan-one-address': { tcp: [80], address: '::1' },
 };
 

@@ -32,6 +32,20 @@ test.after.each(async () => {
 
 const up = ['up', '--to-port', '50080', '--tcp', '80'];
 
+test('redirect: up, status and down, without marks and policy rules', async () => {
+  const options = [...up, '--mode', 'redirect'];
+  const text = await succeed(router(...options));
+  assert.match(text, /mode +redirect/);
+  assert.not.match(text, /fwmark|priorities/);
+  const [{ mode, onDown, intact, port }] = (await json('status')).installed;
+  assert.equal({ mode, onDown, intact, port }, { mode: 'redirect', onDown: 'closed', intact: true, port: 50080 });
+  const none = await router(...options, '--name', 'udp', '--udp', '53');
+  assert.is(none.status, 2);
+  assert.match(none.stderr, /--udp must be left out with mode 'redirect'/);
+  await succeed(router('down', '--name', '50080'));
+  assert.is(lab.snapshot('router'), before);
+});
+
 test('up tells what it chose, status finds the same, down leaves nothing; both can be done again', async () => {
   const options = [
     ...['up', '--to-port', '50080', '--tcp', '80,8000-8999', '--exclude-to', '192.0.2.0/24,2001:db8::1', '--from'],
@@ -44,7 +58,7 @@ test('up tells what it chose, status finds the same, down leaves nothing; both c
     { ...installed, counters: Object.keys(installed.counters) },
     {
       ...{ name: 'web', nftTable: 'linux-tproxy-web', lifetime: 'permanent', families: ['ipv4', 'ipv6'], port: 50080 },
-      ...{ ownHost: false, onDown: 'closed', fwmark, table, priority, intact: true, missing: [] },
+      ...{ ownHost: false, mode: 'tproxy', onDown: 'closed', fwmark, table, priority, intact: true, missing: [] },
       sets: {
         tcp_ports: ['80', '8000-8999'],
         exclude_to4: ['192.0.2.0/24'],

@@ -133,7 +133,7 @@ test('listen() twice, close() twice, close() while starting, an address in use',
   const second = createTransparentServer({ netns });
   const [error] = await once(second.listen(50080), 'error').catch((caught) => [caught]);
   assert.is(error.code, 'EADDRINUSE');
-  assert.match(error.message, /ss -lntp/);
+  assert.match(error.message, /ss -antp/);
   await stop(server);
   const again = await new Promise<Error | undefined>((resolve) => server.close(resolve));
   assert.is((again as NodeJS.ErrnoException).code, 'ERR_SERVER_NOT_RUNNING');

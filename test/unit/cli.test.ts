@@ -36,6 +36,7 @@ test('every option of an interception arrives where planIntercept takes it', () 
     ...['--to-port', '50080', '--tcp', '80,8000-8999', '--tcp=443', '--from', '10.0.0.0/8,fd00::/8'],
     ...['--to', '192.0.2.0/24', '--to', '2001:db8::/32', '--exclude-from', '10.1.2.3', '--exclude-to', '192.0.2.1'],
     ...['--interface', 'eth0', '--family', 'ipv4', '--on-address', '127.0.0.1', '--on-down', 'closed'],
+    ...['--mode', 'tproxy', '--zone', 'auto'],
     ...['--udp', '53', '--own-host', '--own-user', 'nobody,1000', '--own-cgroup', 'user.slice'],
     ...['--name', 'web', '--mark', '0x10/0x30', '--table', '123', '--priority', '1000'],
   ]);
@@ -51,6 +52,8 @@ test('every option of an interception arrives where planIntercept takes it', () 
     interfaces: ['eth0'],
     families: ['ipv4'],
     address: '127.0.0.1',
+    mode: 'tproxy',
+    zone: 'auto',
     onDown: 'closed',
     name: 'web',
     fwmark: { value: 0x10, mask: 0x30 },

@@ -47,7 +47,7 @@ test("a SocketError has Node's shape", () => {
     port: 80,
   });
   assert.instance(error, SocketError);
-  assert.match(error.message, /^bind \[::1\]:80: EADDRINUSE, address already in use\. .*ss -lntp/);
+  assert.match(error.message, /^bind \[::1\]:80: EADDRINUSE, address already in use\. .*ss -antp/);
   const { code, errno, syscall, address, port } = error as SocketError;
   assert.equal(
     { code, errno, syscall, address, port },

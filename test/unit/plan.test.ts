@@ -1,7 +1,7 @@
 import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
 import { claimText, parseClaim } from '../../src/intercept/nftables.js';
-import { type PlanOptions, planIntercept } from '../../src/intercept/plan.js';
+import { type PlanOptions, planIntercept, withOnDown } from '../../src/intercept/plan.js';
 
 const test = suite('plan');
 const plan = (options: Partial<PlanOptions> = {}) => planIntercept({ port: 50080, ...options });
@@ -108,6 +108,43 @@ test('from and to leave alone what is outside, in both families', () => {
     assert.match(text, line);
 });
 
+test('redirect: one nat chain, no marks, no routing; what it cannot do is refused', () => {
+  const { rules, routes, socketMark, fwmark, onDown } = plan({ tcp: [80], mode: 'redirect' });
+  assert.equal(
+    { rules, routes, socketMark, fwmark, onDown },
+    { rules: [], routes: [], socketMark: 0, fwmark: { value: 0, mask: 0 }, onDown: 'closed' },
+  );
+  const bad: [Partial<PlanOptions>, RegExp][] = [
+    [{ udp: [53] }, /^udp must be left out with mode 'redirect' \(.*\), not \[53\]/],
+    [{ ownHost: true }, /^ownHost .*redirect/],
+    [{ address: '127.0.0.1' }, /^address .*every address/],
+    [{ zone: 84 }, /^zone .*redirect/],
+    [{ fwmark: { value: 1, mask: 3 } }, /^fwmark .*redirect/],
+    [{ onDown: 'open' }, /^onDown must be 'closed' with mode 'redirect'/],
+    [{ tcp: undefined } as object, /^tcp must be given/],
+  ];
+  for (const [options, message] of bad)
+    assert.throws(() => plan({ tcp: [80], mode: 'redirect', ...options }), message, JSON.stringify(options));
+  assert.throws(() => withOnDown(plan({ tcp: [80], mode: 'redirect' }), 'open'), /'closed' with mode/);
+});
+
+test('a zone adds chains of its own and changes no other', () => {
+  const chains = (options: Partial<PlanOptions>) =>
+    String(plan({ tcp: [80], ...options }))
+      .split('\tchain ')
+      .slice(1);
+  const without = chains({}).map((chain) => chain.replace(/}\nEOF.*/s, ''));
+  const text = String(plan({ tcp: [80], zone: 7 }));
+  assert.equal(
+    chains({ zone: 7 })
+      .filter((chain) => !without.includes(chain))
+      .map((chain) => chain.split(' ')[0]),
+    ['zone_prerouting', 'zone_syn', 'zone_listener', 'zone_output'],
+  );
+  assert.match(text, 'ct zone set 7');
+  assert.match(String(plan({ tcp: [80], zone: 'auto' })), 'ct zone set 84');
+});
+
 test('bad input is refused before anything else', () => {
   const bad: [Partial<Record<keyof PlanOptions | 'tpc', unknown>>, string, RegExp][] = [
     [{ port: 0 }, 'ERR_OUT_OF_RANGE', /port/],
@@ -126,6 +163,9 @@ test('bad input is refused before anything else', () => {
     [{ fwmark: { value: 4, mask: 3 } }, 'ERR_OUT_OF_RANGE', /fwmark/],
     [{ table: 254 }, 'ERR_OUT_OF_RANGE', /table/],
     [{ priority: 0 }, 'ERR_OUT_OF_RANGE', /priority/],
+    [{ mode: 'socks' }, 'ERR_INVALID_ARG_VALUE', /mode/],
+    [{ zone: 0 }, 'ERR_OUT_OF_RANGE', /zone/],
+    [{ zone: 65536 }, 'ERR_OUT_OF_RANGE', /zone/],
     [{ onDown: 'ajar' }, 'ERR_INVALID_ARG_VALUE', /onDown/],
     [{ lifetime: 'eternal' }, 'ERR_INVALID_ARG_VALUE', /lifetime/],
     [{ address: 'localhost' }, 'ERR_INVALID_ARG_VALUE', /address/],

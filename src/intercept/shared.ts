@@ -1,0 +1,50 @@
+/**
+ * The divert part alone is the same for every listener on a foreign address: in a process it is installed once for all that
+ * ask for it, and stays until the last of them goes. So listeners come and go without a change of any rule.
+ */
+import { threadId } from 'node:worker_threads';
+import { type InstalledRules, type InstallOptions, installIntercept } from './install.js';
+import { namespaceOf } from './marks.js';
+
+interface Shared {
+  readonly rules: Promise<InstalledRules>;
+  users: number;
+}
+
+const installed = new Map<string, Shared>();
+const ending = new Map<string, Promise<void>>();
+const NAME = `divert-${process.pid}${threadId === 0 ? '' : `-${threadId}`}`;
+
+export interface SharedRules {
+  readonly rules: InstalledRules;
+  /** Takes them down with the last one. */
+  release(): Promise<void>;
+}
+
+/** Only of those who install in the same namespace with the same options it is one. */
+export async function shareDivert({ address: _, port, netns, ...options }: InstallOptions): Promise<SharedRules> {
+  const key = `${namespaceOf(netns)} ${JSON.stringify(options)}`;
+  await ending.get(key);
+  const shared = installed.get(key) ?? {
+    users: 0,
+    rules: installIntercept({ name: NAME, ...options, port, ...(netns !== undefined && { netns }) }),
+  };
+  installed.set(key, shared);
+  shared.users++;
+  const release = async () => {
+    if (--shared.users > 0) return;
+    installed.delete(key);
+    const end = shared.rules.then((rules) => rules.uninstall());
+    ending.set(
+      key,
+      end.catch(() => {}),
+    );
+    await end.finally(() => ending.delete(key));
+  };
+  try {
+    return { rules: await shared.rules, release };
+  } catch (error) {
+    await release().catch(() => {});
+    throw error;
+  }
+}
