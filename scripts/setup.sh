@@ -9,7 +9,8 @@ PATH="$PATH:/usr/sbin:/sbin"
 build='cmake:cmake ninja:ninja-build g++:g++ strip:binutils'
 demo='ip:iproute2 nft:nftables iptables-nft-save:iptables unshare:util-linux sysctl:procps curl:curl'
 test='git:git clang-format:clang-format clang-tidy:clang-tidy strace:strace python3:python3
-      nginx:nginx-light squid:squid haproxy:haproxy iperf3:iperf3 zsh:zsh fish:fish'
+      nginx:nginx-light squid:squid haproxy:haproxy iperf3:iperf3 zsh:zsh fish:fish
+      openssl:openssl lftp:lftp tnftp:tnftp proftpd:proftpd-core swaks:swaks'
 case "${1:-all}" in
   build) wanted=$build ;;
   demo) wanted="$build $demo" ;;
@@ -22,6 +23,12 @@ for pair in $wanted; do
   command -v "${pair%:*}" >/dev/null || missing="$missing ${pair#*:}"
 done
 [ -e /usr/include/linux/netfilter/nf_tables.h ] || missing="$missing linux-libc-dev"
+if [ "${1:-all}" = all ]; then
+  for module in aiosmtpd websockets; do
+    [ -e /usr/lib/python3/dist-packages/$module ] || missing="$missing python3-$module"
+  done
+  ls /usr/lib/*/libwrap.so.0 >/dev/null 2>&1 || missing="$missing libwrap0" # for vsftpd
+fi
 
 # Daemons that come with a package must neither start now (policy-rc.d) nor at the next boot (disable).
 install_packages() {
@@ -35,8 +42,8 @@ install_packages() {
   apt-get update -qq
   # shellcheck disable=SC2086 # a list of words
   apt-get install -qq -y --no-install-recommends $missing >/dev/null
-  for daemon in nginx squid haproxy iperf3; do
-    case "$missing " in *" $daemon "* | *" $daemon-light "*)
+  for daemon in nginx squid haproxy iperf3 proftpd; do
+    case "$missing " in *" $daemon "* | *" $daemon-light "* | *" $daemon-core "*)
       ! command -v systemctl >/dev/null || systemctl disable --quiet "$daemon" 2>/dev/null || true ;;
     esac
   done
@@ -51,6 +58,14 @@ if [ -n "$missing" ]; then
     echo "  sudo apt-get install --no-install-recommends$missing" >&2
     exit 1
   fi
+fi
+
+# No machine can have two FTP servers as packages: this one's program is taken out of its package.
+peers=build/peers
+if [ "${1:-all}" = all ] && [ ! -e $peers/usr/sbin/vsftpd ]; then
+  echo 'setup: downloading vsftpd'
+  mkdir -p $peers
+  (cd $peers && apt-get -o APT::Sandbox::User=root download -qq vsftpd && dpkg-deb -x vsftpd_*.deb . && rm vsftpd_*.deb)
 fi
 
 # A node_modules that is a link belongs to another checkout. The time of the lock file changes with every checkout of it,

@@ -29,14 +29,22 @@ UniqueFd openReserve() { return UniqueFd(open("/dev/null", O_RDONLY | O_CLOEXEC)
 
 bool outOfDescriptors(int error) { return error == EMFILE || error == ENFILE; }
 
-// An urgent byte must stay in its place in the stream. Sockets that are not TCP have none.
-void prepare(int fd, const Limits& limits) {
+// Sockets that are not TCP have none of this.
+void setLimits(int fd, const Limits& limits) {
   try {
-    socket::setUrgentInline(fd);
     if (limits.keepAlive > 0) socket::setKeepAlive(fd, limits.keepAlive);
     if (limits.userTimeout > 0) socket::setUserTimeout(fd, limits.userTimeout);
   } catch (const socket::Error&) {
   }
+}
+
+// For what was not opened here: an urgent byte must stay in its place in the stream.
+void prepare(int fd, const Limits& limits) {
+  try {
+    socket::setUrgentInline(fd);
+  } catch (const socket::Error&) {
+  }
+  setLimits(fd, limits);
 }
 
 Endpoint describe(const socket::Address& address, int fd) {
@@ -391,7 +399,7 @@ void Loop::finishConnect(Task& task) {
   if (!server.writable && !task.silent) return;
   if (!server.connecting) timers_.disarm(task.timer);
   if (!task.connection.client.fd) return handOut(task, server.fd);
-  prepare(server.fd.get(), task.limits);
+  setLimits(server.fd.get(), task.limits);
   if (!task.silent) events_.emplace_back(OpenedEvent{task.id, task.setup->localPortKept});
   startRelay(task);
 }

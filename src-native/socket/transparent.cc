@@ -59,6 +59,7 @@ UniqueFd openFrom(const ConnectOptions& options, const std::optional<Address>& f
 
 Connecting connectFrom(const ConnectOptions& options, const std::optional<Address>& from) {
   UniqueFd fd = openFrom(options, from);
+  setUrgentInline(fd.get());
   const bool established = ::connect(fd.get(), options.to.data(), options.to.size()) == 0;
   if (!established && errno != EINPROGRESS) throw failed("connect", options.to);
   return {std::move(fd), established, from && from->port() != 0};
@@ -114,6 +115,8 @@ int takeError(int fd) {
 UniqueFd listen(const ListenOptions& options) {
   UniqueFd fd = open(options.address.family());
   setReuseAddress(fd.get());
+  // What is accepted inherits it. Whoever reads by JavaScript has no other way to an urgent byte.
+  setUrgentInline(fd.get());
   if (options.reusePort) setReusePort(fd.get());
   if (options.address.family() == AF_INET6) setV6Only(fd.get(), options.v6Only);
   if (options.transparent) setTransparent(fd.get(), options.address.family());

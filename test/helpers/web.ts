@@ -1,6 +1,6 @@
 /** Curl in the client and a web server in the server that tells whom it saw: what a proxy in between must not change. */
 import * as assert from 'uvu/assert';
-import { addresses, type Lab } from './lab.js';
+import { addresses, type Host, type Lab } from './lab.js';
 
 export const families = ['ipv4', 'ipv6'] as const;
 
@@ -20,7 +20,7 @@ export async function browse(lab: Lab): Promise<void> {
 }
 
 /** Waits until somebody listens there. */
-export async function listening(lab: Lab, port: number): Promise<void> {
+export async function listening(lab: Lab, port: number, host: Host = 'router'): Promise<void> {
   const until = `until ss -Hltn 'sport = :${port}' | grep -q .; do sleep 0.02; done`;
-  await lab.run('router', 'timeout', '10', 'sh', '-c', until);
+  await lab.run(host, 'timeout', '10', 'sh', '-c', until);
 }

@@ -122,6 +122,23 @@ test('npx finds the command, and it works', () => {
   assert.equal(npx('down'), { status: 0, stdout: '50080: down\n', stderr: '' });
 });
 
+for (const example of ['ftp-proxy', 'http-proxy', 'smtp-proxy', 'tls-sni'])
+  test(`npm start in examples/${example}`, () => {
+    cpSync(join(root, 'examples'), join(directory, 'examples'), { recursive: true });
+    const script = `
+      npm start -- --port 50080 >log 2>&1 & npm=$!
+      timeout 10 sh -c 'until grep -q "^ready" log; do sleep 0.05; done' || cat log
+      nft list tables; kill $npm; wait $npm; echo "ended $?"; nft list tables; ip -details rule`;
+    const [file, ...args] = namespaced(['sh', '-c', script]);
+    const { stdout, stderr } = spawnSync(file, args, {
+      cwd: join(directory, 'examples', example),
+      encoding: 'utf8',
+      env: { ...process.env, PREBUILDS_ONLY: '1' },
+    });
+    assert.match(stdout, /^table inet linux-tproxy-50080\nended 0\n0:/, stderr);
+    assert.not.match(stdout, 'proto 84');
+  });
+
 test('a type check of a user finds the types', () => {
   writeFileSync(
     join(directory, 'user.mts'),

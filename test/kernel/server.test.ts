@@ -98,6 +98,27 @@ test('http.Server works on the sockets', async () => {
   await stop(server);
 });
 
+test('urgent data stays in its place, in accepted and in connected sockets', async () => {
+  const send =
+    "s.sendall(b'abc'); s.send(b'!', socket.MSG_OOB); s.sendall(b'def\\n'); s.shutdown(socket.SHUT_WR); s.recv(9)";
+  const texts: string[] = [];
+  const read = async (socket: Socket) => {
+    let text = '';
+    for await (const chunk of socket) text += chunk;
+    texts.push(text);
+  };
+  const server = await start({}, read);
+  const script = `import socket; s = socket.create_connection(('${target}', 80)); ${send}`;
+  await lab.run('client', 'python3', '-c', script);
+
+  const listen = `import socket; l = socket.create_server(('', 81)); print('ready', flush=True); s = l.accept()[0]; ${send}`;
+  const peer = lab.spawn('server', 'python3', '-c', listen);
+  await peer.until(/ready/);
+  await read(await connectTransparent({ address: target, port: 81, localAddress: client, netns }));
+  assert.equal(texts, ['abc!def\n', 'abc!def\n']);
+  await stop(server);
+});
+
 test('a TLS or unconnected socket is refused by relay()', async () => {
   const { TLSSocket } = await import('node:tls');
   const plain = connect({ host: '127.0.0.1', port: 1 }).on('error', () => {});
