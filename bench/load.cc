@@ -1,15 +1,22 @@
 // Load for the benches, cheap enough that the relay is what is measured: one thread, one epoll, every byte checked.
 //
-//   load serve ECHO_PORT ANSWER_PORT          ECHO_PORT sends back what it gets; ANSWER_PORT takes 1 KiB, gives 1 KiB and closes
-//   load rr ADDRESS PORT CONNECTIONS SECONDS  64 bytes there and back, one at a time on each connection
-//   load short ADDRESS PORT AT_ONCE SECONDS   connect, send 1 KiB, receive 1 KiB, close
-//   load check ADDRESS PORT BYTES             pseudo-random bytes through the echo, in chunks of all sizes, ended by half-close
+//   load serve ECHO_PORT ANSWER_PORT SINK_PORT
+//       ECHO_PORT sends back what it gets; ANSWER_PORT takes 1 KiB, gives 1 KiB and closes; SINK_PORT lets the kernel throw away
+//       what it gets (MSG_TRUNC) and tells at the end how much that was
+//   load rr ADDRESS PORT CONNECTIONS SECONDS     64 bytes there and back, one at a time on each connection
+//   load paced ADDRESS PORT PER_SECOND SECONDS   the same on one connection, evenly spaced
+//   load short ADDRESS PORT AT_ONCE SECONDS      connect, send 1 KiB, receive 1 KiB, close
+//   load stream ADDRESS PORT CONNECTIONS SECONDS to the sink, by sendfile: with the sink the cheapest end points there are
+//   load idle ADDRESS PORT CONNECTIONS           64 bytes there and back on each, then nothing until stdin ends
+//   load check ADDRESS PORT BYTES                pseudo-random bytes through the echo, in chunks of all sizes, ended by half-close
 //
 // The clients print one line of JSON; a wrong or missing byte ends them with a word on stderr and status 1.
 #include <arpa/inet.h>
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <sys/epoll.h>
+#include <sys/mman.h>
+#include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -22,6 +29,7 @@
 #include <cstring>
 #include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 namespace {
@@ -69,10 +77,12 @@ void fill(unsigned char* bytes, std::size_t size, std::uint64_t seed) {
 
 // ---- servers --------------------------------------------------------------------------------------------------------
 
+enum class Service { echo, answer, sink };
 struct Served {
-  bool echo = false;
+  Service service = Service::echo;
   bool ended = false;
   Bytes pending;
+  std::uint64_t thrownAway = 0;
 };
 
 // What is pending leaves; false when the connection is done with.
@@ -90,13 +100,25 @@ bool flush(int epoll, int fd, Served& served) {
   return !served.ended;
 }
 
+bool throwAway(int epoll, int fd, Served& served) {
+  const ssize_t got = recv(fd, nullptr, std::size_t{4} << 20, MSG_TRUNC);
+  if (got < 0) return wouldBlock();
+  served.thrownAway += static_cast<std::uint64_t>(got);
+  if (got > 0) return true;
+  const auto* count = reinterpret_cast<const unsigned char*>(&served.thrownAway);
+  served.pending.assign(count, count + sizeof served.thrownAway);
+  served.ended = true;
+  return flush(epoll, fd, served);
+}
+
 bool serveOne(int epoll, int fd, Served& served, std::uint32_t events) {
   if (events & EPOLLOUT) return flush(epoll, fd, served);
+  if (served.service == Service::sink) return throwAway(epoll, fd, served);
   static Bytes buffer(256 * 1024);
   const ssize_t got = recv(fd, buffer.data(), buffer.size(), 0);
   if (got < 0) return wouldBlock();
   if (got == 0) return false;
-  if (served.echo) {
+  if (served.service == Service::echo) {
     const ssize_t sent = std::max<ssize_t>(send(fd, buffer.data(), static_cast<std::size_t>(got), MSG_NOSIGNAL), 0);
     if (sent == got) return true;
     served.pending.assign(buffer.begin() + sent, buffer.begin() + got);
@@ -108,15 +130,16 @@ bool serveOne(int epoll, int fd, Served& served, std::uint32_t events) {
   return flush(epoll, fd, served);
 }
 
-int serve(const char* echoPort, const char* answerPort) {
+int serve(char** ports) {
   const int epoll = checked(epoll_create1(0), "epoll_create1");
   std::vector<Served> table(65536);
-  int listeners[2];
-  for (int i = 0; i < 2; ++i) {
+  constexpr int services = 3;
+  int listeners[services];
+  for (int i = 0; i < services; ++i) {
     const int fd = listeners[i] = newSocket();
     const int on = 1;
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
-    const sockaddr_in at = addressOf("0.0.0.0", i == 0 ? echoPort : answerPort);
+    const sockaddr_in at = addressOf("0.0.0.0", ports[i]);
     checked(bind(fd, reinterpret_cast<const sockaddr*>(&at), sizeof at), "bind");
     checked(listen(fd, 4096), "listen");
     watch(epoll, fd, EPOLLIN);
@@ -128,14 +151,15 @@ int serve(const char* echoPort, const char* answerPort) {
     const int count = epoll_wait(epoll, events, 256, -1);
     for (int i = 0; i < count; ++i) {
       const int fd = events[i].data.fd;
-      if (fd != listeners[0] && fd != listeners[1]) {
+      const auto* listener = std::find(listeners, listeners + services, fd);
+      if (listener == listeners + services) {
         if (!serveOne(epoll, fd, table[static_cast<std::size_t>(fd)], events[i].events)) close(fd);
         continue;
       }
       for (int one; (one = accept4(fd, nullptr, nullptr, SOCK_NONBLOCK)) >= 0;) {
         const int on = 1;
         setsockopt(one, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-        table[static_cast<std::size_t>(one)] = {.echo = fd == listeners[0]};
+        table[static_cast<std::size_t>(one)] = {.service = static_cast<Service>(listener - listeners)};
         watch(epoll, one, EPOLLIN);
       }
     }
@@ -238,6 +262,94 @@ int call(const sockaddr_in& to, int atOnce, double seconds, std::size_t size, bo
   return 0;
 }
 
+// One connection that is there, blocking.
+int connected(const sockaddr_in& to) {
+  const int fd = checked(socket(AF_INET, SOCK_STREAM, 0), "socket");
+  const int on = 1;
+  setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+  checked(connect(fd, reinterpret_cast<const sockaddr*>(&to), sizeof to), "connect");
+  return fd;
+}
+
+void thereAndBack(int fd, std::uint64_t seed) {
+  Bytes request(pingSize);
+  Bytes answer(pingSize);
+  fill(request.data(), pingSize, seed);
+  if (send(fd, request.data(), pingSize, MSG_NOSIGNAL) != static_cast<ssize_t>(pingSize)) die("send");
+  if (recv(fd, answer.data(), pingSize, MSG_WAITALL) != static_cast<ssize_t>(pingSize)) die("recv");
+  errno = EILSEQ;
+  if (request != answer) die("the answer");
+}
+
+int paced(const sockaddr_in& to, int perSecond, double seconds) {
+  const int fd = connected(to);
+  std::vector<double> latencies;
+  const auto started = Clock::now();
+  const auto count = static_cast<std::uint64_t>(perSecond * seconds);
+  for (std::uint64_t i = 0; i < count; ++i) {
+    std::this_thread::sleep_until(started + i * std::chrono::nanoseconds(1'000'000'000 / perSecond));
+    const auto asked = Clock::now();
+    thereAndBack(fd, i);
+    latencies.push_back(std::chrono::duration<double, std::micro>(Clock::now() - asked).count());
+  }
+  report(latencies, std::chrono::duration<double>(Clock::now() - started).count());
+  return 0;
+}
+
+int idle(const sockaddr_in& to, int connections) {
+  std::vector<int> fds;
+  for (int i = 0; i < connections; ++i) thereAndBack(fds.emplace_back(connected(to)), static_cast<std::uint64_t>(i));
+  std::printf("ready\n");
+  std::fflush(stdout);
+  while (std::getchar() != EOF) {
+  }
+  return 0;
+}
+
+// Every byte that is sent is counted at the other end.
+int stream(const sockaddr_in& to, int connections, double seconds) {
+  constexpr std::size_t fileSize = std::size_t{4} << 20;
+  const int file = checked(memfd_create("stream", 0), "memfd_create");
+  Bytes content(fileSize);
+  fill(content.data(), fileSize, 1);
+  if (write(file, content.data(), fileSize) != static_cast<ssize_t>(fileSize)) die("write");
+  const int epoll = checked(epoll_create1(0), "epoll_create1");
+  std::vector<std::uint64_t> sent(65536);
+  std::vector<int> fds;
+  for (int i = 0; i < connections; ++i) {
+    const int fd = fds.emplace_back(newSocket());
+    if (connect(fd, reinterpret_cast<const sockaddr*>(&to), sizeof to) < 0 && errno != EINPROGRESS) die("connect");
+    watch(epoll, fd, EPOLLOUT);
+  }
+  const auto started = Clock::now();
+  const auto end = started + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
+  while (Clock::now() < end) {
+    epoll_event events[64];
+    const int count = epoll_wait(epoll, events, 64, 5000);
+    for (int i = 0; i < count; ++i) {
+      const int fd = events[i].data.fd;
+      auto& bytes = sent[static_cast<std::size_t>(fd)];
+      auto offset = static_cast<off_t>(bytes % fileSize);
+      const ssize_t gone = sendfile(fd, file, &offset, fileSize - bytes % fileSize);
+      if (gone < 0 && !wouldBlock()) die("sendfile");
+      bytes += static_cast<std::uint64_t>(std::max<ssize_t>(gone, 0));
+    }
+  }
+  std::uint64_t total = 0;
+  for (const int fd : fds) shutdown(fd, SHUT_WR);
+  for (const int fd : fds) {
+    pollfd ready{.fd = fd, .events = POLLIN};
+    std::uint64_t arrived = 0;
+    if (poll(&ready, 1, 5000) != 1 || recv(fd, &arrived, sizeof arrived, MSG_WAITALL) != sizeof arrived) die("the sink");
+    errno = EILSEQ;
+    if (arrived != sent[static_cast<std::size_t>(fd)]) die("the sink's count");
+    total += arrived;
+  }
+  std::printf("{\"count\":%llu,\"seconds\":%.4f}\n", static_cast<unsigned long long>(total),
+              std::chrono::duration<double>(Clock::now() - started).count());
+  return 0;
+}
+
 int check(const sockaddr_in& to, std::size_t size) {
   const int fd = newSocket();
   if (connect(fd, reinterpret_cast<const sockaddr*>(&to), sizeof to) < 0 && errno != EINPROGRESS) die("connect");
@@ -285,12 +397,19 @@ int check(const sockaddr_in& to, std::size_t size) {
 
 int main(int count, char** arguments) {
   const std::string verb = count > 1 ? arguments[1] : "";
-  if (verb == "serve" && count == 4) return serve(arguments[2], arguments[3]);
+  if (verb == "serve" && count == 5) return serve(arguments + 2);
+  if (verb == "idle" && count == 5) return idle(addressOf(arguments[2], arguments[3]), std::atoi(arguments[4]));
   if (verb == "check" && count == 5)
     return check(addressOf(arguments[2], arguments[3]), std::strtoull(arguments[4], nullptr, 10));
-  if ((verb == "rr" || verb == "short") && count == 6)
-    return call(addressOf(arguments[2], arguments[3]), std::atoi(arguments[4]), std::atof(arguments[5]),
-                verb == "rr" ? pingSize : shortSize, verb == "rr");
+  if (count == 6) {
+    const sockaddr_in to = addressOf(arguments[2], arguments[3]);
+    const int number = std::atoi(arguments[4]);
+    const double seconds = std::atof(arguments[5]);
+    if (verb == "stream") return stream(to, number, seconds);
+    if (verb == "paced") return paced(to, number, seconds);
+    if (verb == "rr") return call(to, number, seconds, pingSize, true);
+    if (verb == "short") return call(to, number, seconds, shortSize, false);
+  }
   std::fputs("usage: see the first lines of load.cc\n", stderr);
   return 2;
 }

@@ -4,22 +4,19 @@
  * Client, router and server are the namespaces of the tests (test/helpers/lab.ts), with the real rules and connections from
  * the client's address. Every peer runs alone, one after the other, and does so again in each round: what is compared is
  * always of one round, and the ratios shown are medians of the rounds. Every run begins with an integrity check.
- * Writes bench/RESULTS.md, unless only a part was asked for.
+ * Writes bench/RESULTS.md and its charts; if only a part was asked for it prints the tables instead.
  */
 import { execFileSync } from 'node:child_process';
 import { readFileSync, writeFileSync } from 'node:fs';
 import { cpus, release } from 'node:os';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
-import { installIntercept } from '../src/index.js';
-import { addresses, createLab, type Lab, type Program } from '../test/helpers/lab.js';
-
-const ports = { echo: 7000, answer: 7001, iperf: 5201 };
-const proxyPort = 50080;
-const target = addresses.server.ipv4;
-const root = fileURLToPath(new URL('..', import.meta.url));
-const load = `${root}build/bench_load`;
+import { addresses, createLab, hosts, type Lab } from '../test/helpers/lab.js';
+import { type Bar, barChart } from './chart.js';
+import { type Counted, type Measured, median, type Results } from './figures.js';
+import { generator, type Load, type LoadName, loads, root, target } from './loads.js';
+import { type PeerName, peers, ports, type Running } from './peers.js';
+import { countedTable, figureTable, loadTable, number } from './report.js';
 
 const { values: options } = parseArgs({
   options: {
@@ -30,134 +27,14 @@ const { values: options } = parseArgs({
     peers: { type: 'string' },
   },
 });
-const rounds = Number(options.rounds ?? (options.quick ? 2 : 5));
+const rounds = Number(options.rounds ?? (options.quick ? 1 : 5));
 const seconds = Number(options.seconds ?? (options.quick ? 1 : 2));
-
-// ---- who is measured ------------------------------------------------------------------------------------------------------
-
-/** A running peer: its process, where it has one. */
-interface Running {
-  readonly pid?: number;
-  stop(): Promise<void>;
-}
-interface Peer {
-  readonly name: string;
-  start(lab: Lab): Promise<Running>;
-}
-
-const haproxy = (name: string, tuning: string, splice: readonly string[]): Peer => ({
-  name,
-  async start(lab) {
-    const file = '/run/haproxy.cfg';
-    writeFileSync(
-      file,
-      `global
-  nbthread 1
-  maxconn 4000
-  ${tuning}
-defaults
-  mode tcp
-  timeout connect 5s
-  timeout client 60s
-  timeout server 60s
-  ${splice.map((option) => `option ${option}`).join('\n  ')}
-listen relay
-  bind :${proxyPort} transparent backlog 4096
-  source 0.0.0.0 usesrc clientip
-  server original 0.0.0.0
-`,
-    );
-    const rules = await installIntercept({ port: proxyPort, tcp: Object.values(ports), netns: lab.netns('router') });
-    const program = lab.spawn('router', 'haproxy', '-db', '-f', file);
-    await sleep(300);
-    return {
-      pid: program.process.pid as number,
-      async stop() {
-        await program.stop('SIGKILL');
-        await rules.uninstall();
-      },
-    };
-  },
-});
-
-const engine = (name: string): Peer => ({
-  name,
-  async start(lab) {
-    const script = fileURLToPath(new URL('proxy.ts', import.meta.url));
-    const args = [name, lab.netns('router'), proxyPort, ...Object.values(ports)].map(String);
-    const program = await lab.node('router', script, ...args);
-    return { pid: program.process.pid as number, stop: async () => void (await program.stop()) };
-  },
-});
-
-const peers: readonly Peer[] = [
-  { name: 'forwarding', start: async () => ({ stop: async () => {} }) },
-  haproxy('haproxy', '', ['splice-auto']),
-  haproxy('haproxy splice', '', ['splice-request', 'splice-response']),
-  haproxy('haproxy splice 1M', 'tune.pipesize 1048576', ['splice-request', 'splice-response']),
-  engine('epoll'),
-  engine('uring'),
-].filter(({ name }) => !options.peers || options.peers.split(',').includes(name));
-
-// ---- what they have to do -------------------------------------------------------------------------------------------------
-
-interface Figures {
-  /** What is compared: more is better. */
-  readonly rate: number;
-  /** What the CPU times are divided by. */
-  readonly amount: number;
-  readonly p99?: number;
-}
-interface Load {
-  readonly name: string;
-  readonly unit: string;
-  readonly per: string;
-  readonly scale: number;
-  run(lab: Lab): Promise<Figures>;
-}
-
-const bulk = (connections: number): Load => ({
-  name: `bulk, ${connections} connection${connections > 1 ? 's' : ''}`,
-  unit: 'Gb/s',
-  per: 's/GB',
-  scale: 1,
-  async run(lab) {
-    const output = await lab.run(
-      'client',
-      ...(['iperf3', '-c', target, '-p', `${ports.iperf}`, '-P', `${connections}`, '-t', `${seconds}`, '-J'] as const),
-    );
-    const { end } = JSON.parse(output) as { end: { sum_received: { bytes: number; bits_per_second: number } } };
-    return { rate: end.sum_received.bits_per_second / 1e9, amount: end.sum_received.bytes / 1e9 };
-  },
-});
-
-const calls = (name: string, unit: string, verb: 'rr' | 'short', port: number, connections: number): Load => ({
-  name,
-  unit,
-  per: verb === 'rr' ? 'us/round trip' : 'us/connection',
-  scale: 1e6,
-  async run(lab) {
-    const output = await lab.run('client', load, verb, target, `${port}`, `${connections}`, `${seconds}`);
-    const { count, seconds: took, p99 } = JSON.parse(output) as { count: number; seconds: number; p99: number };
-    return { rate: count / took, amount: count, p99 };
-  },
-});
-
-const loads: readonly Load[] = [
-  bulk(1),
-  bulk(8),
-  bulk(64),
-  calls('64 bytes there and back, 1 connection', '/s', 'rr', ports.echo, 1),
-  calls('64 bytes there and back, 64 connections', '/s', 'rr', ports.echo, 64),
-  calls('short connections, 64 at once', '/s', 'short', ports.answer, 64),
-].filter(({ name }) => !options.only || options.only.split(',').some((part) => name.includes(part)));
+const chosen = (list: string | undefined, name: string) => !list || list.split(',').includes(name);
+const chosenLoads = (Object.keys(loads) as LoadName[]).filter((name) => chosen(options.only, name));
+const peersOf = (load: LoadName) =>
+  (loads[load] as Load).peers.filter((name) => name === 'ours' || chosen(options.peers, name));
 
 // ---- measuring ------------------------------------------------------------------------------------------------------------
-
-interface Measured extends Figures {
-  readonly process: number;
-  readonly machine: number;
-}
 
 const ticks = 100;
 /** CPU seconds that are not idle, of the whole machine: softirq and kernel threads included. */
@@ -174,120 +51,204 @@ function processSeconds(pid: number | undefined): number {
 }
 
 /** Connections in TIME_WAIT would be in the way of those of the next run. */
-const drain = (lab: Lab) =>
-  Promise.all((['client', 'router', 'server'] as const).map((host) => lab.run(host, 'ss', '-K', 'state', 'time-wait')));
+const drain = (lab: Lab) => Promise.all(hosts.map((host) => lab.run(host, 'ss', '-K', 'state', 'time-wait')));
+const checkIntegrity = (lab: Lab) => lab.run('client', generator, 'check', target, `${ports.echo}`, `${8 * 2 ** 20}`);
 
-async function measure(lab: Lab, which: Load, pid: number | undefined): Promise<Measured> {
+/** A peer that has shown to lose no byte. */
+async function withPeer<T>(lab: Lab, name: PeerName, body: (running: Running) => Promise<T>): Promise<T> {
+  const running = await peers[name].start(lab);
+  try {
+    await checkIntegrity(lab);
+    return await body(running);
+  } finally {
+    await running.stop();
+  }
+}
+
+async function measure(lab: Lab, load: Load, pid: number | undefined): Promise<Measured> {
   await drain(lab);
   await sleep(200);
   const before = [machineSeconds(), processSeconds(pid)] as const;
-  const figures = await which.run(lab);
+  const { amount, ...figures } = await load.run(lab, seconds);
   const [machine, process] = [machineSeconds() - before[0], processSeconds(pid) - before[1]];
-  return {
-    ...figures,
-    machine: (machine / figures.amount) * which.scale,
-    process: (process / figures.amount) * which.scale,
-  };
+  return { ...figures, machine: (machine / amount) * load.scale, process: (process / amount) * load.scale };
 }
 
-const median = (values: readonly number[]) => {
-  const sorted = [...values].sort((a, b) => a - b);
-  const middle = sorted.length >> 1;
-  return sorted.length % 2
-    ? (sorted[middle] as number)
-    : ((sorted[middle - 1] as number) + (sorted[middle] as number)) / 2;
-};
-
-type Results = Map<string, Map<string, Measured[]>>;
-
-async function everything(lab: Lab): Promise<Results> {
-  const results: Results = new Map(loads.map(({ name }) => [name, new Map(peers.map((peer) => [peer.name, []]))]));
+async function inRounds(lab: Lab): Promise<Results> {
+  const results = new Map(
+    chosenLoads.map((load) => [load, new Map(peersOf(load).map((peer) => [peer, [] as Measured[]]))]),
+  );
   for (let round = 0; round < rounds; round++) {
-    // Nobody is always the one behind the same neighbour.
-    const order = round % 2 ? [...peers].reverse() : peers;
-    for (const which of loads) {
+    for (const load of chosenLoads) {
+      // Nobody is always the one behind the same neighbour.
+      const order = round % 2 ? [...peersOf(load)].reverse() : peersOf(load);
       for (const peer of order) {
-        const running = await peer.start(lab);
-        try {
-          await lab.run('client', load, 'check', target, `${ports.echo}`, `${8 * 2 ** 20}`);
-          const measured = await measure(lab, which, running.pid);
-          results.get(which.name)?.get(peer.name)?.push(measured);
-          const { rate, process, machine, p99 } = measured;
-          const row = [rate.toPrecision(4), process.toPrecision(3), machine.toPrecision(3), p99 ?? ''];
-          console.log([`${round + 1}/${rounds}`, which.name, peer.name, ...row].join('\t'));
-        } finally {
-          await running.stop();
-        }
+        const measured = await withPeer(lab, peer, ({ program }) => measure(lab, loads[load], program?.process.pid));
+        results.get(load)?.get(peer)?.push(measured);
+        const { rate, process, machine, p99, beside } = measured;
+        const row = [rate, process, machine, p99, beside].map((value) => (value === undefined ? '' : number(value)));
+        console.log([`${round + 1}/${rounds}`, load, peer, ...row].join('\t'));
       }
     }
   }
   return results;
 }
 
+// ---- counting -------------------------------------------------------------------------------------------------------------
+
+async function systemCallsOf(lab: Lab, peer: PeerName): Promise<number> {
+  return withPeer(lab, peer, async ({ program }) => {
+    const file = '/run/strace';
+    const strace = lab.spawn('router', 'strace', '-c', '-f', '-p', `${program?.process.pid}`, '-o', file);
+    await strace.until(/attached/);
+    await sleep(300);
+    const { count } = JSON.parse(await lab.run('client', generator, 'short', target, `${ports.answer}`, '64', '1'));
+    await strace.stop('SIGINT');
+    const [, calls] = readFileSync(file, 'utf8').match(/(\d+)\s+(?:\d+\s+)?total$/m) ?? [];
+    return Number(calls) / count;
+  });
+}
+
+const idleConnections = 8000;
+async function idleOf(lab: Lab, peer: PeerName): Promise<{ bytes: number; pipes?: number }> {
+  return withPeer(lab, peer, async ({ program }) => {
+    if (!program) throw new Error('forwarding holds nothing');
+    let told = program.output().length;
+    const look = async (): Promise<{ resident: number; pipes?: number }> => {
+      if (peer === 'haproxy') {
+        const [, kB] = readFileSync(`/proc/${program.process.pid}/status`, 'utf8').match(/VmRSS:\s+(\d+)/) ?? [];
+        return { resident: Number(kB) * 1024 };
+      }
+      program.process.kill('SIGUSR2');
+      while (!program.output().slice(told).includes('\n')) await sleep(20);
+      const line = program.output().slice(told);
+      told += line.length;
+      return JSON.parse(line);
+    };
+    for (let i = 0; i < 3; i++) await look(); // until what happens once has happened
+    const { resident } = await look();
+    await loads.bulk8.run(lab, 1);
+    const idle = lab.spawn(
+      'client',
+      'sh',
+      '-c',
+      manyFiles,
+      'sh',
+      generator,
+      'idle',
+      target,
+      `${ports.echo}`,
+      `${idleConnections}`,
+    );
+    await idle.until(/ready/, 30_000);
+    await sleep(500);
+    for (let i = 0; i < 3; i++) await look();
+    const { resident: after, pipes } = await look();
+    await idle.stop();
+    return { bytes: (after - resident) / idleConnections, ...(pipes !== undefined && { pipes }) };
+  });
+}
+const manyFiles = 'ulimit -n "$(ulimit -H -n)" && exec "$@"';
+
+async function once(lab: Lab): Promise<Counted> {
+  const systemCalls: Partial<Record<PeerName, number>> = {};
+  const idle: Partial<Record<PeerName, { bytes: number; pipes?: number }>> = {};
+  const who = (['ours', 'epoll', 'haproxy'] as const).filter((peer) => peer === 'ours' || chosen(options.peers, peer));
+  for (const peer of who) {
+    if (chosen(options.only, 'calls')) systemCalls[peer] = await systemCallsOf(lab, peer);
+    if (chosen(options.only, 'idle')) idle[peer] = await idleOf(lab, peer);
+    console.log('counted', peer, systemCalls[peer], idle[peer]);
+  }
+  return { systemCalls, idle };
+}
+
 // ---- telling --------------------------------------------------------------------------------------------------------------
 
-function ratio(of: readonly Measured[], to: readonly Measured[] | undefined): string {
-  if (!to?.length) return '';
-  return median(of.map(({ rate }, round) => rate / (to[round] as Measured).rate)).toFixed(2);
-}
-
-function table({ name, unit, per }: Load, rows: Map<string, Measured[]>): string {
-  const references = ['haproxy', 'haproxy splice', 'haproxy splice 1M', 'forwarding', 'epoll'].filter((each) =>
-    rows.has(each),
-  );
-  const number = (value: number) => (value >= 1000 ? String(Math.round(value)) : value.toPrecision(3));
-  const lines = [...rows].map(([peer, measured]) => {
-    const rates = measured.map(({ rate }) => rate);
-    const p99 = measured.every(({ p99 }) => p99 !== undefined)
-      ? Math.round(median(measured.map((each) => each.p99 as number)))
-      : '';
-    return [
-      peer,
-      `${number(median(rates))} (${number(Math.min(...rates))}-${number(Math.max(...rates))})`,
-      ...references.map((reference) => ratio(measured, rows.get(reference))),
-      peer === 'forwarding' ? '' : number(median(measured.map((each) => each.process))),
-      number(median(measured.map(({ machine }) => machine))),
-      p99,
-    ];
-  });
-  const head = ['', unit, ...references.map((each) => `/ ${each}`), `process, ${per}`, `machine, ${per}`, 'p99, us'];
-  const row = (cells: readonly (string | number)[]) => `| ${cells.join(' | ')} |`;
-  return [`### ${name}`, '', row(head), row(head.map(() => '---')), ...lines.map(row), ''].join('\n');
-}
-
-function versions(lab: Lab): string {
+function versions(lab: Lab, engine: string): string {
   const first = (...command: [string, ...string[]]) =>
-    execFileSync(command[0], command.slice(1), { encoding: 'utf8' }).split('\n')[0];
+    execFileSync('sh', ['-c', '"$@" 2>&1', 'sh', ...command], { encoding: 'utf8' }).split('\n')[0] as string;
   const control = lab.exec('router', 'sysctl', '-n', 'net.ipv4.tcp_congestion_control').trim();
+  const programs = [
+    first('haproxy', '-v').split(' ').slice(0, 3).join(' '),
+    first('nginx', '-v').replace('nginx version: ', ''),
+    first('iperf3', '--version').split(' ').slice(0, 2).join(' '),
+    first('sockperf', '--version').replace(/.*(version [\d.#-]+).*/, 'sockperf $1'),
+  ];
   return [
-    `${cpus().length} CPUs (${cpus()[0]?.model.trim()}), Linux ${release()}, Node ${process.version}, ${first('haproxy', '-v')?.split(' ').slice(0, 3).join(' ')}, ${first('iperf3', '--version')}.`,
-    `Congestion control ${control} in all three namespaces, MTU 1500, ${rounds} rounds of ${seconds} s; median (least-most).`,
+    `${cpus().length} CPUs (${cpus()[0]?.model.trim()}), Linux ${release()}, Node ${process.version}, ${programs.join(', ')}.`,
+    `Congestion control ${control} in all three namespaces, MTU 1500, one thread each, engine ${engine}. ${rounds} rounds of ${seconds} s; median (least-most).`,
   ].join('\n');
+}
+
+function bars(results: Results, load: LoadName, key: 'rate' | 'machine'): Bar[] {
+  return [...(results.get(load) ?? [])].map(([peer, measured]) => {
+    const values = measured.map((each) => each[key]);
+    const [value, low, high] = [median(values), Math.min(...values), Math.max(...values)];
+    return { name: peers[peer].name, value, low, high, strong: peer === 'ours' };
+  });
+}
+
+const charts = {
+  throughput: ['Throughput, Gb/s', 'rate', ['bulk1', 'bulk8', 'bulk64', 'cheap8']],
+  calls: ['Round trips and short connections a second', 'rate', ['rr1', 'rr64', 'short64', 'mixed']],
+  cpu: ['CPU seconds of the whole machine per GB', 'machine', ['bulk1', 'bulk8', 'bulk64', 'cheap8']],
+} as const;
+
+function write(results: Results, counted: Counted, about: string, notes: string): void {
+  for (const [name, [title, key, names]] of Object.entries(charts)) {
+    const groups = names.map((load) => ({ title: loads[load].title, bars: bars(results, load, key) }));
+    writeFileSync(`${root}bench/${name}.svg`, barChart(title, groups, number));
+  }
+  writeFileSync(
+    `${root}bench/RESULTS.md`,
+    [
+      '# Results',
+      '',
+      'Written by `npm run bench`; do not edit. Client, router and server are network namespaces of one machine, the rules are real, and each proxy',
+      "connects from the client's address. Ratios are medians of the ratios inside a round: absolute figures drift with the machine.",
+      '`process` is the CPU time charged to the relay, `machine` that of everything: end points, relay, softirq. HAProxy is measured with',
+      '`option splice-request` and `splice-response`; its `splice-auto` is shown beside it.',
+      '',
+      about,
+      '',
+      figureTable(results, counted, notes),
+      '',
+      ...Object.entries(charts).map(([name, [title]]) => `![${title}](${name}.svg)`),
+      '',
+      '## All that was measured',
+      '',
+      ...chosenLoads.map((load) => loadTable(load, results)),
+      countedTable(counted),
+    ].join('\n'),
+  );
 }
 
 execFileSync('cmake', ['--build', `${root}build`, '--target', 'bench_load'], { stdio: 'ignore' });
 const lab = await createLab();
 // Where cubic is not for everybody, the machine's own default may be one that changes the ranking (bbr): the same for all.
-for (const host of ['client', 'router', 'server'] as const)
+for (const host of hosts)
   if (!/cubic/.test(lab.exec(host, 'sysctl', '-n', 'net.ipv4.tcp_congestion_control')))
     lab.exec(host, 'sysctl', '-qw', `net.ipv4.tcp_congestion_control=reno`);
-const servers: Program[] = [
-  lab.spawn('server', load, 'serve', `${ports.echo}`, `${ports.answer}`),
-  lab.spawn('server', 'iperf3', '-s', '--forceflush', '-p', `${ports.iperf}`),
-];
-await servers[0]?.until(/ready/);
-await servers[1]?.until(/listening/);
-const results = await everything(lab);
-const text = [
-  '# Results',
-  '',
-  'Written by `npm run bench`; do not edit. Ratios are medians of the ratios inside a round: the absolute figures drift with the machine.',
-  '`process` is the CPU time charged to the relay, `machine` that of everything: end points, relay, softirq.',
-  '',
-  versions(lab),
-  '',
-  ...loads.map((which) => table(which, results.get(which.name) as Map<string, Measured[]>)),
-].join('\n');
+const [echo, answer, sink] = [ports.echo, ports.answer, ports.sink].map(String) as [string, string, string];
+await lab.spawn('server', 'sh', '-c', manyFiles, 'sh', generator, 'serve', echo, answer, sink).until(/ready/);
+await lab.spawn('server', 'iperf3', '-s', '--forceflush', '-p', `${ports.iperf}`).until(/listening/);
+await lab
+  .spawn('server', 'sockperf', 'sr', '--tcp', '-i', addresses.server.ipv4, '-p', `${ports.sockperf}`)
+  .until(/using/);
+
+const engine = await withPeer(lab, 'ours', async ({ program }) => program?.output().match(/ready (\S+)/)?.[1] ?? '');
+const results = await inRounds(lab);
+const counted = await once(lab);
+const notes = readFileSync(`${root}bench/notes.md`, 'utf8');
+const about = versions(lab, engine);
+if (options.only || options.peers || options.quick)
+  console.log(
+    [
+      about,
+      figureTable(results, counted, notes),
+      ...chosenLoads.map((load) => loadTable(load, results)),
+      countedTable(counted),
+    ].join('\n\n'),
+  );
+else write(results, counted, about, notes);
 await lab.dispose();
-if (options.only || options.peers || options.quick) console.log(text);
-else writeFileSync(`${root}bench/RESULTS.md`, text);

@@ -2,12 +2,14 @@
  * Connections that the relay thread accepts. With a function to decide, each is a flow until it has: then it is relayed,
  * reset, closed, or handed to JavaScript as a socket. Without one, JavaScript hears nothing of them.
  */
+import { isIPv6 } from 'node:net';
 import { nativeConnectOptions } from './connect.js';
+import { tellRelay, watchSubscribers } from './diagnostics.js';
 import { checkOptions, errorFromFailure, invalidValue } from './errors.js';
-import type { NativeDecision, NativeRelayEvent, NativeRelayLimits } from './native.js';
-import { bytes, ended, newCounters, type Relay } from './relay.js';
+import type { NativeDecision, NativeFlow, NativeRelayLimits, NativeUpstream } from './native.js';
+import { counts, ended, newCounters, type Relay, resultOf } from './relay.js';
 import type { RelayThread } from './thread.js';
-import type { Engine, Flow, RelayDecision } from './types.js';
+import type { Engine, Flow, RelayDecision, RelayResult, RelayTarget } from './types.js';
 
 export type Decide = (flow: Flow) => RelayDecision | Promise<RelayDecision>;
 
@@ -15,8 +17,10 @@ export interface FlowOptions {
   /** A listening descriptor; it belongs to the relay thread from here on, unless this throws. */
   readonly fd: number;
   readonly thread: RelayThread;
-  /** `true`: relay everything to its original destination, from its client's address. */
-  readonly decide: true | Decide;
+  /** `true`: relay everything to its original destination. Or one decision for everything. */
+  readonly decide: true | RelayTarget | Decide;
+  /** Connect to the original destination while `decide` decides. */
+  readonly preconnect: boolean;
   /** Conntrack knows where the clients meant to go. */
   readonly redirected: boolean;
   /** Whose address the servers see where no decision says so; `proxy`: no decision may say otherwise. */
@@ -43,23 +47,29 @@ export interface Acceptor {
 }
 
 export function acceptFlows(options: FlowOptions): Acceptor {
-  const { fd, thread, decide, engine, counters, limits, upstream } = options;
+  const { fd, thread, decide, preconnect, from, engine, counters, limits, upstream } = options;
+  const decides = typeof decide === 'function';
   const id = thread.native.accept({
     fd,
-    decide: decide !== true,
+    decide: decides,
+    preconnect,
     redirected: options.redirected,
     engine,
-    upstream: { from: options.from, ...upstream },
+    upstream: { ...(decides || decide === true ? { from } : nativeUpstream(decide, from)), ...upstream },
     counters,
     ...limits,
   });
+  // Of what is decided here all is known.
+  const unwatch = decides ? undefined : watchSubscribers((wanted) => thread.native.tell(id, wanted));
   let release: (() => void) | undefined = thread.hold();
   let stopped: (() => void) | undefined;
   thread.handle(id, (event) => {
-    if (event.kind === 'flow' && decide !== true) void decideFlow(options, event, decide);
+    if (event.kind === 'flow' && decides) void decideFlow(options, event, decide);
+    else if (event.kind === 'relayed') tellToEnd(options, event);
     else if (event.kind === 'acceptFailed') options.onError(errorFromFailure(event.failure));
     else if (event.kind === 'closed') {
       thread.forget(id);
+      unwatch?.();
       release?.();
       stopped?.();
     }
@@ -79,22 +89,33 @@ export function acceptFlows(options: FlowOptions): Acceptor {
   };
 }
 
+function tellToEnd({ thread, engine }: FlowOptions, { id, source, originalDestination }: NativeFlow): void {
+  const tell = tellRelay(() => ({ engine, source, originalDestination }));
+  thread.handle(id, (event) => {
+    if (event.kind !== 'ended') return;
+    thread.forget(id);
+    tell(resultOf(event));
+  });
+}
+
 async function decideFlow(
   options: FlowOptions,
-  { id, source, originalDestination }: Extract<NativeRelayEvent, { kind: 'flow' }>,
+  { id, source, originalDestination }: NativeFlow,
   decide: Decide,
 ): Promise<void> {
-  const { thread } = options;
+  const { thread, engine } = options;
   const peeks: ((data: Buffer) => void)[] = [];
   let isOver = false;
+  let tell = (result: RelayResult) => result;
   const closed = ended(thread, id, (event) => {
     if (event.kind === 'peeked') peeks.shift()?.(event.data);
+    else if (event.kind === 'opened') tell = tellRelay(() => ({ engine, source, originalDestination }));
     else if (event.kind === 'socket') options.onSocket(event.fd);
     else if (event.kind === 'ended') {
       isOver = true;
       for (const resolve of peeks.splice(0)) resolve(Buffer.alloc(0));
     }
-  });
+  }).then((result) => tell(result));
   const flow: Flow = {
     protocol: 'tcp',
     source,
@@ -126,7 +147,10 @@ function carryOut(
     case 'relay': {
       const counters = newCounters();
       thread.native.decide(id, relayDecision(options, flow, decision), counters);
-      options.onRelay({ engine, closed, stats: () => bytes(counters), destroy: () => thread.native.destroy(id) }, flow);
+      options.onRelay(
+        { engine, closed, stats: () => counts(counters), destroy: () => thread.native.destroy(id) },
+        flow,
+      );
       return;
     }
     case 'socket':
@@ -146,16 +170,10 @@ function carryOut(
 function relayDecision(
   { engine, limits, upstream, from: usual }: FlowOptions,
   flow: Flow,
-  decision: Extract<RelayDecision, { kind: 'relay' }>,
+  decision: RelayTarget,
 ): NativeDecision {
-  checkOptions('a relay decision', decision, ['kind', 'to', 'from', 'sourcePort']);
-  const { to = flow.originalDestination, from = usual, sourcePort } = decision;
-  if (usual === 'proxy' && from !== 'proxy')
-    throw invalidValue(
-      "a decision's from",
-      "'proxy' with mode 'redirect': answers to foreign addresses are not brought here",
-      from,
-    );
+  checkDecision(decision, usual);
+  const { to = flow.originalDestination, from = usual, sourcePort, proxyProtocol } = decision;
   const source = from === 'client' ? flow.source : from === 'proxy' ? undefined : from;
   const connect = nativeConnectOptions({
     address: to.address,
@@ -166,5 +184,49 @@ function relayDecision(
     ...(sourcePort && { sourcePort }),
     ...upstream,
   });
-  return { kind: 'relay', engine, ...connect, ...limits };
+  return { kind: 'relay', engine, ...connect, ...(proxyProtocol && { proxyProtocol }), ...limits };
+}
+
+function checkDecision(decision: RelayTarget, usual: FlowOptions['from']): void {
+  checkOptions('a relay decision', decision, ['kind', 'to', 'from', 'sourcePort', 'proxyProtocol']);
+  const { from = usual, proxyProtocol } = decision;
+  if (![undefined, 1, 2].includes(proxyProtocol)) throw invalidValue('proxyProtocol', '1 or 2', proxyProtocol);
+  if (usual === 'proxy' && from !== 'proxy')
+    throw invalidValue(
+      "a decision's from",
+      "'proxy' with mode 'redirect': answers to foreign addresses are not brought here",
+      from,
+    );
+}
+
+/** Whether it can be meant for every connection. */
+export function checkTarget(decision: RelayTarget, usual: FlowOptions['from']): void {
+  if (decision.kind !== 'relay') throw invalidValue("a fixed decision's kind", "'relay'", decision.kind);
+  nativeUpstream(decision, usual);
+}
+
+function nativeUpstream(decision: RelayTarget, usual: FlowOptions['from']): NativeUpstream {
+  checkDecision(decision, usual);
+  const { to, from = usual, sourcePort = 'ephemeral', proxyProtocol } = decision;
+  const fixed = typeof from === 'object' ? from : undefined;
+  // What each connection brings along is checked, and left out, as any address of the right family.
+  const any = { address: isIPv6((to ?? fixed)?.address ?? '') ? '::1' : '127.0.0.1', port: 1 };
+  const port = fixed ? fixed.port : sourcePort === 'ephemeral' ? 0 : any.port;
+  const connect = nativeConnectOptions({
+    address: (to ?? any).address,
+    port: (to ?? any).port,
+    ...(from !== 'proxy' && { localAddress: (fixed ?? any).address }),
+    ...(port > 0 && { localPort: port }),
+    ...((!fixed || decision.sourcePort) && { sourcePort }),
+  });
+  const { address, port: toPort, localAddress, localPort, localPortOptional } = connect;
+  return {
+    from: from === 'client' ? 'client' : 'proxy',
+    ...(to && { address, port: toPort }),
+    ...(fixed && localAddress !== undefined && { localAddress }),
+    ...(fixed && localPort !== undefined && { localPort }),
+    ...(from === 'client' && sourcePort !== 'ephemeral' && { clientPort: true }),
+    ...(localPortOptional !== undefined && { localPortOptional }),
+    ...(proxyProtocol && { proxyProtocol }),
+  };
 }

@@ -22,7 +22,7 @@ import type {
   RouteChange,
   Rule,
 } from './netlink/types.js';
-import type { Endpoint, Engine, Family, RelayReason } from './types.js';
+import type { Endpoint, Engine, Family, HostPort, RelayReason } from './types.js';
 
 /** What native code tells about a failure; src/errors.ts makes the Error. */
 export type NativeFailure =
@@ -81,9 +81,13 @@ export interface NativeRouteSocket {
   /**
    * Starts a child process that deletes these, in this order, when this process has ended, however. What this gives ends
    * the child before it does so; with `work`, when it has. When nothing refers to that any more it is as if the process
-   * had ended.
+   * had ended. `batches`: of nf_tables, committed before, each for itself.
    */
-  guard(rules: readonly Rule[], routes: readonly Route[]): (work?: 'work') => void;
+  guard(
+    rules: readonly Rule[],
+    routes: readonly Route[],
+    batches: readonly (readonly NftOperation[])[],
+  ): (work?: 'work') => void;
   /** `ip monitor rule route link`. `table`: of routes only those in it. */
   watch: NativeWatch<{ readonly table?: number }, RouteChange>;
   close(): void;
@@ -149,10 +153,24 @@ export interface NativeRelayLimits {
 }
 
 export type NativeDecision =
-  | ({ readonly kind: 'relay'; readonly engine: Engine } & NativeConnectOptions & NativeRelayLimits)
+  | ({
+      readonly kind: 'relay';
+      readonly engine: Engine;
+      /** The server gets a header of the PROXY protocol, of this version, before the client's first byte. */
+      readonly proxyProtocol?: 1 | 2;
+    } & NativeConnectOptions &
+      NativeRelayLimits)
   | { readonly kind: 'socket' }
   | { readonly kind: 'reset' }
   | { readonly kind: 'close' };
+
+/** To `address:port`, or without it to where each connection was meant for. */
+export type NativeUpstream = Partial<NativeConnectOptions> & {
+  /** `client`: from each client's address, and with `clientPort` its port. */
+  readonly from: 'client' | 'proxy';
+  readonly clientPort?: boolean;
+  readonly proxyProtocol?: 1 | 2;
+};
 
 /**
  * The thread that accepts, connects and relays, all in one network namespace. It works in file descriptors it owns;
@@ -177,21 +195,21 @@ export interface NativeRelayThread {
   ): number;
   /**
    * Accepts on a listening descriptor that it takes over. With `decide`, each connection is told as a `flow` event and
-   * waits for `decide()`; without, it is relayed to its original destination from its client's address by `upstream`,
-   * and JavaScript hears nothing of it. A client that connected to the listener itself is reset (ELOOP): relaying it
-   * to its destination would come back here for ever. `redirected`: conntrack is asked for the original destination.
+   * waits for `decide()`; without, it is relayed by `upstream`, and JavaScript hears nothing of it unless told to `tell`.
+   * With `preconnect` it connects by `upstream` while the decision is waited for; what is decided otherwise resets that
+   * connection, and a server that speaks first, or fails, answers a peek. A client that connected to the listener itself is
+   * reset (ELOOP): relaying it to its destination would come back here for ever. `redirected`: conntrack is asked for the
+   * original destination.
    */
   accept(
     options: {
       readonly fd: number;
       readonly decide: boolean;
+      readonly preconnect?: boolean;
+      readonly tell?: boolean;
       readonly redirected?: boolean;
       readonly engine: Engine;
-      readonly upstream: {
-        readonly mark?: number;
-        readonly timeoutMs?: number;
-        readonly from: 'client' | 'proxy';
-      };
+      readonly upstream: NativeUpstream;
       readonly counters: BigUint64Array;
     } & NativeRelayLimits,
   ): number;
@@ -210,6 +228,8 @@ export interface NativeRelayThread {
    * Unknown ids are ignored: it may just have ended.
    */
   destroy(id: number): void;
+  /** Whether relays of a listener without `decide` are told, from now on: as `relayed` when they begin, and `ended`. */
+  tell(server: number, wanted: boolean): void;
   /**
    * Closes a listener: no new connections; `closed` follows when the last of its connections has ended. After `drainMs`
    * those that are left are reset.
@@ -229,9 +249,8 @@ export interface NativeRelayThread {
 }
 
 /**
- * Indices into a `counters` array (8 numbers, one cache line), written by the relay thread with relaxed atomic stores and
- * read here with plain loads. The array must be made over an ArrayBuffer (`new BigUint64Array(new ArrayBuffer(64))`): its
- * memory is then outside V8's moving heap. Native code holds a reference until it writes no more.
+ * Indices into a `counters` array, written by the relay thread with relaxed atomic stores and read here with plain loads.
+ * The array must be made over an ArrayBuffer of `length` times 8 bytes: its memory is then outside V8's moving heap. Native code holds a reference until it writes no more.
  */
 export const Counter = {
   bytesFromClient: 0,
@@ -242,17 +261,21 @@ export const Counter = {
   copied: 5,
   connectErrors: 6,
   acceptErrors: 7,
-  length: 8,
+  /** With bytes in them, at this moment. */
+  pipes: 8,
+  length: 9,
 } as const;
 
+export interface NativeFlow {
+  readonly server: number;
+  readonly id: number;
+  readonly source: Endpoint;
+  readonly originalDestination: Endpoint;
+}
+
 export type NativeRelayEvent =
-  | {
-      readonly kind: 'flow';
-      readonly server: number;
-      readonly id: number;
-      readonly source: Endpoint;
-      readonly originalDestination: Endpoint;
-    }
+  | ({ readonly kind: 'flow' } & NativeFlow)
+  | ({ readonly kind: 'relayed' } & NativeFlow)
   | { readonly kind: 'peeked'; readonly id: number; readonly data: Buffer }
   /** A `relay` decision has its upstream connection: bytes flow from now on. `localPortKept` as below. */
   | { readonly kind: 'opened'; readonly id: number; readonly localPortKept?: boolean }
@@ -308,6 +331,8 @@ export interface Native {
    */
   inheritListener(fd: number): boolean;
 
+  /** What the server gets first with `proxyProtocol`. For golden tests. */
+  encodeProxyHeader(version: 1 | 2, source: HostPort, destination: HostPort): Buffer;
   /** Whether this process may have an io_uring as the engine `uring` needs it. Equivalent to: io_uring_setup, close. */
   hasUring(): boolean;
   /** `netns`: path of the network namespace it works in. `engine`: what it waits with, and reads short messages by; default epoll. */

@@ -1,9 +1,10 @@
 /** relay(): two sockets handed to the kernel. JavaScript sees neither their bytes nor their events any more, only the end. */
-import { Socket } from 'node:net';
+import { isIP, Socket } from 'node:net';
+import { tellRelay } from './diagnostics.js';
 import { checkMilliseconds, checkOptions, errorFromFailure, invalidType, invalidValue } from './errors.js';
 import { Counter, type NativeRelayEvent, type NativeRelayLimits, native } from './native.js';
 import { hasUring, needsUring, type RelayThread, relayThread } from './thread.js';
-import type { Engine, RelayResult } from './types.js';
+import type { Endpoint, Engine, RelayCounts, RelayResult } from './types.js';
 
 export interface RelayLimits {
   /** End a relay over which no byte went either way for this long (reason `idle`). Default: never. */
@@ -31,8 +32,8 @@ export interface Relay {
   readonly engine: Engine;
   /** Never rejects: how it went wrong is in the result. */
   readonly closed: Promise<RelayResult>;
-  /** Bytes so far, read from memory that the relay thread writes: no call, no copy. */
-  stats(): { readonly bytesFromClient: bigint; readonly bytesFromServer: bigint };
+  /** So far, read from memory that the relay thread writes: no call into native code, no copy. */
+  stats(): RelayCounts;
   /** Resets both connections. */
   destroy(): void;
 }
@@ -67,13 +68,15 @@ export function relay(client: Socket, server: Socket, options: RelayOptions = {}
   const thread = relayThread({ engine });
   const counters = newCounters();
   const retained = retainOwners(client, server);
+  const source = endpointOf(client.remoteAddress, client.remotePort);
+  const originalDestination = endpointOf(client.localAddress, client.localPort);
   let destroyed = false;
   let id: number | undefined;
   const closed = Promise.all([written(client), written(server)])
     .then(() => {
       if (destroyed) {
         reset(client, server);
-        return result(counters, 'destroyed');
+        return nothing('destroyed');
       }
       const [clientSide, serverSide] = detach(client, server);
       id = thread.native.relay({
@@ -85,11 +88,11 @@ export function relay(client: Socket, server: Socket, options: RelayOptions = {}
         counters,
         ...limit,
       });
-      return ended(thread, id);
+      return ended(thread, id).then(tellRelay(() => ({ engine, source, originalDestination })));
     })
     .catch((error: Error): RelayResult => {
       reset(client, server);
-      return { ...result(counters, 'error'), error };
+      return { ...nothing('error'), error };
     })
     .finally(() => {
       for (const release of retained) release();
@@ -97,13 +100,16 @@ export function relay(client: Socket, server: Socket, options: RelayOptions = {}
   return {
     engine,
     closed,
-    stats: () => bytes(counters),
+    stats: () => counts(counters),
     destroy() {
       destroyed = true;
       if (id !== undefined) thread.native.destroy(id);
     },
   };
 }
+
+/** The end of a relay that never began. */
+const nothing = (reason: RelayResult['reason']): RelayResult => ({ bytesFromClient: 0n, bytesFromServer: 0n, reason });
 
 export const LIMITS = ['idleTimeoutMs', 'halfCloseTimeoutMs', 'keepAliveMs', 'userTimeoutMs'] as const;
 
@@ -113,15 +119,14 @@ export function limits(options: RelayLimits): NativeRelayLimits {
   return Object.fromEntries(given.map((name) => [name, options[name]]));
 }
 
-export function bytes(counters: BigUint64Array): { bytesFromClient: bigint; bytesFromServer: bigint } {
+export function counts(counters: BigUint64Array): RelayCounts {
   return {
     bytesFromClient: counters[Counter.bytesFromClient] as bigint,
     bytesFromServer: counters[Counter.bytesFromServer] as bigint,
+    spliced: counters[Counter.spliced] as bigint,
+    copied: counters[Counter.copied] as bigint,
+    pipes: Number(counters[Counter.pipes]),
   };
-}
-
-function result(counters: BigUint64Array, reason: RelayResult['reason']): RelayResult {
-  return { ...bytes(counters), reason };
 }
 
 /**
@@ -142,10 +147,20 @@ export function ended(
       }
       onEvent(event);
       if (event.kind !== 'ended') return;
-      const { bytesFromClient, bytesFromServer, reason, failure } = event;
-      resolve({ bytesFromClient, bytesFromServer, reason, ...(failure && { error: errorFromFailure(failure) }) });
+      resolve(resultOf(event));
     });
   });
+}
+
+export function resultOf({ bytesFromClient, bytesFromServer, reason, failure }: NativeEnded): RelayResult {
+  return { bytesFromClient, bytesFromServer, reason, ...(failure && { error: errorFromFailure(failure) }) };
+}
+type NativeEnded = Extract<NativeRelayEvent, { kind: 'ended' }>;
+
+/** IPv4 through a dual-stack socket shows as `::ffff:10.0.0.1`: it is IPv4 all the same. */
+export function endpointOf(address = '', port = 0): Endpoint {
+  const plain = address.startsWith('::ffff:') && isIP(address.slice(7)) === 4 ? address.slice(7) : address;
+  return { family: isIP(plain) === 4 ? 'ipv4' : 'ipv6', address: plain, port };
 }
 
 // ---- Socket -> descriptor -----------------------------------------------------------------------------------------------

@@ -7,17 +7,36 @@ import { type AddressInfo, createServer, isIP, type Server, type ServerOpts, Soc
 import { checkPort } from './connect.js';
 import { originalDestination } from './destination.js';
 import { checkMilliseconds, checkOptions, invalidType, invalidValue, outOfRange } from './errors.js';
-import { type Acceptor, acceptFlows } from './flows.js';
+import { type Acceptor, acceptFlows, checkTarget } from './flows.js';
 import { type InstalledRules, installIntercept } from './intercept/install.js';
 import { OWN_KEEPALIVE_MS } from './intercept/named-sets.js';
 import { planIntercept } from './intercept/plan.js';
 import { parsePorts } from './intercept/ranges.js';
 import { shareDivert } from './intercept/shared.js';
 import { Counter, type NativeRelayLimits, native } from './native.js';
-import { bytes, chooseEngine, LIMITS, limits, newCounters, type Relay, type RelayLimits, setOwner } from './relay.js';
+import {
+  chooseEngine,
+  counts,
+  endpointOf,
+  LIMITS,
+  limits,
+  newCounters,
+  type Relay,
+  type RelayLimits,
+  setOwner,
+} from './relay.js';
 import { passedListener } from './systemd.js';
 import { relayThread, startBroker } from './thread.js';
-import type { Endpoint, Engine, Flow, InterceptOptions, RelayDecision, RelayStats, RepairReport } from './types.js';
+import type {
+  Endpoint,
+  Engine,
+  Flow,
+  InterceptOptions,
+  RelayDecision,
+  RelayStats,
+  RelayTarget,
+  RepairReport,
+} from './types.js';
 
 export interface TransparentServerOptions extends ServerOpts, RelayLimits {
   /**
@@ -28,9 +47,15 @@ export interface TransparentServerOptions extends ServerOpts, RelayLimits {
   readonly intercept?: InterceptOptions;
   /**
    * `true`: relay every connection to its original destination from its client's address, without any JavaScript.
-   * A function decides for each connection.
+   * A decision to relay: the same for every connection, without any JavaScript either. A function decides for each.
    */
-  readonly relay?: true | ((flow: Flow) => RelayDecision | Promise<RelayDecision>);
+  readonly relay?: true | RelayTarget | ((flow: Flow) => RelayDecision | Promise<RelayDecision>);
+  /**
+   * With a function in `relay`: connect to the original destination from the client's address while it decides, so that no
+   * time is lost where it decides so; and `flow.peek()` resolves as soon as the server has spoken, which in protocols like
+   * SMTP or SSH it does first. Where it decides otherwise, that server has seen a connection that was reset. Default false.
+   */
+  readonly preconnect?: boolean;
   /** Path of the network namespace to work in, e.g. /run/netns/router. */
   readonly netns?: string;
   /**
@@ -89,6 +114,7 @@ const OPTIONS = [
   'engine',
   'threads',
   'drainTimeoutMs',
+  'preconnect',
   'connectTimeoutMs',
   ...LIMITS,
   'allowHalfOpen',
@@ -146,8 +172,9 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
     checkOptions('createTransparentServer options', options, OPTIONS);
     const { relay, intercept, privileges = 'own' } = options;
     if (!['own', 'broker'].includes(privileges)) throw invalidValue('privileges', "'own' or 'broker'", privileges);
-    if (relay !== undefined && relay !== true && typeof relay !== 'function')
-      throw invalidType('relay', 'true or a function', relay);
+    if (typeof relay === 'object' && relay !== null) checkTarget(relay, usualSource(intercept));
+    else if (relay !== undefined && relay !== true && typeof relay !== 'function')
+      throw invalidType('relay', 'true, a function, or a decision to relay', relay);
     if (listener !== undefined && typeof listener !== 'function') throw invalidType('listener', 'a function', listener);
     if (intercept !== undefined) planIntercept({ ...intercept, port: 1 });
     const { threads = 1, drainTimeoutMs } = options;
@@ -247,10 +274,9 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
   stats(): RelayStats {
     const count = (index: number) => Number(this.#counters[index]);
     return {
+      engine: this.#engine,
       connections: { open: count(Counter.connectionsOpen), total: count(Counter.connectionsTotal) },
-      ...bytes(this.#counters),
-      spliced: this.#counters[Counter.spliced] as bigint,
-      copied: this.#counters[Counter.copied] as bigint,
+      ...counts(this.#counters),
       connectErrors: count(Counter.connectErrors),
       acceptErrors: count(Counter.acceptErrors),
     };
@@ -434,7 +460,7 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
   #handOver(socket: Socket): void {
     const { from: _, ...destination } = this.#redirected
       ? originalDestination(socket)
-      : { ...endpointOf(socket.localAddress ?? '', socket.localPort ?? 0), from: 'sockname' };
+      : { ...endpointOf(socket.localAddress, socket.localPort), from: 'sockname' };
     Object.defineProperty(socket, 'originalDestination', { value: destination, enumerable: true });
     const { keepAliveInitialDelay: delay = OWN_KEEPALIVE_MS } = this.#options;
     if (this.#ownHost) socket.setKeepAlive(true, Math.min(delay, OWN_KEEPALIVE_MS));
@@ -479,8 +505,9 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
       fd,
       thread: relayThread({ netns, engine: this.#engine, index }),
       decide,
+      preconnect: this.#options.preconnect === true,
       redirected: this.#redirected,
-      from: this.#options.intercept?.mode === 'redirect' ? 'proxy' : 'client',
+      from: usualSource(this.#options.intercept),
       engine: this.#engine,
       counters: this.#counters,
       limits: {
@@ -503,11 +530,9 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
   }
 }
 
-/** IPv4 through a dual-stack socket shows as `::ffff:10.0.0.1`: it is IPv4 all the same. */
-function endpointOf(address: string, port: number): Endpoint {
-  const plain = address.startsWith('::ffff:') && isIP(address.slice(7)) === 4 ? address.slice(7) : address;
-  return { family: isIP(plain) === 4 ? 'ipv4' : 'ipv6', address: plain, port };
-}
+/** Where answers to foreign addresses are not brought here, servers see this host. */
+const usualSource = (intercept: InterceptOptions | undefined) =>
+  intercept?.mode === 'redirect' ? ('proxy' as const) : ('client' as const);
 
 const isWildcard = (host: string | undefined): host is '0.0.0.0' | '::' | undefined =>
   host === undefined || host === '0.0.0.0' || host === '::';

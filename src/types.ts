@@ -65,7 +65,10 @@ export interface InterceptOptions {
   readonly ownHost?: true | OwnHostOptions;
   /** Default both. */
   readonly families?: readonly Family[];
-  /** What happens to matching traffic while nobody listens: it passes unproxied (`open`, default) or is dropped (`closed`). */
+  /**
+   * What happens to matching traffic while nobody listens: it passes unproxied (`open`, default) or is dropped (`closed`,
+   * which is all that backend `iptables` can do).
+   */
   readonly onDown?: 'open' | 'closed';
   /**
    * `tproxy` (default). `redirect`: nat REDIRECT, for hosts without tproxy and socket matches: TCP only, and nothing foreign:
@@ -88,6 +91,13 @@ export interface InterceptOptions {
   readonly priority?: number;
   /** Names the nf_tables table `linux-tproxy-<name>`. Default: the port. */
   readonly name?: string;
+  /**
+   * Where the rules are: in an nf_tables table of our own (default), or in chains of our own in the table `mangle` of iptables'
+   * nft variant, for hosts that are managed by it: `iptables -t mangle -S` lists, `iptables-save` saves them. There conntrack
+   * remembers connections, with the same two bits of its mark, and other bits of the mark are lost of packets that open a
+   * connection to a listener on a foreign address. A `name` has at most 8 characters. Sets are live, but for `ttlMs`.
+   */
+  readonly backend?: 'nftables' | 'iptables';
   /** `process` (default): the nf_tables table dies with this process. `permanent`: all of it stays until uninstalled. */
   readonly lifetime?: 'process' | 'permanent';
   /**
@@ -131,6 +141,8 @@ export interface LiveSet<Spec> {
   add(specs: Spec | readonly Spec[], options?: { readonly ttlMs?: number }): Promise<void>;
   /** Takes out one or many, or the part of it that is there. Equivalent to: `nft delete element ...`. */
   delete(specs: Spec | readonly Spec[]): Promise<void>;
+  /** Leaves exactly these in it, in one atomic batch: what stays is not out for a moment. */
+  replace(specs: readonly Spec[]): Promise<void>;
   /** What is in it now, merged and in ascending order. */
   values(): Spec[];
 }
@@ -145,7 +157,8 @@ export interface Flow {
   readonly originalDestination: Endpoint;
   /**
    * The first bytes the client sent, without consuming them: resolves when `bytes` of them are there, the client has
-   * ended, or `timeoutMs` is over, with what there is (perhaps nothing: in many protocols the server speaks first).
+   * ended, or `timeoutMs` is over, with what there is (perhaps nothing: in many protocols the server speaks first; with
+   * the server's option `preconnect` it resolves as soon as the server has spoken).
    * Equivalent to: `recv(fd, ..., MSG_PEEK)`.
    */
   peek(bytes: number, timeoutMs: number): Promise<Buffer>;
@@ -159,11 +172,19 @@ export type RelayDecision =
       /** Whose address the server sees. Default `client`. */
       readonly from?: 'client' | 'proxy' | HostPort;
       readonly sourcePort?: SourcePort;
+      /**
+       * Tells the server whom the client is and meant to reach: it gets a header of the PROXY protocol, version 1 (text) or
+       * 2 (binary), before the first byte. Only for servers that are set up for it: to all others it is garbage.
+       */
+      readonly proxyProtocol?: 1 | 2;
     }
   /** Hand the connection to the `connection` listener as a TransparentSocket. */
   | { readonly kind: 'socket' }
   | { readonly kind: 'reset' }
   | { readonly kind: 'close' };
+
+/** What can be decided for all connections alike, and is then carried out without any JavaScript. */
+export type RelayTarget = Extract<RelayDecision, { kind: 'relay' }>;
 
 export type RelayReason = 'end' | 'reset' | 'idle' | 'destroyed' | 'error';
 
@@ -174,15 +195,35 @@ export interface RelayResult {
   readonly error?: Error;
 }
 
-/** Totals of a server's relays, read live from shared memory. */
-export interface RelayStats {
-  readonly connections: { readonly open: number; readonly total: number };
+/** Of one relay, read live from shared memory. */
+export interface RelayCounts {
   readonly bytesFromClient: bigint;
   readonly bytesFromServer: bigint;
   /** How the bytes went: through a pipe by splice(2), or through native memory. */
   readonly spliced: bigint;
   readonly copied: bigint;
+  /** Pipes that have bytes in them, at this moment: of directions whose receiver is slower than their sender. */
+  readonly pipes: number;
+}
+
+/** Totals of a server's relays. */
+export interface RelayStats extends RelayCounts {
+  readonly engine: Engine;
+  readonly connections: { readonly open: number; readonly total: number };
   /** Upstream connects that failed, and accept(2) calls that failed (EMFILE and the like). */
   readonly connectErrors: number;
   readonly acceptErrors: number;
+}
+
+/** What goes to the diagnostics channel `linux-tproxy.relay.open` when a relay has both its connections. */
+export interface RelayOpened {
+  /** The same in what is told of its end; no two relays of a process have the same. */
+  readonly id: number;
+  readonly engine: Engine;
+  readonly source: Endpoint;
+  readonly originalDestination: Endpoint;
+}
+/** What goes to the channel `linux-tproxy.relay.close` when one of those has ended. */
+export interface RelayClosed extends RelayOpened {
+  readonly result: RelayResult;
 }

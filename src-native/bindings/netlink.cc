@@ -100,7 +100,7 @@ rtnetlink::Verb verbArgument(Napi::Value js) {
 
 constexpr std::pair<const char*, nftables::Verb> verbs[] = {
     {"add", nftables::Verb::add},      {"create", nftables::Verb::create}, {"insert", nftables::Verb::insert},
-    {"delete", nftables::Verb::erase}, {"flush", nftables::Verb::flush},
+    {"delete", nftables::Verb::erase}, {"flush", nftables::Verb::flush},   {"deleteEmpty", nftables::Verb::eraseEmpty},
 };
 
 std::vector<nftables::Operation> operationsArgument(Napi::Value js) {
@@ -134,6 +134,13 @@ nftables::BatchOptions batchOptions(Napi::Value js) {
   options.generation = optionalMember<uint32_t>(js, "generation", netlink::be32);
   options.dryRun = member(js, "dryRun").ToBoolean();
   return options;
+}
+
+netlink::Bytes batchBytes(std::vector<nftables::Operation> operations, const nftables::BatchOptions& options) {
+  netlink::Bytes bytes;
+  for (const auto& message : nftables::encodeBatch(std::move(operations), options).messages)
+    bytes.insert(bytes.end(), message.bytes().begin(), message.bytes().end());
+  return bytes;
 }
 
 ByteView bytesArgument(Napi::Value js) {
@@ -301,6 +308,14 @@ class RouteSocket : public Napi::ObjectWrap<RouteSocket> {
   Napi::Value guard(const Napi::CallbackInfo& info) {
     return guarded(info.Env(), [&] {
       const auto& connection = session_->open();
+      std::vector<guard::Datagram> work;
+      std::optional<Connection> nftables;
+      const auto batches = info[2].As<Napi::Array>();
+      for (uint32_t i = 0; i < batches.Length(); ++i) {
+        if (!nftables) nftables.emplace(NETLINK_NETFILTER, netns_);
+        const Napi::Value operations = batches[i];
+        work.push_back({nftables->descriptor(), batchBytes(operationsArgument(operations), {})});
+      }
       netlink::Bytes requests;
       const auto append = [&](netlink::Message message) {
         message.header().nlmsg_flags &= static_cast<uint16_t>(~NLM_F_ACK);
@@ -312,8 +327,9 @@ class RouteSocket : public Napi::ObjectWrap<RouteSocket> {
       JsReader::read(info[1], routes, netlink::list({}, netlink::described));
       for (const auto& rule : rules) append(encodeRule(rtnetlink::Verb::erase, rule));
       for (auto& route : routes) append(encodeRoute(rtnetlink::Verb::erase, resolved(*connection, std::move(route))));
+      work.push_back({connection->descriptor(), std::move(requests)});
       // Deleted with the function that ends it.
-      auto process = std::make_shared<guard::Process>(connection->descriptor(), requests);
+      auto process = std::make_shared<guard::Process>(work);
       return Napi::Function::New(info.Env(), [process](const Napi::CallbackInfo& how) {
         if (how[0].ToBoolean())
           process->work();
@@ -435,12 +451,8 @@ Napi::Value encodeRoute(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value encodeBatch(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), [&] {
-    netlink::Bytes bytes;
-    for (const auto& message : nftables::encodeBatch(operationsArgument(info[0]), batchOptions(info[1])).messages)
-      bytes.insert(bytes.end(), message.bytes().begin(), message.bytes().end());
-    return toBuffer(info.Env(), bytes);
-  });
+  return guarded(info.Env(),
+                 [&] { return toBuffer(info.Env(), batchBytes(operationsArgument(info[0]), batchOptions(info[1]))); });
 }
 
 Napi::Value decodeRule(const Napi::CallbackInfo& info) {

@@ -5,6 +5,7 @@
 #include "bindings/define.h"
 #include "bindings/socket_values.h"
 #include "broker/process.h"
+#include "relay/proxy_protocol.h"
 #include "relay/thread.h"
 
 namespace tproxy::bindings {
@@ -49,7 +50,8 @@ relay::Upstream upstream(const Napi::Object& options) {
           .localPort = static_cast<std::uint16_t>(optionalNumber(options, "localPort").value_or(0)),
           .localPortOptional = optionalFlag(options, "localPortOptional"),
           .mark = optionalMark(options),
-          .timeout = optionalNumber(options, "timeoutMs").value_or(0)};
+          .timeout = optionalNumber(options, "timeoutMs").value_or(0),
+          .proxyProtocol = static_cast<int>(optionalNumber(options, "proxyProtocol").value_or(0))};
 }
 
 relay::DecideCommand::Kind kindOf(const std::string& kind) {
@@ -85,6 +87,7 @@ class RelayThread : public Napi::ObjectWrap<RelayThread> {
                         InstanceMethod<&RelayThread::guarded<&RelayThread::decide>>("decide"),
                         InstanceMethod<&RelayThread::guarded<&RelayThread::peek>>("peek"),
                         InstanceMethod<&RelayThread::guarded<&RelayThread::destroy>>("destroy"),
+                        InstanceMethod<&RelayThread::guarded<&RelayThread::tell>>("tell"),
                         InstanceMethod<&RelayThread::guarded<&RelayThread::stopAccepting>>("stopAccepting"),
                         InstanceMethod<&RelayThread::guarded<&RelayThread::startBroker>>("startBroker"),
                         InstanceMethod<&RelayThread::guarded<&RelayThread::stopBroker>>("stopBroker"),
@@ -147,17 +150,19 @@ class RelayThread : public Napi::ObjectWrap<RelayThread> {
 
   Napi::Value accept(const Napi::CallbackInfo& info) {
     const auto options = info[0].As<Napi::Object>();
-    const auto upstream = options.Get("upstream").As<Napi::Object>();
+    const auto to = options.Get("upstream").As<Napi::Object>();
     const Id id = thread_.nextId();
     thread_.post(relay::AcceptCommand{.id = id,
                                       .fd = descriptor(options, "fd"),
                                       .decide = optionalFlag(options, "decide"),
+                                      .preconnect = optionalFlag(options, "preconnect"),
+                                      .tell = optionalFlag(options, "tell"),
                                       .engine = engine(options),
                                       .limits = limits(options),
                                       .redirected = optionalFlag(options, "redirected"),
-                                      .fromClient = optionalString(upstream, "from") == "client",
-                                      .mark = optionalMark(upstream),
-                                      .timeout = optionalNumber(upstream, "timeoutMs").value_or(0),
+                                      .upstream = upstream(to),
+                                      .fromClient = optionalString(to, "from") == "client",
+                                      .clientPort = optionalFlag(to, "clientPort"),
                                       .counters = keep(id, options.Get("counters"))});
     return idValue(info.Env(), id);
   }
@@ -184,6 +189,11 @@ class RelayThread : public Napi::ObjectWrap<RelayThread> {
 
   Napi::Value destroy(const Napi::CallbackInfo& info) {
     thread_.post(relay::DestroyCommand{idOf(info[0])});
+    return info.Env().Undefined();
+  }
+
+  Napi::Value tell(const Napi::CallbackInfo& info) {
+    thread_.post(relay::TellCommand{idOf(info[0]), info[1].As<Napi::Boolean>()});
     return info.Env().Undefined();
   }
 
@@ -258,14 +268,20 @@ class RelayThread : public Napi::ObjectWrap<RelayThread> {
     return endpointOf(env, end.v6, end.address, end.port);
   }
 
-  Napi::Object toValue(Napi::Env env, const relay::FlowEvent& event) {
-    counters_.try_emplace(event.id);
-    Napi::Object value = newEvent(env, "flow", "id", event.id);
+  template <typename Event>
+  static Napi::Object ofServer(Napi::Env env, const char* kind, const Event& event) {
+    Napi::Object value = newEvent(env, kind, "id", event.id);
     value["server"] = idValue(env, event.server);
     value["source"] = endpoint(env, event.source);
     value["originalDestination"] = endpoint(env, event.originalDestination);
     return value;
   }
+
+  Napi::Object toValue(Napi::Env env, const relay::FlowEvent& event) {
+    counters_.try_emplace(event.id);
+    return ofServer(env, "flow", event);
+  }
+  Napi::Object toValue(Napi::Env env, const relay::RelayedEvent& event) { return ofServer(env, "relayed", event); }
   Napi::Object toValue(Napi::Env env, const relay::PeekedEvent& event) {
     Napi::Object value = newEvent(env, "peeked", "id", event.id);
     value["data"] = Napi::Buffer<std::uint8_t>::Copy(env, reinterpret_cast<const std::uint8_t*>(event.data.data()),
@@ -324,6 +340,20 @@ class RelayThread : public Napi::ObjectWrap<RelayThread> {
 
 void defineRelay(Napi::Env env, Napi::Object exports) {
   exports["RelayThread"] = RelayThread::define(env);
+  exports["encodeProxyHeader"] = Napi::Function::New(env, [](const Napi::CallbackInfo& info) {
+    const auto address = [&](const Napi::Value& value) {
+      const auto endpoint = value.As<Napi::Object>();
+      return socket::Address(optionalString(endpoint, "address"),
+                             static_cast<std::uint16_t>(optionalNumber(endpoint, "port").value_or(0)));
+    };
+    try {
+      const std::string header =
+          relay::proxyHeader(info[0].As<Napi::Number>().Int32Value(), address(info[1]), address(info[2]));
+      return Napi::Buffer<char>::Copy(info.Env(), header.data(), header.size());
+    } catch (const socket::Error& error) {
+      throw toError(info.Env(), error);
+    }
+  });
   exports["hasUring"] = Napi::Function::New(env, [](const Napi::CallbackInfo& info) {
     try {
       return Napi::Boolean::New(info.Env(), relay::Thread::hasUring());

@@ -68,7 +68,10 @@ pid_t spawn(const Options& options) {
   check(posix_spawn_file_actions_adddup2(&actions.value, options.standardInput, STDIN_FILENO), "posix_spawn");
   check(posix_spawn_file_actions_adddup2(&actions.value, options.standardOutput, STDOUT_FILENO), "posix_spawn");
   // Not ours: who reads our standard error to its end must not wait for the child.
-  check(posix_spawn_file_actions_addopen(&actions.value, STDERR_FILENO, "/dev/null", O_WRONLY, 0), "posix_spawn");
+  if (options.standardError < 0)
+    check(posix_spawn_file_actions_addopen(&actions.value, STDERR_FILENO, "/dev/null", O_WRONLY, 0), "posix_spawn");
+  else
+    check(posix_spawn_file_actions_adddup2(&actions.value, options.standardError, STDERR_FILENO), "posix_spawn");
   Attributes attributes;
   sigset_t all;
   sigfillset(&all);

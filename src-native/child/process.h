@@ -14,6 +14,7 @@ struct Options {
   std::string role;  // the name that `ps` shows
   int standardInput;
   int standardOutput;
+  int standardError = -1;             // -1: /dev/null
   std::span<const int> capabilities;  // of this process's, those that it has too
   std::string netns;                  // the path of its network namespace; empty: this thread's
 };

@@ -2,10 +2,10 @@
 // broker/serve.h says.
 //
 // The guard: a process whose only work is to outlive another. The kernel deletes an owned nf_tables table when its
-// owner dies, but keeps policy rules and routes; the guard deletes those. It is started with the requests in a pipe on
-// its standard input, whose other end its parent holds open for life, and with a netlink socket as standard output. So
-// it needs no namespace, no file and no argument (the one that it gets is for the eyes of `ps`), and links with libc
-// only.
+// owner dies, but keeps policy rules, routes and rules in tables of iptables; the guard deletes those. It is started
+// with the requests in a pipe on its standard input, whose other end its parent holds open for life, and with netlink
+// sockets as standard output and standard error. So it needs no namespace, no file and no argument (the one that it
+// gets is for the eyes of `ps`), and links with libc only.
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -32,7 +32,15 @@ int main(int count, char** arguments) {
     if (size > 0) length += static_cast<size_t>(size);
     if (size < 0 && errno != EINTR) return 1;
   }
-  // One datagram, which the kernel works off inside this call. A request that fails (for what it is about is gone
-  // already) does not keep it from the next one. The answers are for nobody.
-  return send(STDOUT_FILENO, requests, length, 0) < 0 ? 1 : 0;
+  // The kernel works each datagram off inside the call. A request that fails (for what it is about is gone already) does
+  // not keep it from the next one. The answers are for nobody.
+  int failed = 0;
+  tproxy::guard::Header header{};
+  for (size_t at = 0; at + sizeof header <= length; at += header.length) {
+    memcpy(&header, requests + at, sizeof header);
+    at += sizeof header;
+    if (header.length > length - at) return 1;  // cut short: nothing was installed yet
+    if (send(static_cast<int>(header.descriptor), requests + at, header.length, 0) < 0) failed = 1;
+  }
+  return failed;
 }

@@ -2,8 +2,11 @@
 
 #include <fcntl.h>
 #include <linux/capability.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <vector>
 
 #include "socket/error.h"
 
@@ -16,27 +19,40 @@ constexpr int capabilities[] = {CAP_NET_ADMIN};
 
 }  // namespace
 
-Process::Process(int netlinkSocket, std::span<const std::uint8_t> requests) {
-  if (requests.size() > capacity) throw socket::Error(EMSGSIZE, "guard");
+Process::Process(std::span<const Datagram> datagrams) {
+  // They are its standard output and standard error.
+  std::vector<int> sockets;
+  std::vector<std::uint8_t> bytes;
+  for (const Datagram& datagram : datagrams) {
+    auto known = std::ranges::find(sockets, datagram.socket);
+    if (known == sockets.end()) known = sockets.insert(known, datagram.socket);
+    const Header header{.descriptor = static_cast<std::uint32_t>(STDOUT_FILENO + (known - sockets.begin())),
+                        .length = static_cast<std::uint32_t>(datagram.bytes.size())};
+    const auto* raw = reinterpret_cast<const std::uint8_t*>(&header);
+    bytes.insert(bytes.end(), raw, raw + sizeof header);
+    bytes.insert(bytes.end(), datagram.bytes.begin(), datagram.bytes.end());
+  }
+  if (bytes.size() > capacity) throw socket::Error(EMSGSIZE, "guard");
   int ends[2];
   if (pipe2(ends, O_CLOEXEC) != 0) throw socket::Error(errno, "pipe");
   const UniqueFd standardInput(ends[0]);
   life_.reset(ends[1]);
   child_.emplace(child::Options{.role = "linux-tproxy-guard",
                                 .standardInput = standardInput.get(),
-                                .standardOutput = netlinkSocket,
+                                .standardOutput = sockets.at(0),
+                                .standardError = sockets.size() > 1 ? sockets[1] : -1,
                                 .capabilities = capabilities,
                                 .netns = {}});
   // Until all of it is there the guard could only do a part: nothing is installed yet.
-  while (!requests.empty()) {
-    const ssize_t size = write(life_.get(), requests.data(), requests.size());
+  for (std::span<const std::uint8_t> rest = bytes; !rest.empty();) {
+    const ssize_t size = write(life_.get(), rest.data(), rest.size());
     if (size < 0 && errno == EINTR) continue;
     if (size < 0) {
       const int errnum = errno;
       disarm();
       throw socket::Error(errnum, "write to the guard");
     }
-    requests = requests.subspan(static_cast<std::size_t>(size));
+    rest = rest.subspan(static_cast<std::size_t>(size));
   }
 }
 

@@ -23,6 +23,8 @@ Message boundary(Named type) {
 
 template <class T>
 uint16_t flagsOf(Verb verb) {
+  if (verb == Verb::erase) return 0;
+  if (verb == Verb::eraseEmpty) return NLM_F_NONREC;
   // nft sends a new table without NLM_F_CREATE, which the kernel does not ask for there.
   uint16_t flags = Is<T, Table> ? 0 : NLM_F_CREATE;
   if (Is<T, Rule> && verb != Verb::insert) flags |= NLM_F_APPEND;
@@ -60,12 +62,12 @@ void encode(Verb verb, const T& object, std::vector<Message>& messages) {
     messages.push_back(flush(object));
     return;
   }
-  const bool erase = verb == Verb::erase;
+  const bool erase = verb == Verb::erase || verb == Verb::eraseEmpty;
   netlink::Slice slice;
   do {
     slice.first = slice.next;
-    Message& message = messages.emplace_back(
-        newMessage(erase ? T::messages.erase : T::messages.add, erase ? 0 : flagsOf<T>(verb), object.family));
+    Message& message =
+        messages.emplace_back(newMessage(erase ? T::messages.erase : T::messages.add, flagsOf<T>(verb), object.family));
     Encoder encoder(message, erase ? Encoder::Purpose::erase : Encoder::Purpose::add,
                     Is<T, Elements> ? &slice : nullptr);
     describe(encoder, object);
@@ -142,7 +144,9 @@ Operation decode(const netlink::Received& message) {
       describe(decoder, object);
       // A deletion only names the object, or what it is in.
       if (decoder.missing && !erase) netlink::malformed(std::string(decoder.missing) + " is missing");
-      return {erase ? Verb::erase : verbOf<T>(message.header.nlmsg_flags), std::move(object)};
+      const uint16_t flags = message.header.nlmsg_flags;
+      if (erase) return {flags & NLM_F_NONREC ? Verb::eraseEmpty : Verb::erase, std::move(object)};
+      return {verbOf<T>(flags), std::move(object)};
     }
     return decode<index + 1>(message);
   }

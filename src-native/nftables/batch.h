@@ -10,7 +10,7 @@
 
 namespace tproxy::nftables {
 
-enum class Verb { add, create, insert, erase, flush };
+enum class Verb { add, create, insert, erase, eraseEmpty, flush };
 
 struct Operation {
   Verb verb;

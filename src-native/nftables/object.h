@@ -63,6 +63,7 @@ struct Chain {
   std::optional<std::string> type;
   std::optional<uint32_t> policy, hook;
   std::optional<int32_t> priority;
+  std::optional<Bytes> userdata;
   std::optional<uint64_t> handle;
 };
 void describe(auto& visit, Is<Chain> auto& chain) {
@@ -76,6 +77,7 @@ void describe(auto& visit, Is<Chain> auto& chain) {
     hook("hook", NETLINK_NAMED(NFTA_HOOK_HOOKNUM), chain.hook, enumeration(be32, hooks));
     hook("priority", NETLINK_NAMED(NFTA_HOOK_PRIORITY), chain.priority, be32);
   });
+  visit("userdata", NETLINK_NAMED(NFTA_CHAIN_USERDATA), chain.userdata, blob);
 }
 
 // ---- rule -----------------------------------------------------------------------------------------------------------
@@ -86,6 +88,7 @@ struct Rule {
   uint8_t family = 0;
   std::string table, chain;
   std::vector<Expression> expressions;
+  std::optional<uint32_t> compatProtocol, compatFlags;  // for the matches and targets of iptables; never listed
   std::optional<Bytes> userdata;
   std::optional<uint64_t> handle, position;
 };
@@ -96,6 +99,10 @@ void describe(auto& visit, Is<Rule> auto& rule) {
   visit.handle("handle", NETLINK_NAMED(NFTA_RULE_HANDLE), rule.handle, be64);
   visit("expressions", NETLINK_NAMED(NFTA_RULE_EXPRESSIONS), rule.expressions,
         netlink::list(NETLINK_NAMED(NFTA_LIST_ELEM), expressed));
+  visit.nest(NETLINK_NAMED(NFTA_RULE_COMPAT), [&](auto& compat) {
+    compat("compatProtocol", NETLINK_NAMED(NFTA_RULE_COMPAT_PROTO), rule.compatProtocol, be32);
+    compat("compatFlags", NETLINK_NAMED(NFTA_RULE_COMPAT_FLAGS), rule.compatFlags, be32);
+  });
   visit("userdata", NETLINK_NAMED(NFTA_RULE_USERDATA), rule.userdata, blob);
   visit("position", NETLINK_NAMED(NFTA_RULE_POSITION), rule.position, be64);
 }

@@ -39,6 +39,7 @@ void Connection::start(Engine engine, std::vector<std::byte> clientPreface, std:
 Connection::State Connection::run(Workspace& workspace) {
   const State up = move(client, server, fromClient_, fromServer_, workspace);
   const State down = move(server, client, fromServer_, fromClient_, workspace);
+  countPipes();
   keep();
   if (fromClient_.done && fromServer_.done) return State::ended;
   if (up == State::runnable || down == State::runnable) return State::runnable;
@@ -179,12 +180,20 @@ bool Connection::settle(Side& side, Side& other, const Direction& fromSide, Work
 void Connection::drop(Workspace& workspace) {
   fromClient_.mover.drop(workspace);
   fromServer_.mover.drop(workspace);
+  countPipes();
 }
 
 void Connection::abort(Workspace& workspace) {
   drop(workspace);
   for (const Side* side : {&client, &server})
     if (side->fd) socket::setResetOnClose(side->fd.get());
+}
+
+// Once a turn: within one, pipes come and go.
+void Connection::countPipes() {
+  const unsigned held = (fromClient_.mover.holdsPipe() ? 1u : 0u) + (fromServer_.mover.holdsPipe() ? 1u : 0u);
+  if (held != pipes_) counters.add(Counter::pipes, std::uint64_t{held} - pipes_);
+  pipes_ = held;
 }
 
 void closeGently(UniqueFd& fd) {

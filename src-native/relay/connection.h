@@ -85,6 +85,7 @@ class Connection {
     bool done = false;  // and told the other side so
   };
 
+  void countPipes();
   Direction& directionFrom(const Side& side) { return &side == &client ? fromClient_ : fromServer_; }
   // `back` is the other direction.
   State move(Side& from, Side& to, Direction& way, const Direction& back, Workspace& workspace);
@@ -97,6 +98,7 @@ class Connection {
 
   Direction fromClient_{.counter = Counter::bytesFromClient};
   Direction fromServer_{.counter = Counter::bytesFromServer};
+  unsigned pipes_ = 0;  // as counted
 };
 
 // Closes so that the peer gets all that was sent and then FIN. (Input that nobody read would make it RST.)

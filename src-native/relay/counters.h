@@ -5,7 +5,17 @@
 
 namespace tproxy::relay {
 
-enum class Counter { bytesFromClient, bytesFromServer, total, open, spliced, copied, connectErrors, acceptErrors };
+enum class Counter {
+  bytesFromClient,
+  bytesFromServer,
+  total,
+  open,
+  spliced,
+  copied,
+  connectErrors,
+  acceptErrors,
+  pipes
+};
 
 // Where one connection counts: in a slot of its own, in that of the server it was accepted on, in both or in neither.
 // Several threads may count in one slot; nothing is ordered by it.

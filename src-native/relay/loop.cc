@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <chrono>
 
+#include "relay/proxy_protocol.h"
 #include "socket/transparent.h"
 
 namespace tproxy::relay {
@@ -14,10 +15,12 @@ namespace tproxy::relay {
 namespace {
 
 constexpr int acceptsPerTurn = 64;
+constexpr int acceptsAtClose = 4096;  // as many as wait at most
 constexpr std::int64_t acceptRetryMs = 100;
 
-// A token is an id and what of it became ready.
-enum class Part : std::uint64_t { client, server, listener };
+// A token is an id and what of it became ready. A connect that came before the decision, and may not be of use, has a
+// token of its own.
+enum class Part : std::uint64_t { client, server, listener, preconnected };
 std::uint64_t tokenOf(Id id, Part part) { return id << 2 | static_cast<std::uint64_t>(part); }
 
 std::int64_t monotonicMs() {
@@ -65,6 +68,13 @@ socket::ConnectOptions resolve(const Upstream& upstream) {
 // Of the errors that end a connection, those that only say that the peer broke it off.
 bool isReset(int error) { return error == ECONNRESET || error == EPIPE; }
 
+// Nothing was sent on this connection before, so there is room for it.
+void sendProxyHeader(const UniqueFd& fd, const std::string& header) {
+  const ssize_t sent = send(fd.get(), header.data(), header.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+  if (sent == static_cast<ssize_t>(header.size())) return;
+  throw socket::Error(sent < 0 ? errno : ENOBUFS, "send");
+}
+
 }  // namespace
 
 Loop::Loop(Poller& poller, std::atomic<Id>& ids)
@@ -111,6 +121,7 @@ void Loop::hear(Ready& ready) {
   if (found == tasks_.end()) return;
   Connection& connection = found->second.connection;
   Side& side = part == Part::client ? connection.client : connection.server;
+  if (side.watch.token != ready.token) return;
   if (ready.received && !ready.received->bytes().empty())
     connection.receive(side, std::move(*ready.received), workspace_);
   if (ready.sent || ready.spliced) found->second.lastActive = now_;
@@ -139,7 +150,10 @@ void Loop::tellPoller() {
       if (side->watch.token == 0) continue;
       switch (task.phase) {
         case Task::Phase::undecided:
-          poller_.want(side->fd.get(), side->watch, {.input = Wanted::Input::edges});
+          if (side == &connection.server && !side->writable)
+            poller_.want(side->fd.get(), side->watch, {.output = true});
+          else
+            poller_.want(side->fd.get(), side->watch, {.input = Wanted::Input::edges});
           break;
         case Task::Phase::connecting:
           if (side == &connection.server) {
@@ -202,7 +216,7 @@ void Loop::run(Task& task) {
       client.inspect();
       if (client.error) return end(task, Reason::reset);
       if (task.phase == Task::Phase::connecting) return finishConnect(task);
-      return answerPeek(task, false);
+      return answerPeek(task, serverSpoke(task));
     }
     const Connection& connection = task.connection;
     const std::uint64_t before = connection.bytesFromClient() + connection.bytesFromServer();
@@ -299,7 +313,7 @@ void Loop::adopt(Listener& listener, UniqueFd fd, const socket::Address& source)
   task.connection.client.watch = watch;
   task.server = options.id;
   task.silent = !options.decide;
-  task.setup = std::make_unique<Setup>(Setup{.originalDestination = destination});
+  task.setup = std::make_unique<Setup>(Setup{.source = source, .originalDestination = destination});
   task.connection.client.fd = std::move(fd);
   task.connection.counters.server = options.counters;
   Counters::add(options.counters, Counter::total, 1);
@@ -307,8 +321,9 @@ void Loop::adopt(Listener& listener, UniqueFd fd, const socket::Address& source)
   ++listener.open;
 
   if (options.decide) {
+    if (options.preconnect) preconnect(task, upstreamOf(listener, task));
     // Its upstream socket will need a descriptor too: one is held for it in that very place.
-    task.connection.server.fd = std::move(reserve_);
+    if (!task.connection.server.fd) task.connection.server.fd = std::move(reserve_);
     const int client = task.connection.client.fd.get();
     events_.emplace_back(FlowEvent{options.id, id, describe(source, client), describe(destination, client)});
     return;
@@ -316,12 +331,21 @@ void Loop::adopt(Listener& listener, UniqueFd fd, const socket::Address& source)
   task.connection.client.noDelay = true;  // it has inherited that
   task.setup->engine = options.engine;
   task.limits = options.limits;
-  socket::ConnectOptions upstream{.to = destination, .mark = options.mark};
+  guarded(id, [&] { connect(task, upstreamOf(listener, task), options.upstream); });
+}
+
+// Where a connection goes if nobody decides otherwise, and from where.
+socket::ConnectOptions Loop::upstreamOf(const Listener& listener, const Task& task) const {
+  const AcceptCommand& options = listener.options;
+  socket::ConnectOptions upstream{.to = listener.to.value_or(task.setup->originalDestination),
+                                  .from = listener.from,
+                                  .portOptional = options.upstream.localPortOptional,
+                                  .mark = options.upstream.mark};
   if (options.fromClient) {
-    upstream.from = source;
-    upstream.from->setPort(0);
+    upstream.from = task.setup->source;
+    if (!options.clientPort) upstream.from->setPort(0);
   }
-  guarded(id, [&] { connect(task, upstream, options.timeout); });
+  return upstream;
 }
 
 // The connections stay in the backlog and are looked at again soon: accept must neither spin nor stall.
@@ -351,19 +375,47 @@ void Loop::answerPeek(Task& task, bool now) {
   timers_.disarm(task.timer);
 }
 
+// Or cannot be reached, which is told the same way: the client may well be waiting for it.
+bool Loop::serverSpoke(const Task& task) { return task.setup->preconnected && task.connection.server.readable; }
+
 // ---- connect --------------------------------------------------------------------------------------------------------
 
-void Loop::connect(Task& task, socket::ConnectOptions options, std::int64_t timeout) {
-  if (opener_) options.opener = &opener_;
+// What goes wrong here is told when it is decided: the connect is then tried again.
+void Loop::preconnect(Task& task, const socket::ConnectOptions& options) {
+  if (isOwnListener(task, options.to)) return;
+  try {
+    dial(task, options);
+    task.setup->preconnected = options;
+  } catch (const socket::Error&) {
+  }
+}
+
+void Loop::connect(Task& task, const socket::ConnectOptions& options, const Upstream& upstream) {
   task.phase = Task::Phase::connecting;
   touch(task);
   Setup& setup = *task.setup;
+  Side& server = task.connection.server;
   setup.upstream = options.to;
+  setup.proxyProtocol = upstream.proxyProtocol;
   task.connection.start(setup.engine, {}, {});
-  task.connection.server.connecting = true;
+  if (!setup.preconnected) server.connecting = true;
   if (isOwnListener(task, options.to)) throw socket::Error(ELOOP, "connect", options.to.text(), options.to.port());
+  if (setup.preconnected && *setup.preconnected != options) {
+    socket::setResetOnClose(server.fd.get());
+    poller_.close(std::move(server.fd), server.watch);
+    server = {};
+    setup.preconnected.reset();
+  }
+  if (!setup.preconnected) dial(task, options);
+  if (upstream.timeout > 0) timers_.arm(task.timer, now_ + upstream.timeout, task.id);
+  if (server.writable || !awaitsServer(task)) finishConnect(task);
+}
 
-  task.connection.server.fd.reset();
+void Loop::dial(Task& task, socket::ConnectOptions options) {
+  if (opener_) options.opener = &opener_;
+  Side& server = task.connection.server;
+  server.connecting = true;
+  server.fd.reset();
   socket::Connecting connecting;
   try {
     connecting = socket::connect(options);
@@ -372,16 +424,12 @@ void Loop::connect(Task& task, socket::ConnectOptions options, std::int64_t time
     reserve_.reset();
     connecting = socket::connect(options);
   }
-  if (options.from && options.from->port() != 0) setup.localPortKept = connecting.portKept;
-  Side& server = task.connection.server;
+  if (options.from && options.from->port() != 0) task.setup->localPortKept = connecting.portKept;
   server.fd = std::move(connecting.fd);
-  server.watch.token = tokenOf(task.id, Part::server);
+  server.watch.token = tokenOf(task.id, task.phase == Task::Phase::undecided ? Part::preconnected : Part::server);
   poller_.add(server.fd.get(), server.watch);
-  if (timeout > 0) timers_.arm(task.timer, now_ + timeout, task.id);
   server.connecting = !connecting.established;
   server.writable = connecting.established;
-  // Nobody waits to be told that the server is there: whatever is sent or received will tell.
-  if (connecting.established || task.silent) finishConnect(task);
 }
 
 // A client that spoke to the listener itself, not to somebody beyond it: connecting to its destination would come back
@@ -392,16 +440,39 @@ bool Loop::isOwnListener(const Task& task, const socket::Address& destination) c
          destination.port() == listener->second.address.port() && socket::isLocal(destination);
 }
 
+// Bytes may be sent as soon as the kernel has begun to connect: whatever is sent or received then tells how it went. But
+// who has to be told, or spoken to first, must wait.
+bool Loop::awaitsServer(const Task& task) const {
+  return !task.silent || task.setup->proxyProtocol != 0 || listeners_.at(task.server).options.tell;
+}
+
 void Loop::finishConnect(Task& task) {
   Side& server = task.connection.server;
   server.inspect();
   if (server.error) return fail(task, connectError(task, server.error));
-  if (!server.writable && !task.silent) return;
+  if (!server.writable && awaitsServer(task)) return;
   if (!server.connecting) timers_.disarm(task.timer);
   if (!task.connection.client.fd) return handOut(task, server.fd);
   setLimits(server.fd.get(), task.limits);
-  if (!task.silent) events_.emplace_back(OpenedEvent{task.id, task.setup->localPortKept});
+  const Setup& setup = *task.setup;
+  if (setup.proxyProtocol != 0) {
+    socket::setNoDelay(server.fd.get());
+    server.noDelay = true;
+    sendProxyHeader(server.fd, proxyHeader(setup.proxyProtocol, setup.source, setup.originalDestination));
+  }
+  tellOpened(task);
   startRelay(task);
+}
+
+void Loop::tellOpened(Task& task) {
+  if (!task.silent) {
+    events_.emplace_back(OpenedEvent{task.id, task.setup->localPortKept});
+  } else if (listeners_.at(task.server).options.tell) {
+    task.silent = false;
+    const int fd = task.connection.client.fd.get();
+    events_.emplace_back(RelayedEvent{task.server, task.id, describe(task.setup->source, fd),
+                                      describe(task.setup->originalDestination, fd)});
+  }
 }
 
 // ---- relay ----------------------------------------------------------------------------------------------------------
@@ -498,7 +569,7 @@ Loop::Task& Loop::add(Id id, Task::Phase phase) {
 void Loop::on(ConnectCommand& command) {
   Task& task = add(command.id, Task::Phase::connecting);
   task.setup = std::make_unique<Setup>();
-  guarded(command.id, [&] { connect(task, resolve(command.upstream), command.upstream.timeout); });
+  guarded(command.id, [&] { connect(task, resolve(command.upstream), command.upstream); });
 }
 
 void Loop::on(RelayCommand& command) {
@@ -528,6 +599,9 @@ void Loop::on(AcceptCommand& command) {
   try {
     const int fd = listener.options.fd.get();
     listener.address = socket::localAddress(fd);
+    const Upstream& upstream = listener.options.upstream;
+    if (!upstream.address.empty()) listener.to = socket::Address(upstream.address, upstream.port);
+    if (!upstream.localAddress.empty()) listener.from = socket::Address(upstream.localAddress, upstream.localPort);
     socket::setNonBlocking(fd);
     // Accepted sockets inherit it. Those that are handed out stay as the kernel makes them.
     if (!listener.options.decide) {
@@ -565,7 +639,7 @@ void Loop::on(DecideCommand& command) {
       task.setup->engine = command.engine;
       task.limits = command.limits;
       prepare(connection.client.fd.get(), command.limits);
-      guarded(task.id, [&] { connect(task, resolve(command.upstream), command.upstream.timeout); });
+      guarded(task.id, [&] { connect(task, resolve(command.upstream), command.upstream); });
   }
 }
 
@@ -576,7 +650,7 @@ void Loop::on(PeekCommand& command) {
   answerPeek(task, true);  // one at a time: an earlier one gets what there is
   task.setup->peek = command;
   if (command.timeout > 0) timers_.arm(task.timer, now_ + command.timeout, task.id);
-  answerPeek(task, command.timeout <= 0);
+  answerPeek(task, command.timeout <= 0 || serverSpoke(task));
 }
 
 void Loop::on(DestroyCommand& command) {
@@ -587,10 +661,18 @@ void Loop::on(DestroyCommand& command) {
   fail(task, connectError(task, ECANCELED));
 }
 
+void Loop::on(TellCommand& command) {
+  if (const auto found = listeners_.find(command.id); found != listeners_.end())
+    found->second.options.tell = command.tell;
+}
+
 void Loop::on(StopAcceptingCommand& command) {
   const auto found = listeners_.find(command.id);
   if (found == listeners_.end()) return;
   Listener& listener = found->second;
+  // Closing resets connections that nobody has accepted yet; from here on there is only a moment for more to come.
+  for (int i = 0; listener.options.fd && !listener.timer && i < acceptsAtClose && acceptOne(listener); ++i) {
+  }
   timers_.disarm(listener.timer);
   poller_.close(std::move(listener.options.fd), listener.watch);
   poller_.finishClosing();  // whoever hears of it may listen on that port at once

@@ -35,15 +35,22 @@ class Loop {
     socket::Address address;
     std::uint64_t open = 0;  // connections of it that have not ended
     bool failing = false;    // told already that accept fails
-    Timers::Handle timer;    // to accept again, or, when it does not listen any more, to end what is open
+    // Of all upstream connections, where they are the same.
+    std::optional<socket::Address> to;
+    std::optional<socket::Address> from;
+    Timers::Handle timer;  // to accept again, or, when it does not listen any more, to end what is open
   };
   // What is of no use any more once it relays.
   struct Setup {
+    socket::Address source;
     socket::Address originalDestination;
     socket::Address upstream;
     Engine engine = Engine::splice;
     std::optional<PeekCommand> peek;
+    // A connect that is under way, or done, before the decision.
+    std::optional<socket::ConnectOptions> preconnected;
     std::optional<bool> localPortKept;
+    int proxyProtocol = 0;
   };
   // A connection in one of its phases, or a lone connect (which has no client).
   struct Task {
@@ -67,6 +74,7 @@ class Loop {
   void on(DecideCommand& command);
   void on(PeekCommand& command);
   void on(DestroyCommand& command);
+  void on(TellCommand& command);
   void on(StopAcceptingCommand& command);
   void on(OpenerCommand& command);
 
@@ -82,9 +90,15 @@ class Loop {
   void expire(Id id);
 
   void answerPeek(Task& task, bool now);
-  void connect(Task& task, socket::ConnectOptions options, std::int64_t timeout);
+  static bool serverSpoke(const Task& task);
+  socket::ConnectOptions upstreamOf(const Listener& listener, const Task& task) const;
+  void preconnect(Task& task, const socket::ConnectOptions& options);
+  void connect(Task& task, const socket::ConnectOptions& options, const Upstream& upstream);
+  void dial(Task& task, socket::ConnectOptions options);
   bool isOwnListener(const Task& task, const socket::Address& destination) const;
+  bool awaitsServer(const Task& task) const;
   void finishConnect(Task& task);
+  void tellOpened(Task& task);
   void startRelay(Task& task);
   void armIdle(Task& task);
   socket::Error connectError(const Task& task, int error) const;

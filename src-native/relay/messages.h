@@ -32,6 +32,7 @@ struct Upstream {
   bool localPortOptional = false;
   std::optional<std::uint32_t> mark;
   std::int64_t timeout = 0;
+  int proxyProtocol = 0;  // version of the header that the server gets first; 0 = none
 };
 
 struct ConnectCommand {
@@ -52,12 +53,14 @@ struct AcceptCommand {
   Id id;
   UniqueFd fd;
   bool decide;
+  bool preconnect;  // by `upstream`, before it is decided
+  bool tell;        // of relays that nobody decides
   Engine engine;
   Limits limits;
-  bool redirected;  // conntrack knows where the clients meant to go
-  bool fromClient;  // connect from the client's address
-  std::optional<std::uint32_t> mark;
-  std::int64_t timeout;
+  bool redirected;    // conntrack knows where the clients meant to go
+  Upstream upstream;  // no address: to the original destination
+  bool fromClient;    // connect from the client's address,
+  bool clientPort;    // and port
   std::uint64_t* counters;
 };
 struct DecideCommand {
@@ -78,6 +81,10 @@ struct PeekCommand {
 struct DestroyCommand {
   Id id;
 };
+struct TellCommand {
+  Id id;
+  bool tell;
+};
 struct StopAcceptingCommand {
   Id id;
   std::int64_t drain;  // milliseconds until what is open is reset; 0 = never
@@ -87,7 +94,7 @@ struct OpenerCommand {
   socket::Opener opener;
 };
 using Command = std::variant<ConnectCommand, RelayCommand, AcceptCommand, DecideCommand, PeekCommand, DestroyCommand,
-                             StopAcceptingCommand, OpenerCommand>;
+                             TellCommand, StopAcceptingCommand, OpenerCommand>;
 
 struct Endpoint {
   bool v6;
@@ -97,6 +104,12 @@ struct Endpoint {
 enum class Reason { end, reset, idle, destroyed, error };
 
 struct FlowEvent {
+  Id server;
+  Id id;
+  Endpoint source;
+  Endpoint originalDestination;
+};
+struct RelayedEvent {
   Id server;
   Id id;
   Endpoint source;
@@ -137,7 +150,7 @@ struct AcceptFailedEvent {
 struct ClosedEvent {
   Id server;
 };
-using Event = std::variant<FlowEvent, PeekedEvent, OpenedEvent, ConnectedEvent, SocketEvent, FailedEvent, EndedEvent,
-                           AcceptFailedEvent, ClosedEvent>;
+using Event = std::variant<FlowEvent, RelayedEvent, PeekedEvent, OpenedEvent, ConnectedEvent, SocketEvent, FailedEvent,
+                           EndedEvent, AcceptFailedEvent, ClosedEvent>;
 
 }  // namespace tproxy::relay

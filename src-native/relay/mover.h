@@ -78,6 +78,8 @@ class Mover {
   bool empty() const { return !cargo_; }
   // Reads come in such numbers and sizes that it wants to do them itself.
   bool streaming() const { return streaming_; }
+  // Bytes are waiting in a pipe.
+  bool holdsPipe() const { return cargo_ && cargo_->pipe.has_value(); }
   // Bytes that the poller has read; only while nothing was taken that is not given yet.
   void receive(Received received, Workspace& workspace);
   // One read from `from`; only when empty(), and give() must follow at once when it brought bytes: copied ones are in

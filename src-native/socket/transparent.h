@@ -50,6 +50,8 @@ struct ConnectOptions {
   bool portOptional = false;
   std::optional<std::uint32_t> mark;
   const Opener* opener = nullptr;
+
+  bool operator==(const ConnectOptions&) const = default;
 };
 struct Connecting {
   UniqueFd fd;

@@ -1,8 +1,8 @@
 /** `linux-tproxy down`: takes down what `up` installed, and what killed processes have left. */
 import { usageError } from '../errors.js';
-import type { Installed } from '../intercept/installed.js';
+import type { Installed, Leftovers } from '../intercept/installed.js';
 import { json, netns, netnsOf } from './options.js';
-import { print } from './output.js';
+import { leftoverWords, print } from './output.js';
 import type { Verb } from './verb.js';
 
 export const down: Verb = {
@@ -15,12 +15,12 @@ export const down: Verb = {
     json,
   ],
   description: [
-    'Removes the nf_tables table, then the policy rules, then the routes. Afterwards the host is as it was before `up`. Connections through the proxy that are open lose it; all others go on.',
+    "Removes the nf_tables table (or the chains in iptables' table mangle), then the policy rules, then the routes. Afterwards the host is as it was before `up`. Connections through the proxy that are open lose it; all others go on.",
     'Also removes the policy rules and routes of processes that were killed, whatever their name: without the marks of their table, which the kernel deleted with them, they do nothing, but are in the way of reading `ip rule`.',
     'An interception of a process that runs (`linux-tproxy run`, a proxy made with the Node package) is never taken down: end the process. That nothing is there to take down is no error.',
   ],
   changes: [
-    'Tables inet linux-tproxy-NAME that belong to no process; policy rules and routes marked `proto 84` that belong to them or to no table.',
+    'Tables inet linux-tproxy-NAME that belong to no process; chains linux-tproxy-NAME in the tables mangle; policy rules and routes marked `proto 84` that belong to them or to no table.',
   ],
   examples: [
     ['The only one:', 'linux-tproxy down'],
@@ -38,7 +38,7 @@ export const down: Verb = {
     if (names.length === 0) await uninstallIntercept(netnsOf(values));
     print(
       values,
-      { down, leftovers: { rules: leftovers.rules.length, routes: leftovers.routes.length } },
+      { down, leftovers: { chains: leftovers.chains, rules: leftovers.rules.length, routes: leftovers.routes.length } },
       [
         ...down.map((name) => `${name}: down`),
         ...leftoverLines(leftovers),
@@ -64,7 +64,7 @@ function chosen(installed: readonly Installed[], name: string | undefined, all: 
   return installed.length === 1 ? installed.map((each) => each.name) : [];
 }
 
-function leftoverLines({ rules, routes }: { rules: readonly unknown[]; routes: readonly unknown[] }): string[] {
-  if (rules.length + routes.length === 0) return [];
-  return [`Removed what a killed process had left: ${rules.length} policy rules, ${routes.length} routes.`];
+function leftoverLines(leftovers: Leftovers): string[] {
+  const what = leftoverWords(leftovers);
+  return what === '' ? [] : [`Removed what a killed process had left: ${what}.`];
 }

@@ -41,7 +41,9 @@ async function runVerb(verb: Verb, args: readonly string[]): Promise<number> {
 function complain({ code = '', message }: NodeJS.ErrnoException, verb: Verb | undefined): number {
   const isUsage = /^ERR_(PARSE_ARGS|INVALID_ARG|OUT_OF_RANGE|TPROXY_USAGE)/.test(code);
   // parseArgs adds advice about `--`, which the usage line gives better.
-  const what = code.startsWith('ERR_PARSE_ARGS') ? message.replace(/\. .*$/s, '') : inTermsOfFlags(message);
+  const what = code.startsWith('ERR_PARSE_ARGS')
+    ? message.replace(/\. .*$/s, '')
+    : inTermsOfFlags(message, verb?.options);
   const remedy = verb
     ? ` (usage: ${usage(verb)}; see linux-tproxy ${verb.name} --help)`
     : ` (verbs: ${verbs.map(({ name }) => name).join(', ')}; see linux-tproxy --help)`;

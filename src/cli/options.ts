@@ -164,7 +164,7 @@ export const interceptOptions: readonly InterceptOption[] = [
     argument: 'WHAT',
     key: 'onDown',
     read: text,
-    help: 'What happens to matching traffic while nobody listens: open lets it pass unproxied, closed drops it. Default: open; with --mode redirect it is refused.',
+    help: 'What happens to matching traffic while nobody listens: open lets it pass unproxied, closed drops it. Default: open; closed with --backend iptables and --mode redirect, which cannot let it pass.',
     complete: ['open', 'closed'],
   },
   {
@@ -172,7 +172,15 @@ export const interceptOptions: readonly InterceptOption[] = [
     argument: 'NAME',
     key: 'name',
     read: text,
-    help: 'Name of the interception. Its nf_tables table is inet linux-tproxy-NAME. Letters, digits, `_`, `.` and `-`, at most 64. Default: the port.',
+    help: 'Name of the interception. Its nf_tables table is inet linux-tproxy-NAME. Letters, digits, `_`, `.` and `-`, at most 64, with --backend iptables at most 8. Default: the port.',
+  },
+  {
+    flag: 'backend',
+    argument: 'BACKEND',
+    key: 'backend',
+    read: text,
+    help: 'Where the rules are: nftables, in a table of their own (the default), or iptables, in chains of their own in the table mangle, for hosts that iptables (its nft variant) manages: `iptables -t mangle -S` lists them, and `iptables-save` saves them.',
+    complete: ['nftables', 'iptables'],
   },
   {
     flag: 'mark',
@@ -211,11 +219,11 @@ export function toInterceptOptions(values: Values): PlanOptions {
 }
 
 /** planIntercept speaks of `port` and `exclude.to`; who typed it knows it as --to-port and --exclude-to. */
-export function inTermsOfFlags(message: string): string {
-  const option = interceptOptions.find(
-    ({ key }) => message.startsWith(key) && /^[ :.]/.test(message.slice(key.length)),
-  );
-  return option ? `--${option.flag}${message.slice(option.key.length)}` : message;
+export function inTermsOfFlags(message: string, options: readonly Option[] = interceptOptions): string {
+  for (const { key, flag } of options)
+    if (key !== undefined && message.startsWith(key) && /^[ :.]/.test(message.slice(key.length)))
+      return `--${flag}${message.slice(key.length)}`;
+  return message;
 }
 
 /** `{ netns }` for the functions of the package; a name is one that `ip netns` knows. */

@@ -1,4 +1,5 @@
 /** What verbs print: text or one JSON document, and the words for what is told by more than one of them. */
+import type { Leftovers } from '../intercept/installed.js';
 import type { Family, Fwmark } from '../types.js';
 import type { Values } from './verb.js';
 
@@ -16,6 +17,7 @@ export interface Routing {
   readonly families: readonly Family[];
   readonly port?: number;
   readonly address?: string;
+  readonly backend: 'nftables' | 'iptables';
   readonly nftTable: string;
   readonly mode: 'tproxy' | 'redirect';
   readonly fwmark: Fwmark;
@@ -28,11 +30,13 @@ export function rows(pairs: readonly (readonly [string, string])[]): string {
   return pairs.map(([what, how]) => `  ${what.padEnd(15)} ${how}\n`).join('');
 }
 
-export function routingRows({ mode, families, port, address, nftTable, fwmark, table, priority }: Routing) {
+export function routingRows({ mode, families, port, address, backend, nftTable, fwmark, table, priority }: Routing) {
   const host = address?.includes(':') ? `[${address}]` : (address ?? '');
   return [
     ['delivers to', port === undefined ? 'transparent sockets' : `${host}:${port} (${families.join(', ')})`],
-    ['nf_tables', `table inet ${nftTable}`],
+    backend === 'iptables'
+      ? (['iptables', `table mangle, chain ${nftTable}`] as const)
+      : (['nf_tables', `table inet ${nftTable}`] as const),
     ...(mode === 'redirect'
       ? ([['mode', mode]] as const)
       : ([
@@ -44,3 +48,10 @@ export function routingRows({ mode, families, port, address, nftTable, fwmark, t
 }
 
 const fwmarkText = ({ value, mask }: Fwmark) => `0x${value.toString(16)}/0x${mask.toString(16)}`;
+
+/** What is left over; nothing where nothing is. */
+export function leftoverWords({ chains, rules, routes }: Leftovers): string {
+  if (chains.length + rules.length + routes.length === 0) return '';
+  const inMangle = chains.map((name) => `chains linux-tproxy-${name} in table mangle, `).join('');
+  return `${inMangle}${rules.length} policy rules, ${routes.length} routes`;
+}

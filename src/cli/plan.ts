@@ -6,10 +6,10 @@ import type { Verb } from './verb.js';
 
 export const plan: Verb = {
   name: 'plan',
-  summary: 'print the equal ip and nft commands, change nothing',
+  summary: 'print the equal ip, nft and iptables commands, change nothing',
   options: [...interceptOptions, netns, json],
   description: [
-    'Prints a shell script of `ip` and `nft` commands that does what `linux-tproxy up` with the same options does. It is for reading, and for hosts where only those commands are at hand.',
+    'Prints a shell script of `ip` and `nft` (with --backend iptables also `iptables-nft-restore` and `ip6tables-nft-restore`) commands that does what `linux-tproxy up` with the same options does. It is for reading, and for hosts where only those commands are at hand.',
     'Nothing is asked of the host either: mark, routing table and priorities are those that `up` takes where they are free, and may be other ones on a host that uses them. With --mark, --table and --priority they are fixed.',
     'With --json: the same in `script`, and the policy rules and routes as `linux-tproxy/netlink` takes them.',
   ],
@@ -18,14 +18,14 @@ export const plan: Verb = {
     ['What would be done:', 'linux-tproxy plan --to-port 50080 --tcp 80,443'],
     ['To do it without linux-tproxy:', 'linux-tproxy plan --to-port 50080 --tcp 80,443 | sudo sh -eu'],
   ],
-  seeAlso: ['linux-tproxy up', 'nft(8)', 'ip-rule(8)', 'ip-route(8)'],
+  seeAlso: ['linux-tproxy up', 'nft(8)', 'iptables(8)', 'ip-rule(8)', 'ip-route(8)'],
 
   async run(values) {
     const planned = planIntercept({ ...toInterceptOptions(values), lifetime: 'permanent' });
-    const { name, nftTable, families, port, fwmark, table, priority, rules, routes } = planned;
+    const { name, backend, nftTable, families, port, fwmark, table, priority, rules, routes } = planned;
     const path = netnsOf(values).netns;
     const script = path === undefined ? String(planned) : within(path, String(planned));
-    print(values, { name, nftTable, families, port, fwmark, table, priority, rules, routes, script }, script);
+    print(values, { name, backend, nftTable, families, port, fwmark, table, priority, rules, routes, script }, script);
     return 0;
   },
 };

@@ -14,7 +14,7 @@ export const run: Verb = {
   description: [
     "Installs the interception as `up` does, runs COMMAND, which must stay in the foreground, and takes the interception down when it ends. COMMAND has this command's standard input, output and error.",
     'Signals are passed on: HUP, TERM, USR1, USR2, and INT and QUIT (not from a terminal, which sends those two to COMMAND itself).',
-    'The nf_tables table is owned by this process: nobody else can change it, `nft flush ruleset` spares it, and it is gone the moment this process is, also by kill -9. COMMAND is not killed then; it just gets no more connections.',
+    'The nf_tables table is owned by this process: nobody else can change it, `nft flush ruleset` spares it, and it is gone the moment this process is, also by kill -9. COMMAND is not killed then; it just gets no more connections. (With --backend iptables nobody owns the rules: what somebody else removes is put back, and after kill -9 they are gone within a second.)',
     'With --netns COMMAND runs in that network namespace, too (by nsenter).',
   ],
   changes: ['As `up`, while COMMAND runs; afterwards the host is as it was before.'],

@@ -1,7 +1,7 @@
 /** `linux-tproxy status`: what is installed, by whom, what it has counted, whether it is intact. */
 import type { Installed, Leftovers } from '../intercept/installed.js';
 import { json, netns, netnsOf } from './options.js';
-import { print, routingRows, rows } from './output.js';
+import { leftoverWords, print, routingRows, rows } from './output.js';
 import type { Verb } from './verb.js';
 
 export const status: Verb = {
@@ -63,7 +63,10 @@ function abridged(elements: readonly string[]): string {
   return elements.length > 8 ? `${shown}, ... (${elements.length})` : shown;
 }
 
-function leftoverText({ rules, routes }: Leftovers): string {
-  if (rules.length + routes.length === 0) return '';
-  return `Left by a killed process, of no effect: ${rules.length} policy rules, ${routes.length} routes. Remove them with \`linux-tproxy down\`.\n`;
+function leftoverText(leftovers: Leftovers): string {
+  const what = leftoverWords(leftovers);
+  if (what === '') return '';
+  // Chains in iptables' table go on, and drop what nobody listens for.
+  const effect = leftovers.chains.length > 0 ? '' : ', of no effect';
+  return `Left by a killed process${effect}: ${what}. Remove them with \`linux-tproxy down\`.\n`;
 }

@@ -14,6 +14,7 @@ export const up: Verb = {
   ],
   changes: [
     'One nf_tables table, inet linux-tproxy-NAME, made in one atomic batch; in each family three (with --own-host four) policy rules and one route (`proto 84`). If any step fails, what was done is undone. `linux-tproxy plan` prints the equal commands.',
+    'With --backend iptables: chains linux-tproxy-NAME in the table mangle of each family, a rule at the end of PREROUTING and one at the beginning of OUTPUT that lead into them, and an empty nf_tables table of that name, which tells what belongs to it. Connections are remembered by two bits of the mark of conntrack.',
   ],
   examples: [
     [
@@ -24,6 +25,7 @@ export const up: Verb = {
       'HAProxy, with `bind :50443 transparent`; without it nothing passes:',
       'linux-tproxy up --to-port 50443 --tcp 443,8443 --on-down closed',
     ],
+    ['On a host that iptables manages:', 'linux-tproxy up --to-port 50080 --tcp 80 --backend iptables'],
     [
       "In a container's or `ip netns` namespace:",
       'linux-tproxy up --netns router --to-port 50080 --tcp all --exclude-to 192.0.2.0/24',
@@ -39,11 +41,12 @@ export const up: Verb = {
       ...netnsOf(values),
       lifetime: 'permanent',
     });
-    const { name, mode, nftTable, families, port, address, onDown, fwmark, table, priority } = plan;
+    const { name, backend, mode, nftTable, families, port, address, onDown, fwmark, table, priority } = plan;
     print(
       values,
       {
         name,
+        backend,
         mode,
         nftTable,
         families,

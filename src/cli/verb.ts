@@ -26,6 +26,8 @@ export interface Verb {
 export interface Option {
   /** The long name without its dashes. */
   readonly flag: string;
+  /** What the functions of the package call it, in their messages. */
+  readonly key?: string;
   readonly short?: string;
   /** What its argument is called; an option without is a switch. */
   readonly argument?: string;

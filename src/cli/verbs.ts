@@ -2,10 +2,11 @@
 import { completionOf } from './completion.js';
 import { down } from './down.js';
 import { plan } from './plan.js';
+import { relay } from './relay.js';
 import { run } from './run.js';
 import { status } from './status.js';
 import { up } from './up.js';
 import type { Verb } from './verb.js';
 
-export const verbs: Verb[] = [up, down, status, plan, run];
+export const verbs: Verb[] = [up, down, status, plan, run, relay];
 verbs.push(completionOf(verbs));

@@ -12,11 +12,11 @@ export type Counters = Readonly<Record<keyof typeof counted, Count>>;
 export const commentOf = (rule: NftRule): string | undefined => decodeComment(rule.userdata);
 
 /** The counters of the rules by what their comments begin with. */
-export function sumCounters(rules: readonly NftRule[]): Counters {
+export function sumCounters(rules: readonly NftRule[], commentOfRule = commentOf): Counters {
   const keys = Object.keys(counted) as (keyof typeof counted)[];
   const sum = (key: keyof typeof counted): Count => {
     const counters = rules
-      .filter((rule) => commentOf(rule)?.startsWith(`${key}:`))
+      .filter((rule) => commentOfRule(rule)?.startsWith(`${key}:`))
       .flatMap(({ expressions }) => expressions)
       .filter((each) => each.kind === 'counter');
     return {

@@ -8,6 +8,7 @@ import type { RouteSocket } from '../netlink/route.js';
 import type { NftExpression, NftTable, Route, Rule } from '../netlink/types.js';
 import { decodeComment } from '../netlink/userdata.js';
 import type { Family, Fwmark } from '../types.js';
+import { namesInMangle } from './mangle.js';
 import { lookUpIds } from './names.js';
 import { type Claim, parseClaim } from './nftables.js';
 import { nameOfTable, type PlanOptions, PRIORITIES, planIntercept, ROUTE_PROTOCOL } from './plan.js';
@@ -23,6 +24,8 @@ export interface HostState {
   readonly rules: readonly Rule[];
   readonly claims: readonly Claim[];
   readonly tables: readonly NftTable[];
+  /** Chains of ours in iptables' table that belong to these names. */
+  readonly inMangle: readonly string[];
   /** Mark bits that the host's nf_tables rules read or write. */
   readonly markBits: number;
 }
@@ -31,9 +34,10 @@ export async function lookAtHost({ route, nftables }: Kernel): Promise<HostState
   const { id: generation } = await nftables.generation();
   // Policy rules first: whoever made one of ours had claimed it by a table before. So a rule without a claim is stale.
   const rules = await route.ruleList();
+  const inMangle = namesInMangle(await nftables.list('chain'));
   const tables = await nftables.list('table');
   const markBits = (await nftables.list('rule')).reduce((bits, rule) => bits | markBitsOf(rule.expressions), 0) >>> 0;
-  return { generation, rules, tables, claims: tables.flatMap(claimOf), markBits };
+  return { generation, rules, inMangle, tables, claims: tables.flatMap(claimOf), markBits };
 }
 
 export function claimOf(table: NftTable): Claim[] {
@@ -48,6 +52,13 @@ export function claimOf(table: NftTable): Claim[] {
 export function staleRules({ rules, claims }: HostState): Rule[] {
   return rules.filter(
     (rule) => rule.protocol === ROUTE_PROTOCOL && rule.fwmark !== undefined && !isClaimed(claims, rule),
+  );
+}
+
+/** Names whose chains in iptables' table no table claims. */
+export function staleNames({ inMangle, tables }: HostState): string[] {
+  return inMangle.filter(
+    (name) => !tables.some((table) => nameOfTable(table.name) === name && claimOf(table).length > 0),
   );
 }
 
@@ -220,28 +231,31 @@ async function freeTable({ route }: Kernel, rules: readonly Pick<Rule, 'table'>[
 }
 
 /**
- * The mark bits that one rule compares or sets: of `meta mark & 0xff == 5` those of 0xff, of `meta mark set mark | 0x10`
+ * The mark bits, of packets and connections, that one rule compares or sets: of `meta mark & 0xff == 5` those of 0xff, of `meta mark set mark | 0x10`
  * those that are not kept, of a plain value its own. iptables' (nft variant) MARK, mark and TPROXY likewise.
  */
 export function markBitsOf(expressions: readonly NftExpression[]): number {
   let bits = 0;
-  if (expressions.some((each) => each.kind === 'meta' && each.key === 'mark'))
+  const isMark = (each: NftExpression | undefined) =>
+    (each?.kind === 'meta' || each?.kind === 'ct') && each.key === 'mark' ? each : undefined;
+  if (expressions.some(isMark))
     expressions.forEach((each, index) => {
-      const next = expressions[index + 1];
-      const sets = next?.kind === 'meta' && next.sreg !== undefined;
+      const sets = isMark(expressions[index + 1])?.sreg !== undefined;
       if (each.kind === 'bitwise' && each.length === 4)
         bits |= sets ? ~word(each.mask) | word(each.xor) : word(each.mask);
       else if (each.kind === 'immediate' && each.data.length === 4 && sets) bits |= word(each.data);
       else if (each.kind === 'cmp' && each.data.length === 4) {
-        const before = expressions[index - 1];
-        if (before?.kind === 'meta' && before.key === 'mark') bits |= word(each.data);
+        if (isMark(expressions[index - 1])) bits |= word(each.data);
       }
     });
   for (const each of expressions)
     if (each.kind === 'match' || each.kind === 'target') {
       const [first, second] = [word(each.info, 0), word(each.info, 4)];
       // struct xt_mark_tginfo2 and xt_mark_mtinfo1 are { mark, mask }, struct xt_tproxy_target_info_v1 { mask, value }.
-      if (each.name === 'MARK' || each.name === 'mark') bits |= bitsOf({ value: first, mask: second });
+      // The connection's likewise, where it is not the packet's as it is: xt_connmark_mtinfo1, xt_connmark_tginfo2.
+      const isMarks =
+        ['MARK', 'mark', 'connmark'].includes(each.name) || (each.name === 'CONNMARK' && each.info[14] === 0);
+      if (isMarks) bits |= bitsOf({ value: first, mask: second });
       if (each.name === 'TPROXY') bits |= bitsOf({ value: second, mask: first });
     }
   return bits >>> 0;

@@ -8,7 +8,8 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { type InstallStep, InterceptError, NetlinkError } from '../errors.js';
 import { NftablesSocket } from '../netlink/nftables.js';
 import { RouteSocket } from '../netlink/route.js';
-import type { NftOperation, NftTable, Route, Rule } from '../netlink/types.js';
+import type { NftOperation, Route, Rule } from '../netlink/types.js';
+import { backendOf, unmakeMangle } from './backend.js';
 import { type Counters, sumCounters } from './counters.js';
 import {
   claimOf,
@@ -17,14 +18,16 @@ import {
   isClaimed,
   type Kernel,
   lookAtHost,
+  staleNames,
   staleRoutes,
   staleRules,
 } from './host.js';
-import { findLosses } from './intact.js';
+import { findRoutingLosses } from './intact.js';
+import { mangleChanges } from './mangle.js';
 import { announceMark } from './marks.js';
 import { ruleChanges, tableObject } from './nftables.js';
-import { type Plan, type PlanOptions, planIntercept, withOnDown } from './plan.js';
-import { type LiveSets, liveSets } from './sets.js';
+import { type Plan, type PlanOptions, planIntercept, withOnDown, withSets } from './plan.js';
+import { type LiveSets, liveSets, type Rewrite } from './sets.js';
 import { Watch, type WatchEvents } from './watch.js';
 
 export interface InstallOptions extends PlanOptions {
@@ -82,8 +85,8 @@ export async function installIntercept(options: InstallOptions): Promise<Install
   try {
     return await untilQuiet(async () => {
       const { plan, host } = await choose(kernel, planOptions);
-      const endGuard = await apply(kernel, plan, host);
-      return installed(kernel, plan, endGuard, announceMark(netns, plan.socketMark), options.repair ?? true);
+      const removal = await apply(kernel, plan, host);
+      return installed(kernel, plan, removal, announceMark(netns, plan.socketMark), options.repair ?? true);
     });
   } catch (error) {
     closeKernel(kernel);
@@ -111,8 +114,9 @@ async function choose(kernel: Kernel, options: PlanOptions): Promise<{ plan: Pla
   let host = await lookAtHost(kernel);
   const stale = staleRules(host);
   const routes = await staleRoutes(kernel, host, stale, planIntercept(options).table);
-  if (stale.length > 0 || routes.length > 0) {
-    await reap(kernel, stale, routes);
+  const names = staleNames(host);
+  if (stale.length + routes.length + names.length > 0) {
+    await reap(kernel, { names, rules: stale, routes });
     host = await lookAtHost(kernel);
   }
   return { plan: planIntercept(await completeOptions(kernel, host, options)), host };
@@ -123,10 +127,12 @@ async function choose(kernel: Kernel, options: PlanOptions): Promise<{ plan: Pla
  * before, and have put the very same rule into its place.
  */
 export async function reap(
-  { route, nftables }: Kernel,
-  rules: readonly Rule[],
-  routes: readonly Route[],
+  kernel: Kernel,
+  { names, rules, routes }: { names: readonly string[]; rules: readonly Rule[]; routes: readonly Route[] },
 ): Promise<void> {
+  const { route, nftables } = kernel;
+  for (const name of names)
+    if (staleNames(await lookAtHost(kernel)).includes(name)) await takeOut(kernel, await unmakeMangle(kernel, name));
   const claims = async () => (await nftables.list('table')).flatMap(claimOf);
   for (const rule of rules) if (!isClaimed(await claims(), rule)) await ignoring(['ENOENT'], route.ruleDelete(rule));
   for (const each of routes)
@@ -134,11 +140,10 @@ export async function reap(
       await ignoring(['ESRCH', 'ENOENT'], route.routeDelete(each));
 }
 
-/** The table with nothing in it: the marks stop, and what belongs to it stays claimed. */
-export const emptied = (table: NftTable): NftOperation[] => [
-  { verb: 'delete', object: table },
-  { verb: 'create', object: table },
-];
+/** What is gone already is no error, nor what somebody else has begun to use. */
+export async function takeOut({ nftables }: Kernel, batches: readonly NftOperation[][]): Promise<void> {
+  for (const batch of batches) await ignoring(['ENOENT', 'EBUSY'], nftables.commit(batch));
+}
 
 /**
  * The empty table, if what the plan takes is still free. Normally the rule set's generation tells: nothing at all has
@@ -167,9 +172,16 @@ async function claim(kernel: Kernel, plan: Plan, { generation }: HostState): Pro
   }
 }
 
-/** Gives what ends the guard. */
-async function apply(kernel: Kernel, plan: Plan, host: HostState): Promise<EndGuard> {
+/** How what is installed goes again when nobody can look at it any more. */
+interface Removal {
+  /** Batches that leave the claim. */
+  readonly batches: NftOperation[][];
+  readonly endGuard: EndGuard;
+}
+
+async function apply(kernel: Kernel, plan: Plan, host: HostState): Promise<Removal> {
   const { route, nftables } = kernel;
+  const { frame, make, unmake } = backendOf(plan);
   const table = tableObject(plan);
   const undo: (() => Promise<unknown>)[] = [];
   /** What failed may have happened all the same (its answer was lost), so it is undone too, unless it surely has not. */
@@ -184,28 +196,38 @@ async function apply(kernel: Kernel, plan: Plan, host: HostState): Promise<EndGu
   };
   try {
     // Everything at once and without an end: the kernel checks it all and keeps nothing. What it cannot do is known now.
+    const first = await frame(kernel, plan);
     await nftables
-      .commit([{ verb: 'create', object: table }, ...plan.nftables.slice(1)], { dryRun: true })
+      .commit([{ verb: 'create', object: table }, ...first, ...make(plan)], { dryRun: true })
       .catch((error) => Promise.reject(atStep('check', error)));
+    const takeOutAll = async () => takeOut(kernel, await unmake(kernel, plan, table));
     await step('table', claim(kernel, plan, host), () => nftables.commit([{ verb: 'delete', object: table }]));
-    const endGuard = startGuard(route, plan);
-    undo.push(async () => endGuard());
+    if (first.length > 0) await step('table', nftables.commit(first), takeOutAll);
+    const removal = await removalOf(kernel, plan);
+    undo.push(async () => removal.endGuard());
     for (const each of plan.routes) await step('routes', route.routeAdd(each), () => route.routeDelete(each));
     for (const each of plan.rules) await step('rules', route.ruleAdd(each), () => route.ruleDelete(each));
-    await step('batch', nftables.commit(plan.nftables.slice(1)), () => nftables.commit(emptied(table)));
-    return endGuard;
+    await step('batch', nftables.commit(make(plan)), takeOutAll);
+    return removal;
   } catch (error) {
     for (const undoIt of undo.reverse()) await undoIt().catch(() => {});
     throw error;
   }
 }
 
+/** Of what is there now, with a guard that begins its life. */
+async function removalOf(kernel: Kernel, plan: Plan): Promise<Removal> {
+  const { unmake, outlives } = backendOf(plan);
+  const batches = await unmake(kernel, plan, tableObject(plan));
+  return { batches, endGuard: startGuard(kernel.route, plan, outlives ? batches : []) };
+}
+
 type EndGuard = ReturnType<RouteSocket['guard']>;
-/** The table dies with this process by itself. A guard sees to it that the rules and routes do, too. */
-function startGuard(route: RouteSocket, plan: Plan): EndGuard {
+/** The table dies with this process by itself. A guard sees to it that the rest does, too. */
+function startGuard(route: RouteSocket, plan: Plan, batches: readonly NftOperation[][]): EndGuard {
   if (plan.lifetime !== 'process' || plan.rules.length === 0) return () => {};
   try {
-    return route.guard([...plan.rules].reverse(), [...plan.routes].reverse());
+    return route.guard([...plan.rules].reverse(), [...plan.routes].reverse(), batches);
   } catch (error) {
     // It is a net for the case of a crash, and what is left then does nothing: no reason to refuse.
     process.emitWarning(
@@ -219,31 +241,59 @@ function startGuard(route: RouteSocket, plan: Plan): EndGuard {
 function installed(
   kernel: Kernel,
   initial: Plan,
-  endGuard: EndGuard,
+  initialRemoval: Removal,
   forgetMark: () => void,
   repair: boolean,
 ): InstalledRules {
   const { route, nftables } = kernel;
+  const backend = backendOf(initial);
   let plan = initial;
-  let switching: Promise<void> = Promise.resolve();
+  let removal = initialRemoval;
+  /** With what is in its sets, where those are rules. */
+  let present = initial;
+  let changing: Promise<void> = Promise.resolve();
   const table = tableObject(plan);
   const ofTable = { family: table.family, table: table.name };
   const remove: NftOperation[] = [{ verb: 'delete', object: table }];
-  const { live, contents } = liveSets(plan, (operations) => nftables.commit(operations));
-  const watch = repair ? new Watch(kernel, () => plan, contents) : undefined;
+  const { live, contents } = liveSets(
+    plan,
+    (operations) => nftables.commit(operations),
+    plan.backend === 'iptables' ? (sets) => inTurn(() => rewrite(sets)) : undefined,
+  );
+  /** Rules made anew are other ones. */
+  const rebuilt = async () => {
+    if (!backend.outlives) return;
+    const { endGuard } = removal;
+    removal = await removalOf(kernel, plan);
+    endGuard();
+  };
+  const watch = repair ? new Watch(kernel, () => present, contents, rebuilt) : undefined;
   let uninstalling: Promise<void> | undefined;
+
+  /** While nobody compares what is there with what should be, and one after the other. */
+  const inTurn = (change: () => Promise<void>): Promise<void> => {
+    const turn = changing.then(() => (watch ? watch.between(change) : change()));
+    changing = turn.catch(() => {});
+    return turn;
+  };
+  const rewrite = async (sets: Parameters<Rewrite>[0]) => {
+    const next = withSets(present, sets);
+    const operations = mangleChanges(present, next);
+    if (operations.length > 0) await nftables.commit(operations);
+    present = next;
+  };
 
   // Reverse of apply: the marks stop first, then the rules that read them, then the routes, and the claim last: until then
   // nobody takes what we have not removed yet for left over, or for free. One failure does not keep the others.
   const uninstall = async () => {
     await watch?.stop();
     try {
-      await ignoring(['ENOENT'], nftables.commit(emptied(table)));
+      await takeOut(kernel, await backend.unmake(kernel, plan, table));
     } catch (error) {
       if (plan.lifetime !== 'process' || !(error instanceof NetlinkError && error.code === 'EPERM')) throw error;
       // This process has given up its privileges since. The table goes with its socket, and the guard has kept its own.
       ended();
-      endGuard('work');
+      removal.endGuard('work');
       return;
     }
     const failures: unknown[] = [];
@@ -254,7 +304,7 @@ function installed(
     if (failures.length > 0) throw failures[0];
     await ignoring(['ENOENT'], nftables.commit(remove));
     // If any of it failed, the guard tries once more in the end.
-    endGuard();
+    removal.endGuard();
     ended();
   };
   const ended = () => {
@@ -273,11 +323,11 @@ function installed(
         failed = true;
       }
     };
-    attempt(() => nftables.commitSync(emptied(table)));
+    for (const batch of removal.batches) attempt(() => nftables.commitSync(batch));
     for (const rule of [...plan.rules].reverse()) attempt(() => route.ruleDeleteSync(rule));
     for (const each of [...plan.routes].reverse()) attempt(() => route.routeDeleteSync(each));
     attempt(() => nftables.commitSync(remove));
-    if (!failed) endGuard();
+    if (!failed) removal.endGuard();
   };
   if (plan.lifetime === 'process') onExit(uninstallNow);
 
@@ -289,18 +339,18 @@ function installed(
       if (operations.length > 0) await nftables.commit(operations, { generation });
     });
     plan = next;
+    present = withOnDown(present, onDown);
   };
 
   const methods = {
     ...live,
     setOnDown(onDown: Plan['onDown']) {
-      const turn = switching.then(() => (watch ? watch.between(() => switchOnDown(onDown)) : switchOnDown(onDown)));
-      switching = turn.catch(() => {});
-      return turn;
+      return inTurn(() => switchOnDown(onDown));
     },
-    counters: async () => sumCounters(await nftables.list('rule', ofTable)),
+    counters: async () => sumCounters(await backend.rules(kernel, plan), backend.commentOf),
     async verify() {
-      const missing = (await findLosses(kernel, plan)).map(({ what }) => what);
+      const losses = await Promise.all([findRoutingLosses(kernel, present), backend.losses(kernel, present)]);
+      const missing = losses.flat().map(({ what }) => what);
       return { intact: missing.length === 0, missing };
     },
     uninstall() {

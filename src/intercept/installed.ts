@@ -6,10 +6,12 @@ import { readFileSync } from 'node:fs';
 import { checkOptions, InterceptError, NetlinkError } from '../errors.js';
 import type { NftExpression, NftRule, NftSet, NftTable, Route, Rule } from '../netlink/types.js';
 import type { Family, Fwmark } from '../types.js';
+import { backendOf, readMangle } from './backend.js';
 import { type Counters, commentOf, sumCounters } from './counters.js';
-import { claimOf, type HostState, type Kernel, lookAtHost, staleRules } from './host.js';
-import { closeKernel, emptied, ignoring, openKernel, reap, untilQuiet } from './install.js';
+import { claimOf, type HostState, type Kernel, lookAtHost, staleNames, staleRules } from './host.js';
+import { closeKernel, ignoring, openKernel, reap, takeOut, untilQuiet } from './install.js';
 import { routingLosses } from './intact.js';
+import { commentOfRule, listenerOfMangle, nameOfChain, setsOfMangle, sizeOfMangle } from './mangle.js';
 import type { Claim } from './nftables.js';
 import { nameOfTable, ROUTE_PROTOCOL, routingOf } from './plan.js';
 import { addressRange, formatRange, fromBytes, portRange, type RangeType, rangesOfElements } from './ranges.js';
@@ -19,6 +21,7 @@ import { datatype } from './statement.js';
 /** One interception as the kernel has it. */
 export interface Installed {
   readonly name: string;
+  readonly backend: 'nftables' | 'iptables';
   readonly nftTable: string;
   readonly lifetime: 'process' | 'permanent';
   /** Who owns the table, and takes it along when it ends. */
@@ -53,6 +56,8 @@ export interface Owner {
 
 /** Policy rules and routes of ours that belong to no table: their process was killed. Without its marks they do nothing. */
 export interface Leftovers {
+  /** Names of interceptions that have chains in iptables' table `mangle` still, which go on dropping what nobody listens for. */
+  readonly chains: readonly string[];
   readonly rules: readonly Rule[];
   readonly routes: readonly Route[];
 }
@@ -104,7 +109,7 @@ export async function uninstallIntercept(options: UninstallOptions = {}): Promis
     await untilQuiet(async () => {
       const { host, routes } = await look(kernel);
       const leftovers = leftoversOf(host, routes);
-      await reap(kernel, leftovers.rules, leftovers.routes);
+      await reap(kernel, { names: leftovers.chains, ...leftovers });
     });
     return found;
   } finally {
@@ -125,8 +130,8 @@ async function takeDown(kernel: Kernel, name: string): Promise<boolean> {
   return true;
 }
 
-async function emptyTable({ nftables }: Kernel, name: string): Promise<NftTable | undefined> {
-  const tables = await nftables.list('table');
+async function emptyTable(kernel: Kernel, name: string): Promise<NftTable | undefined> {
+  const tables = await kernel.nftables.list('table');
   const table = tables.find((each) => nameOfTable(each.name) === name && claimOf(each).length > 0);
   if (!table) return undefined;
   if (table.owner !== undefined)
@@ -136,12 +141,8 @@ async function emptyTable({ nftables }: Kernel, name: string): Promise<NftTable 
     );
   const { kind, family, userdata } = table;
   const empty: NftTable = { kind, family, name: table.name, ...(userdata && { userdata }) };
-  try {
-    await nftables.commit(emptied(empty));
-    return empty;
-  } catch (error) {
-    return ifGone(error);
-  }
+  for (const claim of claimOf(table)) await takeOut(kernel, await backendOf(claim).unmake(kernel, { name }, empty));
+  return empty;
 }
 
 /** Routes and policy rules first, tables last: whoever made one of ours had claimed it by a table before. */
@@ -154,6 +155,7 @@ async function look(kernel: Kernel): Promise<{ host: HostState; routes: readonly
 
 function leftoversOf(host: HostState, routes: readonly Route[]): Leftovers {
   return {
+    chains: staleNames(host),
     rules: staleRules(host),
     routes: routes.filter(({ table }) => !host.claims.some((claim) => claim.table === table)),
   };
@@ -167,36 +169,47 @@ function ifGone(error: unknown): undefined {
 // ---- telling ------------------------------------------------------------------------------------------------------------
 
 async function describe(
-  { nftables }: Kernel,
+  kernel: Kernel,
   { rules }: HostState,
   routes: readonly Route[],
   table: NftTable,
   claim: Claim,
 ): Promise<Installed> {
-  const ofTable = { family: table.family, table: table.name };
-  const nftRules = await nftables.list('rule', ofTable);
-  const sets = (await nftables.list('set', ofTable)).filter(({ flags }) => !flags?.includes('anonymous'));
-  // What `onDown: 'closed'` adds may have come or gone since.
-  const dropping = nftRules.filter((rule) => commentOf(rule) === counted.dropped).length;
-  const mode = claim.fwmark.mask === 0 ? 'redirect' : 'tproxy';
-  const whole = claim.rules + dropping;
-  const missing = [
-    ...routingLosses(routingOf(claim), { rules, routes }).map(({ what }) => what),
-    ...(nftRules.length === whole ? [] : [`rules in table inet ${table.name}: ${nftRules.length} of ${whole}`]),
-  ];
+  const { lost, ...said } = await (claim.backend === 'iptables' ? mangleSays : tableSays)(kernel, table, claim);
+  const missing = [...routingLosses(routingOf(claim), { rules, routes }).map(({ what }) => what), ...lost];
   return {
     name: nameOfTable(table.name) as string,
+    backend: claim.backend,
     nftTable: table.name,
     lifetime: table.owner === undefined ? 'permanent' : 'process',
     ...(table.owner !== undefined && { owner: ownerOf(table.owner) }),
     families: claim.families,
-    ...listenerOf(nftRules),
     ownHost: claim.ownHost,
-    mode,
-    onDown: dropping > 0 || mode === 'redirect' ? 'closed' : 'open',
+    mode: modeOf(claim),
     fwmark: claim.fwmark,
     table: claim.table,
     priority: claim.priority,
+    ...said,
+    intact: missing.length === 0,
+    missing,
+  };
+}
+
+const modeOf = ({ fwmark }: Claim) => (fwmark.mask === 0 ? 'redirect' : 'tproxy');
+
+/** What its rules tell; `lost`: which of them are missing. */
+type Said = Pick<Installed, 'port' | 'address' | 'onDown' | 'sets' | 'counters'> & { readonly lost: readonly string[] };
+
+async function tableSays({ nftables }: Kernel, { family, name: table }: NftTable, claim: Claim): Promise<Said> {
+  const ofTable = { family, table };
+  const nftRules = await nftables.list('rule', ofTable);
+  const sets = (await nftables.list('set', ofTable)).filter(({ flags }) => !flags?.includes('anonymous'));
+  // What `onDown: 'closed'` adds may have come or gone since.
+  const dropping = nftRules.filter((rule) => commentOf(rule) === counted.dropped).length;
+  const whole = claim.rules + dropping;
+  return {
+    ...listenerOf(nftRules),
+    onDown: dropping > 0 || modeOf(claim) === 'redirect' ? 'closed' : 'open',
     sets: Object.fromEntries(
       await Promise.all(
         // What the kernel itself puts into a set is connections, which come and go.
@@ -209,8 +222,22 @@ async function describe(
       ),
     ),
     counters: sumCounters(nftRules),
-    intact: missing.length === 0,
-    missing,
+    lost: nftRules.length === whole ? [] : [`rules in table inet ${table}: ${nftRules.length} of ${whole}`],
+  };
+}
+
+async function mangleSays(kernel: Kernel, table: NftTable, claim: Claim): Promise<Said> {
+  const name = nameOfTable(table.name) as string;
+  const mangle = await readMangle(kernel);
+  const rules = mangle.rules.filter(({ chain }) => nameOfChain(chain) === name);
+  const size = sizeOfMangle(name, mangle);
+  return {
+    ...listenerOfMangle(rules),
+    onDown: 'closed',
+    sets: setsOfMangle(name, mangle),
+    counters: sumCounters(rules, commentOfRule),
+    lost:
+      size === claim.rules ? [] : [`chains of table mangle, and rules that lead into them: ${size} of ${claim.rules}`],
   };
 }
 

@@ -4,6 +4,7 @@
  */
 import { NetlinkError } from '../errors.js';
 import type { NftChain, NftExpression, NftObject, NftRule, NftSet, Route, Rule } from '../netlink/types.js';
+import { canonical } from './canonical.js';
 import type { Kernel } from './host.js';
 import { tableObject } from './nftables.js';
 import type { Plan } from './plan.js';
@@ -15,11 +16,9 @@ export type Loss =
   /** `instead`: what has its place. */
   | { readonly kind: 'route'; readonly what: string; readonly route: Route; readonly instead: readonly Route[] }
   /** `gone`: all of it. */
-  | { readonly kind: 'table'; readonly what: string; readonly gone: boolean };
-
-export async function findLosses(kernel: Kernel, plan: Plan): Promise<Loss[]> {
-  return (await Promise.all([findRoutingLosses(kernel, plan), findTableLosses(kernel, plan)])).flat();
-}
+  | { readonly kind: 'table'; readonly what: string; readonly gone: boolean }
+  /** With backend `iptables`: the table, which holds the claim alone; of our chains. */
+  | { readonly kind: 'claim' | 'mangle'; readonly what: string };
 
 export async function findRoutingLosses({ route }: Kernel, plan: Plan): Promise<Loss[]> {
   if (plan.rules.length === 0) return [];
@@ -60,7 +59,7 @@ export const routeName = ({ type, destination, table, family }: Route) =>
  * Its chains, sets and rules. What is in the sets may change while it lives. Rules are compared by what they do: rules
  * that somebody has added to our chains are a change, too.
  */
-async function findTableLosses({ nftables }: Kernel, plan: Plan): Promise<Loss[]> {
+export async function findTableLosses({ nftables }: Kernel, plan: Plan): Promise<Loss[]> {
   const table = tableObject(plan);
   const name = `table inet ${table.name}`;
   const found = (await nftables.list('table')).find(({ family, name }) => family === 'inet' && name === table.name);
@@ -122,15 +121,4 @@ function contains(found: object, wanted: object): boolean {
   return Object.entries(wanted).every(
     ([key, value]) => canonical((found as Record<string, unknown>)[key]) === canonical(value),
   );
-}
-
-/** Equal for equal values, whatever the order of their keys and the class of their bytes. */
-function canonical(value: unknown): string {
-  if (value instanceof Uint8Array) return Buffer.from(value).toString('hex');
-  if (Array.isArray(value)) return `[${value.map(canonical)}]`;
-  if (typeof value === 'object' && value !== null)
-    return `{${Object.entries(value)
-      .sort(([one], [other]) => (one < other ? -1 : 1))
-      .map(([key, member]) => `${key}:${canonical(member)}`)}}`;
-  return String(value);
 }

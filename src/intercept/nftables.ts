@@ -5,6 +5,7 @@
 import type { NftElement, NftObject, NftOperation, NftRule, NftSet, NftTable } from '../netlink/types.js';
 import { encodeComment, encodeSetUserdata } from '../netlink/userdata.js';
 import type { Family } from '../types.js';
+import { mangleSize } from './mangle.js';
 import type { SetOfRules } from './named-sets.js';
 import type { Plan, PlanFacts } from './plan.js';
 import { counted, ruleSet } from './ruleset.js';
@@ -24,30 +25,38 @@ export interface Claim {
   readonly families: readonly Family[];
   /** What this host itself sends has a policy rule of its own. */
   readonly ownHost: boolean;
-  /** How many rules the table has. Those that `onDown` adds are not among them. */
+  /**
+   * How many rules the table has. Those that `onDown` adds are not among them. With backend `iptables`: how many chains there
+   * are, and rules that lead into them.
+   */
   readonly rules: number;
+  readonly backend: Plan['backend'];
 }
 
-export function claimText({ fwmark, table, priority, families, ownHost, rules }: Claim): string {
+export function claimText({ fwmark, table, priority, families, ownHost, rules, backend }: Claim): string {
   const mark = `0x${fwmark.value.toString(16)}/0x${fwmark.mask.toString(16)}`;
-  return `fwmark ${mark} table ${table} priority ${priority} ${families.join(' ')}${ownHost ? ' own-host' : ''} rules ${rules}`;
+  return `fwmark ${mark} table ${table} priority ${priority} ${families.join(' ')}${ownHost ? ' own-host' : ''} rules ${rules}${backend === 'iptables' ? ' iptables' : ''}`;
 }
 
 export function claimOfPlan(plan: PlanFacts): string {
-  const { fwmark, table, priority, families } = plan;
-  const rules = ruleSet(plan).chains.flatMap((chain) => chain.rules);
-  const lasting = rules.filter(({ comment }) => comment !== counted.dropped);
+  const { fwmark, table, priority, families, backend } = plan;
   const ownHost = plan.ownHost !== undefined;
-  return claimText({ fwmark, table, priority, families, ownHost, rules: lasting.length });
+  const rules = backend === 'iptables' ? mangleSize(plan) : lastingRules(plan);
+  return claimText({ fwmark, table, priority, families, ownHost, rules, backend });
+}
+
+function lastingRules(plan: PlanFacts): number {
+  const rules = ruleSet(plan).chains.flatMap((chain) => chain.rules);
+  return rules.filter(({ comment }) => comment !== counted.dropped).length;
 }
 
 export function parseClaim(comment: string): Claim | undefined {
   const match =
-    /^fwmark 0x([0-9a-f]+)\/0x([0-9a-f]+) table (\d+) priority (\d+) (ipv4|ipv4 ipv6|ipv6)( own-host)? rules (\d+)$/.exec(
+    /^fwmark 0x([0-9a-f]+)\/0x([0-9a-f]+) table (\d+) priority (\d+) (ipv4|ipv4 ipv6|ipv6)( own-host)? rules (\d+)( iptables)?$/.exec(
       comment,
     );
   if (!match) return undefined;
-  const [, value = '', mask = '', table, priority, families = '', ownHost, rules] = match;
+  const [, value = '', mask = '', table, priority, families = '', ownHost, rules, iptables] = match;
   return {
     fwmark: { value: Number.parseInt(value, 16), mask: Number.parseInt(mask, 16) },
     table: Number(table),
@@ -55,6 +64,7 @@ export function parseClaim(comment: string): Claim | undefined {
     families: families.split(' ') as Family[],
     ownHost: ownHost !== undefined,
     rules: Number(rules),
+    backend: iptables === undefined ? 'nftables' : 'iptables',
   };
 }
 

@@ -7,7 +7,10 @@ import { isIP } from 'node:net';
 import { checkOptions, invalidType, invalidValue, outOfRange } from '../errors.js';
 import type { NftOperation, Route, Rule } from '../netlink/types.js';
 import type { Family, Fwmark, InterceptOptions } from '../types.js';
-import { nftablesOperations } from './nftables.js';
+import { LONGEST_NAME, pathOf } from './iptables.js';
+import { CGROUP_PATH_BYTES } from './iptables-words.js';
+import { mangleOperations, nothing } from './mangle.js';
+import { nftablesOperations, tableObject } from './nftables.js';
 import { parsePorts, parsePrefixes, type Range } from './ranges.js';
 import { ownMark } from './ruleset.js';
 import { planText } from './text.js';
@@ -48,7 +51,8 @@ export interface OwnHost {
 
 export interface Plan {
   readonly name: string;
-  /** Name of the nf_tables table, of family inet. */
+  readonly backend: 'nftables' | 'iptables';
+  /** Name of the nf_tables table, of family inet; with backend `iptables` also of the first of our chains in `mangle`. */
   readonly nftTable: string;
   readonly families: readonly Family[];
   readonly port: number;
@@ -76,7 +80,10 @@ export interface Plan {
   readonly socketMark: number;
   readonly table: number;
   readonly priority: number;
-  /** What goes into the kernel, in this order; taken out in reverse. */
+  /**
+   * What goes into the kernel, in this order; taken out in reverse. (With backend `iptables` the table `mangle` and its
+   * built-in chains are among it, as if nobody had them yet: those that are there stay as they are.)
+   */
   readonly routes: readonly Route[];
   readonly rules: readonly Rule[];
   /** @throws {TypeError} where names in `ownHost` are not looked up: such a plan is text only */
@@ -109,6 +116,7 @@ const OPTIONS = [
   'name',
   'lifetime',
   'repair',
+  'backend',
 ];
 
 /**
@@ -124,11 +132,13 @@ export function planIntercept(options: PlanOptions): Plan {
   // The kernel takes names of up to 255 bytes; whoever types one in a shell is glad of a plain alphabet.
   if (typeof name !== 'string' || !/^[A-Za-z0-9_.-]{1,64}$/.test(name))
     throw invalidValue('name', 'of letters, digits, `_`, `.` and `-`, at most 64', name);
+  const backend = oneOf('backend', options.backend ?? 'nftables', ['nftables', 'iptables']);
   const mode = oneOf('mode', options.mode ?? 'tproxy', ['tproxy', 'redirect']);
   const redirects = mode === 'redirect';
   if (redirects) checkRedirect(options);
   const facts = {
     name,
+    backend,
     nftTable: `${TABLE_PREFIX}${name}`,
     families,
     port,
@@ -142,17 +152,43 @@ export function planIntercept(options: PlanOptions): Plan {
     ...(options.ownHost !== undefined && { ownHost: parseOwnHost(options) }),
     mode,
     ...(options.zone !== undefined && { zone: parseZone(options.zone) }),
-    onDown: oneOf('onDown', options.onDown ?? (redirects ? 'closed' : 'open'), ['open', 'closed']),
+    onDown: parseOnDown(backend, options.onDown ?? (redirects ? 'closed' : undefined)),
     lifetime: oneOf('lifetime', options.lifetime ?? 'process', ['process', 'permanent']),
     ...(redirects ? NO_ROUTING : parseRouting(options)),
   } satisfies PlanFacts;
+  if (backend === 'iptables') checkForIptables(facts);
   return planOf(facts);
 }
 
 /** The same plan with another `onDown`. */
 export function withOnDown(plan: Plan, onDown: Plan['onDown']): Plan {
   if (plan.mode === 'redirect') checkRedirect({ onDown });
-  return planOf({ ...plan, onDown: oneOf('onDown', onDown, ['open', 'closed']) });
+  return planOf({ ...plan, onDown: parseOnDown(plan.backend, onDown) });
+}
+
+/** The same plan with other things in these sets (of named-sets.ts). */
+export function withSets(
+  plan: Plan,
+  sets: readonly { readonly set: string; readonly ranges: readonly Range[] }[],
+): Plan {
+  let { tcp, udp, from, to, exclude } = plan;
+  for (const { set, ranges } of sets) {
+    const family = set.endsWith('4') ? 'ipv4' : 'ipv6';
+    if (set === 'tcp_ports') tcp = ranges;
+    else if (set === 'udp_ports') udp = ranges;
+    else if (set.startsWith('exclude_to')) exclude = { ...exclude, to: { ...exclude.to, [family]: ranges } };
+    else if (set.startsWith('exclude_from')) exclude = { ...exclude, from: { ...exclude.from, [family]: ranges } };
+    else if (set.startsWith('to') && to) to = { ...to, [family]: ranges };
+    else if (from) from = { ...from, [family]: ranges };
+  }
+  return planOf({
+    ...plan,
+    exclude,
+    ...(tcp && { tcp }),
+    ...(udp && { udp }),
+    ...(from && { from }),
+    ...(to && { to }),
+  });
 }
 
 function planOf(facts: PlanFacts): Plan {
@@ -162,7 +198,10 @@ function planOf(facts: PlanFacts): Plan {
     ...routingOf(facts),
     get nftables() {
       checkIds(facts.ownHost);
-      nftables ??= nftablesOperations(facts);
+      nftables ??=
+        facts.backend === 'iptables'
+          ? [{ verb: 'add', object: tableObject(facts) }, ...mangleOperations(facts, nothing)]
+          : nftablesOperations(facts);
       return nftables;
     },
     toString: () => planText(plan),
@@ -276,6 +315,39 @@ function parseFwmark(fwmark: Fwmark): Fwmark {
   if ((value & mask) >>> 0 !== value || rest === 0)
     throw outOfRange('fwmark.value', 'some, but not all, of the bits of fwmark.mask (such as 0x1 of 0x3)', fwmark);
   return { value, mask };
+}
+
+/** Nobody's packet ever leaves iptables' TPROXY: who would have it is there, or it is dropped. */
+function parseOnDown(backend: Plan['backend'], onDown?: Plan['onDown']): Plan['onDown'] {
+  if (backend === 'iptables' && onDown === 'open')
+    throw invalidValue(
+      'onDown',
+      "'closed' with backend 'iptables', whose TPROXY drops what nobody listens for. Backend 'nftables' can let it pass",
+      onDown,
+    );
+  return oneOf('onDown', onDown ?? (backend === 'iptables' ? 'closed' : 'open'), ['open', 'closed']);
+}
+
+function checkForIptables({ name, mode, zone, interfaces = [], ownHost }: PlanFacts): void {
+  if (mode === 'redirect') throw invalidValue('mode', "'tproxy' with backend 'iptables'", mode);
+  if (zone !== undefined)
+    throw invalidValue('zone', "left out with backend 'iptables', where the connection's mark knows both sides", zone);
+  if (name.length > LONGEST_NAME)
+    throw invalidValue(
+      'name',
+      `at most ${LONGEST_NAME} long with backend 'iptables', for its chains' names are short`,
+      name,
+    );
+  for (const each of interfaces)
+    if (each.endsWith('+') || each.startsWith('!'))
+      throw invalidValue('interfaces: a name', "without `+` at its end or `!` in front with backend 'iptables'", each);
+  for (const path of (ownHost?.cgroups ?? []).map(pathOf))
+    if (Buffer.byteLength(path) > CGROUP_PATH_BYTES)
+      throw invalidValue(
+        'ownHost.cgroups: a cgroup',
+        `at most ${CGROUP_PATH_BYTES} bytes long with backend 'iptables'`,
+        path,
+      );
 }
 
 function parseExclude(exclude: InterceptOptions['exclude'] = {}): Plan['exclude'] {

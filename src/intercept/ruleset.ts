@@ -67,11 +67,11 @@ export const counted = {
   diverted: 'diverted: to the transparent socket it belongs to',
   dropped: 'dropped: nobody listens (onDown closed)',
 } as const;
-const DATAGRAM = 'intercepted: datagram, to the proxy';
-const OWN = 'intercepted: of this host itself, to the proxy';
+export const DATAGRAM = 'intercepted: datagram, to the proxy';
+export const OWN = 'intercepted: of this host itself, to the proxy';
 const DROPPED_OWN = 'dropped: nobody listens, and it cannot be sent on';
 /** Counts too, but the packet comes by again, and is counted as intercepted then. */
-const ROUND = 'sent by this host itself: round by the loopback interface';
+export const ROUND = 'sent by this host itself: round by the loopback interface';
 
 /**
  * Others restore a packet's whole mark from conntrack at priority mangle (wg-quick, `CONNMARK --restore-mark`). So what reads
@@ -209,6 +209,8 @@ function synChain(plan: PlanFacts): RuleOfStatements[] {
           ...droppedIfClosed(plan, arrived),
         ]
       : []),
+    // Not intercepted, so a half-open or TIME_WAIT socket is that of a listener on a foreign address.
+    rule(jump('divert')),
   ];
 }
 

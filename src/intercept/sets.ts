@@ -2,7 +2,7 @@
  * The sets of an interception while it is live: `rules.exclude.to.add('10.0.0.0/8', { ttlMs: 60_000 })`. Knows what is in
  * each, works out the fewest elements to delete and create, and leaves the sending to install.ts.
  */
-import { checkOptions, InterceptError, NetlinkError, outOfRange } from '../errors.js';
+import { checkOptions, InterceptError, invalidValue, NetlinkError, outOfRange } from '../errors.js';
 import type { NftElement, NftOperation } from '../netlink/types.js';
 import type { Family, LiveSet, PortSet, PortSpec, PrefixSet } from '../types.js';
 import { setFor } from './named-sets.js';
@@ -61,15 +61,19 @@ export interface Content {
   readonly elements: readonly NftElement[];
 }
 
+/** Sets that are no sets in the kernel, but rules: writes those that follow them. */
+export type Rewrite = (sets: readonly { readonly set: string; readonly ranges: readonly Range[] }[]) => Promise<void>;
+
 export function liveSets(
   plan: Plan,
   commit: (operations: readonly NftOperation[]) => Promise<void>,
+  rewrite?: Rewrite,
 ): { readonly live: LiveSets; readonly contents: () => Content[] } {
   const intercepts = plan.tcp !== undefined || plan.udp !== undefined;
   const all: KernelSet[] = [];
   const live = <Spec>(parts: Parts<Spec>) => {
     all.push(...parts.sets);
-    return liveSet(parts, plan.nftTable, commit);
+    return liveSet(parts, plan.nftTable, commit, rewrite);
   };
   const ports = (protocol: 'tcp' | 'udp') => {
     const ranges = plan[protocol];
@@ -129,6 +133,7 @@ function liveSet<Spec>(
   parts: Parts<Spec>,
   table: string,
   commit: (operations: readonly NftOperation[]) => Promise<void>,
+  rewrite: Rewrite | undefined,
 ): LiveSet<Spec> {
   let last: Promise<void> = Promise.resolve();
 
@@ -152,6 +157,18 @@ function liveSet<Spec>(
   }
 
   async function apply(changes: readonly { set: KernelSet; change: Change }[], now: number): Promise<void> {
+    const after = changes.map(({ set, change: { at, old, next } }) => [
+      ...set.segments.slice(0, at),
+      ...next,
+      ...set.segments.slice(at + old.length),
+    ]);
+    if (rewrite) {
+      await rewrite(changes.map(({ set }, index) => ({ set: set.name, ranges: merge(after[index] ?? []) })));
+      changes.forEach(({ set }, index) => {
+        set.segments = after[index] ?? [];
+      });
+      return;
+    }
     const differences = changes.map(({ set, change }) => ({ set, change, ...difference(change, now) }));
     const operations = [
       ...differences.map(({ set, gone }) =>
@@ -163,11 +180,6 @@ function liveSet<Spec>(
       ),
       ...differences.map(({ set, created }) => elements('create', set, timedElements(set.type, created, now))),
     ].flat();
-    const after = changes.map(({ set, change: { at, old, next } }) => [
-      ...set.segments.slice(0, at),
-      ...next,
-      ...set.segments.slice(at + old.length),
-    ]);
     if (operations.length > 0)
       await commit(operations).catch((error) => {
         if (!(error instanceof NetlinkError && DISAGREEMENTS.includes(error.code))) throw error;
@@ -202,10 +214,16 @@ function liveSet<Spec>(
       const { ttlMs = Number.POSITIVE_INFINITY } = options;
       if (typeof ttlMs !== 'number' || !(ttlMs >= 1))
         throw outOfRange('ttlMs', 'a time of 1 millisecond or more', ttlMs);
+      if (rewrite && ttlMs !== Number.POSITIVE_INFINITY)
+        throw invalidValue('ttlMs', "left out with backend 'iptables', whose rules do not expire", ttlMs);
       await inTurn(specs, (set, ranges, now) => adding(set.segments, ranges, now + ttlMs, now));
     },
     async delete(specs) {
       await inTurn(specs, (set, ranges, now) => deleting(set.segments, ranges, now));
+    },
+    async replace(specs) {
+      const lasts = (range: Range): Segment => ({ ...range, until: Number.POSITIVE_INFINITY });
+      await inTurn(specs, (set, ranges) => ({ at: 0, old: set.segments, next: ranges.map(lasts) }));
     },
     values() {
       const now = performance.now();

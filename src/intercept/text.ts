@@ -1,5 +1,7 @@
-/** Plan -> the equal `ip` and `nft` commands, as a shell script that does what `installIntercept` does. Pure. */
+/** Plan -> the equal `ip`, `nft` and `iptables` commands, as a shell script that does what `installIntercept` does. Pure. */
 import type { Route, Rule } from '../netlink/types.js';
+import type { Family } from '../types.js';
+import { iptablesChains } from './iptables.js';
 import type { SetOfRules } from './named-sets.js';
 import { claimOfPlan } from './nftables.js';
 import type { Plan } from './plan.js';
@@ -12,8 +14,9 @@ export function planText(plan: Plan): string {
     ...plan.routes.map(routeCommand),
     ...plan.rules.map(ruleCommand),
     "nft -f - <<'EOF'",
-    nftText(plan),
+    plan.backend === 'iptables' ? claimTable(plan) : nftText(plan),
     'EOF',
+    ...(plan.backend === 'iptables' ? plan.families.flatMap((family) => iptablesCommand(plan, family)) : []),
     '',
   ].join('\n');
 }
@@ -50,6 +53,35 @@ export function nftText(plan: Plan): string {
     ...sets.flatMap(setText),
     ...chains.flatMap(chainText),
     '}',
+  ].join('\n');
+}
+
+/** With backend `iptables` the table is empty: only the claim. */
+const claimTable = (plan: Plan) => `table inet ${plan.nftTable} {\n\tcomment "${claimOfPlan(plan)}"\n}`;
+
+const restore = { ipv4: 'iptables-nft-restore', ipv6: 'ip6tables-nft-restore' } as const;
+
+const iptablesCommand = (plan: Plan, family: Family) => [
+  `${restore[family]} --noflush <<'EOF'`,
+  iptablesText(plan, family),
+  'EOF',
+];
+
+/** What is put into the table `mangle`, as iptables-nft-restore reads it and iptables-nft-save writes it. */
+export function iptablesText(plan: Plan, family: Family): string {
+  const chains = iptablesChains(plan, family);
+  return [
+    '*mangle',
+    ...chains.map(({ name }) => `:${name} - [0:0]`),
+    ...chains.flatMap(({ name, from }) =>
+      from ? [`${from.at === 'end' ? '-A' : '-I'} ${from.chain} -j ${name}`] : [],
+    ),
+    ...chains.flatMap(({ name, rules }) =>
+      rules.map(({ matches, target }) =>
+        [`-A ${name}`, ...matches.map(({ text }) => text), target?.text].filter(Boolean).join(' '),
+      ),
+    ),
+    'COMMIT',
   ].join('\n');
 }
 

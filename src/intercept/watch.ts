@@ -8,8 +8,9 @@ import { setTimeout } from 'node:timers/promises';
 import { InterceptError, NetlinkError } from '../errors.js';
 import type { NftChange, NftOperation, RouteChange } from '../netlink/types.js';
 import type { ChangedBy, RepairReport } from '../types.js';
+import { backendOf, rebuiltMangle } from './backend.js';
 import type { Kernel } from './host.js';
-import { findLosses, findRoutingLosses, type Loss, routeName, ruleName } from './intact.js';
+import { findRoutingLosses, type Loss, routeName, ruleName } from './intact.js';
 import { tableObject } from './nftables.js';
 import type { Plan } from './plan.js';
 import type { Content } from './sets.js';
@@ -36,6 +37,7 @@ export class Watch extends EventEmitter<WatchEvents> {
   readonly #kernel: Kernel;
   readonly #current: () => Plan;
   readonly #contents: () => Content[];
+  readonly #onRebuilt: () => Promise<void>;
   /** The kernel lets nobody else change the table. */
   readonly #owned: boolean;
   readonly #ends: (() => void)[] = [];
@@ -48,17 +50,21 @@ export class Watch extends EventEmitter<WatchEvents> {
   readonly #heard = new Map<string, { readonly at: number; readonly by?: ChangedBy }>();
   #repairs: { readonly what: string; readonly at: number }[] = [];
 
-  /** `current`: the plan as it is at the moment; `contents`: of its sets. Begins at once, with a look. */
-  constructor(kernel: Kernel, current: () => Plan, contents: () => Content[]) {
+  /**
+   * `current`: the plan as it is at the moment; `contents`: of its sets; `onRebuilt`: rules have been made anew.
+   * Begins at once, with a look.
+   */
+  constructor(kernel: Kernel, current: () => Plan, contents: () => Content[], onRebuilt: () => Promise<void>) {
     super();
     const plan = current();
     this.#kernel = kernel;
     this.#current = current;
     this.#contents = contents;
+    this.#onRebuilt = onRebuilt;
     this.#owned = tableObject(plan).flags?.includes('owner') ?? false;
     this.#ends.push(kernel.route.watch((changes) => this.#hearRoutes(changes), { table: plan.table }));
-    if (!this.#owned)
-      this.#ends.push(kernel.nftables.watch((changes) => this.#hearTable(changes), { table: plan.nftTable }));
+    for (const table of [...(this.#owned ? [] : [plan.nftTable]), ...backendOf(plan).watched])
+      this.#ends.push(kernel.nftables.watch((changes) => this.#hearTable(changes), { table }));
     // What was changed since it was installed and before now was told to nobody.
     this.#lookIn(SETTLE_MS);
   }
@@ -148,8 +154,12 @@ export class Watch extends EventEmitter<WatchEvents> {
     if (this.#stopped) return;
     const started = performance.now();
     try {
-      const find = this.#owned ? findRoutingLosses : findLosses;
-      const losses = await find(this.#kernel, this.#plan);
+      const plan = this.#plan;
+      const { losses: findRuleLosses, outlives } = backendOf(plan);
+      const losses = [
+        ...(await findRoutingLosses(this.#kernel, plan)),
+        ...(this.#owned && !outlives ? [] : await findRuleLosses(this.#kernel, plan)),
+      ];
       if (losses.length > 0) {
         await this.#repair(losses);
         const ended = performance.now();
@@ -169,7 +179,7 @@ export class Watch extends EventEmitter<WatchEvents> {
   }
 
   #keyOf(loss: Loss): string {
-    return loss.kind === 'table' ? this.#plan.nftTable : loss.what;
+    return loss.kind === 'rule' || loss.kind === 'route' ? loss.what : this.#plan.nftTable;
   }
 
   /** In the order of the installation: what reads the marks before what sets them. */
@@ -187,6 +197,13 @@ export class Watch extends EventEmitter<WatchEvents> {
           break;
         case 'table':
           await nftables.commit(loss.gone ? this.#table(this.#contents()) : await this.#rebuilt());
+          break;
+        case 'claim':
+          await nftables.commit([{ verb: 'add', object: tableObject(this.#plan) }]);
+          break;
+        case 'mangle':
+          await nftables.commit(await rebuiltMangle(this.#kernel, this.#plan));
+          await this.#onRebuilt();
       }
     }
   }

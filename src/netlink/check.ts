@@ -216,6 +216,7 @@ const objectSchemas: Readonly<Record<string, Schema>> = {
     hook: 'word?',
     priority: 'i32?',
     policy: 'word?',
+    userdata,
     handle: 'u64?',
   },
   rule: {
@@ -223,6 +224,8 @@ const objectSchemas: Readonly<Record<string, Schema>> = {
     table: 'text',
     chain: 'text',
     expressions: listOf((name, value) => checkUnion(name, value, expressionSchemas)),
+    compatProtocol: 'u32?',
+    compatFlags: 'u32?',
     userdata,
     handle: 'u64?',
     position: 'u64?',
@@ -263,6 +266,7 @@ const VERBS: Readonly<Record<NftOperation['verb'], readonly string[]>> = {
   add: Object.keys(objectSchemas),
   create: Object.keys(objectSchemas),
   delete: Object.keys(objectSchemas),
+  deleteEmpty: ['table', 'chain', 'set'],
   insert: ['rule'],
   flush: ['table', 'chain', 'set'],
 };

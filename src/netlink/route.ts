@@ -1,8 +1,16 @@
 /** `ip rule`, `ip route`, `ip link` and `ip address` without the command: rtnetlink over one socket. */
 import { type NativeRouteSocket, native } from '../native.js';
 import type { Family } from '../types.js';
-import { checkFamily, checkRoute, checkRouteFilter, checkRule, checkSocketOptions, checkWatch } from './check.js';
-import type { Address, Link, Route, RouteChange, Rule } from './types.js';
+import {
+  checkFamily,
+  checkOperations,
+  checkRoute,
+  checkRouteFilter,
+  checkRule,
+  checkSocketOptions,
+  checkWatch,
+} from './check.js';
+import type { Address, Link, NftOperation, Route, RouteChange, Rule } from './types.js';
 
 export interface NetlinkSocketOptions {
   /** Path of the network namespace to work in, such as `/run/netns/router`. Default: that of the process. */
@@ -99,16 +107,21 @@ export class RouteSocket {
 
   /**
    * Starts a guard: a small child process that deletes these rules and routes when this process has ended, in whatever way
-   * (`kill -9` too). It outlives everything but a signal to itself. Call what this gives when they are deleted, or need
+   * (`kill -9` too), and before that commits these batches of nf_tables. It outlives everything but a signal to itself. Call what this gives when they are deleted, or need
    * not be: it ends the guard.
    * Equivalent to: `( while read _; do :; done; ip rule del ...; ip route del ... ) <pipe &`
    *
    * Throws `SocketError` where it cannot be started.
    */
-  guard(rules: readonly Rule[], routes: readonly Route[]): (work?: 'work') => void {
+  guard(
+    rules: readonly Rule[],
+    routes: readonly Route[],
+    batches: readonly (readonly NftOperation[])[] = [],
+  ): (work?: 'work') => void {
     for (const rule of rules) checkRule(rule);
     for (const route of routes) checkRoute(route);
-    return this.#native.guard(rules, routes);
+    for (const batch of batches) checkOperations(batch);
+    return this.#native.guard(rules, routes, batches);
   }
 
   /**

@@ -126,6 +126,8 @@ export interface NftChain {
   readonly hook?: 'prerouting' | 'input' | 'forward' | 'output' | 'postrouting' | 'ingress' | number;
   readonly priority?: number;
   readonly policy?: 'accept' | 'drop' | number;
+  /** nft's TLVs; see src/netlink/userdata.ts for the comment in it. */
+  readonly userdata?: Uint8Array;
   readonly handle?: bigint;
 }
 
@@ -135,6 +137,12 @@ export interface NftRule {
   readonly table: string;
   readonly chain: string;
   readonly expressions: readonly NftExpression[];
+  /**
+   * What iptables' matches and targets are told of `-p`: the protocol's number (0: any), and 2 where it is inverted. They
+   * refuse to work without. The kernel does not list it.
+   */
+  readonly compatProtocol?: number;
+  readonly compatFlags?: number;
   readonly userdata?: Uint8Array;
   readonly handle?: bigint;
   /** Insert after this handle (add) or before it (insert). */
@@ -201,6 +209,8 @@ export type NftObject = NftTable | NftChain | NftRule | NftSet | NftElements;
 /** One message of a batch. `create` is `add` that fails with EEXIST where the thing is there already. */
 export type NftOperation =
   | { readonly verb: 'add' | 'create' | 'delete'; readonly object: NftObject }
+  /** Fails with EBUSY where there is something in it, as `iptables -X` does. (`delete` deletes that, too.) */
+  | { readonly verb: 'deleteEmpty'; readonly object: NftTable | NftChain | NftSet }
   | { readonly verb: 'insert'; readonly object: NftRule }
   /** `nft flush chain` / `flush table`: all rules. `nft flush set`: elements without any. */
   | { readonly verb: 'flush'; readonly object: NftTable | NftChain | NftSet };

@@ -4,14 +4,14 @@
  *
  *     node --import tsx test/golden/capture.ts [fixture...]
  *
- * Needs root (or run it under `unshare -Urn`), ip, nft and strace. What differs afterwards differs in the tools.
+ * Needs root (or run it under `unshare -Urn`), ip, nft, iptables and strace. What differs afterwards differs in the tools.
  */
 import { execFileSync, spawnSync } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { directory, format, type Sent, split } from './fixture.js';
-import { texts } from './plans.js';
+import { iptablesTexts, texts } from './plans.js';
 
 interface Capture {
   /** Shell commands that are not captured, before each captured one. */
@@ -116,6 +116,11 @@ for (const { name, text } of texts) {
   writeFileSync(new URL(`nft/${name}.nft`, import.meta.url), text);
 }
 
+for (const { name, command, text } of iptablesTexts) {
+  captures[name] = { setup: [], commands: [command] };
+  writeFileSync(new URL(`iptables/${name}.txt`, import.meta.url), text);
+}
+
 const NFNL_MSG_BATCH_BEGIN = 0x10;
 const RTM_CHANGES = [24, 25, 32, 33]; // NEWROUTE, DELROUTE, NEWRULE, DELRULE
 
@@ -154,14 +159,14 @@ for (const [name, { setup, commands }] of Object.entries(captures)) {
   const tool = commands[0]?.split(' ')[0] ?? '';
   const header = [
     `node --import tsx test/golden/capture.ts ${name}`,
-    execFileSync(tool, [tool === 'ip' ? '-V' : '-v'], { encoding: 'utf8' }).trim(),
+    execFileSync(tool, [tool === 'nft' ? '-v' : '-V'], { encoding: 'utf8' }).trim(),
     `kernel ${execFileSync('uname', ['-rm'], { encoding: 'utf8' }).trim()}`,
     ...(setup.length > 0
       ? ['', 'In a fresh network namespace, before each command:', ...setup.map((s) => `    ${s}`)]
       : []),
   ];
   for (const command of commands) {
-    const file = /nft -f (\S+)/.exec(command)?.[1];
+    const file = /(?:nft -f|--noflush) (\S+)/.exec(command)?.[1];
     if (file) header.push('', ...readFileSync(file, 'utf8').trimEnd().split('\n'));
   }
   writeFileSync(new URL(`${name}.txt`, directory), format(header, sent));

@@ -3,8 +3,8 @@ import { readFileSync } from 'node:fs';
 import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
 import { native } from '../../src/native.js';
-import { difference, read, split } from './fixture.js';
-import { plans, texts } from './plans.js';
+import { difference, normalised, read, split } from './fixture.js';
+import { iptablesTexts, plans, texts } from './plans.js';
 
 const test = suite('golden plans');
 
@@ -23,5 +23,46 @@ for (const { name, plan } of plans)
     }
     assert.is(ours.length, theirs.length);
   });
+
+// ---- iptables -----------------------------------------------------------------------------------------------------------
+
+const NFT_MSG_NEWCHAIN = 0xa03;
+const NFT_MSG_NEWRULE = 0xa06;
+const typeOf = (message: Buffer) => message.readUInt16LE(4);
+
+for (const { name, plan, family, command, text } of iptablesTexts) {
+  test(`${name}: the text`, () => {
+    assert.fixture(text, readFileSync(new URL(`iptables/${name}.txt`, import.meta.url), 'utf8'));
+  });
+
+  const theirs = read(name).get(command) ?? [];
+  const ours = split(native.encodeBatch(plan.nftables.filter(({ object }) => object.family === family)));
+
+  test(`${name}: the bytes of every rule`, () => {
+    const rules = (messages: readonly Buffer[]) =>
+      messages.filter((each) => typeOf(each) === NFT_MSG_NEWRULE).map(normalised);
+    // Read and written anew: it says of each counter that it begins with 0, and of no bitwise expression that it is a
+    // boolean one, where nft and we do the reverse and the kernel wants neither.
+    const expected = rules(split(native.encodeBatch(rules(theirs).map((each) => native.decodeNftables(each)))));
+    rules(ours).forEach((rule, index) => {
+      const other = expected[index] ?? Buffer.alloc(0);
+      if (!rule.equals(other)) assert.unreachable(`rule ${index}\n${difference(rule, other)}`);
+    });
+    assert.is(rules(ours).length, rules(theirs).length);
+  });
+
+  // iptables names its table again and again in between, and orders a chain's attributes otherwise.
+  test(`${name}: the chains`, () => {
+    const chains = (messages: readonly Buffer[]) =>
+      messages
+        .filter((each) => typeOf(each) === NFT_MSG_NEWCHAIN)
+        .map((each) => {
+          const { userdata: _, ...chain } = native.decodeNftables(each).object as { name: string; userdata?: unknown };
+          return chain;
+        })
+        .sort((one, other) => (one.name < other.name ? -1 : 1));
+    assert.equal(chains(ours), chains(theirs));
+  });
+}
 
 test.run();

@@ -2,7 +2,7 @@
 import { execFileSync } from 'node:child_process';
 
 const readEverything = `
-  nft list ruleset
+  nft list ruleset 2>/dev/null
   iptables-nft-save
   ip6tables-nft-save
   for family in -4 -6; do

@@ -2,6 +2,7 @@
 import { once } from 'node:events';
 import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
+import { backends } from '../helpers/backends.js';
 import { cli, command, outcome, succeed } from '../helpers/cli.js';
 import { addresses, createLab, type Lab, type Program } from '../helpers/lab.js';
 import { ask, greet } from '../helpers/talk.js';
@@ -46,63 +47,74 @@ test('redirect: up, status and down, without marks and policy rules', async () =
   assert.is(lab.snapshot('router'), before);
 });
 
-test('up tells what it chose, status finds the same, down leaves nothing; both can be done again', async () => {
-  const options = [
-    ...['up', '--to-port', '50080', '--tcp', '80,8000-8999', '--exclude-to', '192.0.2.0/24,2001:db8::1', '--from'],
-    ...['10.0.0.0/8', '--from', 'fd00::/8', '--interface', 'cli0,lo', '--on-down', 'closed', '--name', 'web'],
-  ];
-  const text = await succeed(router(...options));
-  const [installed] = (await json('status')).installed;
-  const { fwmark, table, priority } = installed;
-  assert.equal(
-    { ...installed, counters: Object.keys(installed.counters) },
-    {
-      ...{ name: 'web', nftTable: 'linux-tproxy-web', lifetime: 'permanent', families: ['ipv4', 'ipv6'], port: 50080 },
-      ...{ ownHost: false, mode: 'tproxy', onDown: 'closed', fwmark, table, priority, intact: true, missing: [] },
-      sets: {
-        tcp_ports: ['80', '8000-8999'],
-        exclude_to4: ['192.0.2.0/24'],
-        exclude_to6: ['2001:db8::1'],
-        exclude_from4: [],
-        exclude_from6: [],
-        from4: ['10.0.0.0/8'],
-        from6: ['fd00::/8'],
-        interfaces: ['cli0', 'lo'],
+for (const backend of backends)
+  test(`${backend}: up tells what it chose, status finds the same, down leaves nothing; both can be done again`, async () => {
+    const options = [
+      ...['up', '--to-port', '50080', '--tcp', '80,8000-8999', '--exclude-to', '192.0.2.0/24,2001:db8::1', '--from'],
+      ...['10.0.0.0/8', '--from', 'fd00::/8', '--interface', 'cli0,lo', '--on-down', 'closed', '--name', 'web'],
+      ...['--backend', backend],
+    ];
+    const text = await succeed(router(...options));
+    const [installed] = (await json('status')).installed;
+    const { fwmark, table, priority } = installed;
+    assert.equal(
+      { ...installed, counters: Object.keys(installed.counters) },
+      {
+        ...{
+          name: 'web',
+          backend,
+          nftTable: 'linux-tproxy-web',
+          lifetime: 'permanent',
+          families: ['ipv4', 'ipv6'],
+          port: 50080,
+        },
+        ...{ ownHost: false, mode: 'tproxy', onDown: 'closed', fwmark, table, priority, intact: true, missing: [] },
+        sets: {
+          tcp_ports: ['80', '8000-8999'],
+          exclude_to4: ['192.0.2.0/24'],
+          exclude_to6: ['2001:db8::1'],
+          exclude_from4: [],
+          exclude_from6: [],
+          from4: ['10.0.0.0/8'],
+          from6: ['fd00::/8'],
+          interfaces: ['cli0', 'lo'],
+        },
+        counters: ['intercepted', 'remembered', 'diverted', 'dropped'],
       },
-      counters: ['intercepted', 'remembered', 'diverted', 'dropped'],
-    },
-  );
-  assert.is(fwmark.mask & 0x3, 0, "the bits of 0x3 are the administrator's");
-  assert.is.not(table, 100);
-  for (const line of [
-    'web: up',
-    'delivers to     :50080 (ipv4, ipv6)',
-    'nf_tables       table inet linux-tproxy-web',
-    `fwmark          0x${fwmark.value.toString(16)}/0x${fwmark.mask.toString(16)}`,
-    `routing table   ${table}`,
-    `priorities      ${priority} to ${priority + 3}`,
-  ])
-    assert.ok(text.includes(line), `${line} in\n${text}`);
+    );
+    assert.is(fwmark.mask & 0x3, 0, "the bits of 0x3 are the administrator's");
+    assert.is.not(table, 100);
+    for (const line of [
+      'web: up',
+      'delivers to     :50080 (ipv4, ipv6)',
+      backend === 'nftables'
+        ? 'nf_tables       table inet linux-tproxy-web'
+        : 'iptables        table mangle, chain linux-tproxy-web',
+      `fwmark          0x${fwmark.value.toString(16)}/0x${fwmark.mask.toString(16)}`,
+      `routing table   ${table}`,
+      `priorities      ${priority} to ${priority + 3}`,
+    ])
+      assert.ok(text.includes(line), `${line} in\n${text}`);
 
-  const again = await router(...options);
-  assert.is(again.status, 1);
-  assert.match(again.stderr, /^linux-tproxy up: The table .* exists already: .*`linux-tproxy down --name web`.*\n$/);
+    const again = await router(...options);
+    assert.is(again.status, 1);
+    assert.match(again.stderr, /^linux-tproxy up: The table .* exists already: .*`linux-tproxy down --name web`.*\n$/);
 
-  assert.is(await succeed(router('down', '--name', 'web')), 'web: down\n');
-  assert.is(lab.snapshot('router'), before);
-  assert.is(await succeed(router('down', '--name', 'web')), 'Nothing to take down.\n');
-  assert.is(await succeed(router('down')), 'Nothing to take down.\n');
-  assert.is(await succeed(router('status')), 'Nothing is installed.\n');
-  assert.is((await router('status', '--name', 'web')).status, 1);
-});
+    assert.is(await succeed(router('down', '--name', 'web')), 'web: down\n');
+    assert.is(lab.snapshot('router'), before);
+    assert.is(await succeed(router('down', '--name', 'web')), 'Nothing to take down.\n');
+    assert.is(await succeed(router('down')), 'Nothing to take down.\n');
+    assert.is(await succeed(router('status')), 'Nothing is installed.\n');
+    assert.is((await router('status', '--name', 'web')).status, 1);
+  });
 
 test('--json: every document can be read, and has what the text has', async () => {
   const installed = await json(...up);
   assert.equal([installed.name, installed.port, installed.onDown], ['50080', 50080, 'open']);
   const { installed: all, leftovers } = await json('status');
   assert.equal({ ...all[0], ...installed }, all[0], 'status says what up said');
-  assert.equal(leftovers, { rules: [], routes: [] });
-  assert.equal(await json('down'), { down: ['50080'], leftovers: { rules: 0, routes: 0 } });
+  assert.equal(leftovers, { chains: [], rules: [], routes: [] });
+  assert.equal(await json('down'), { down: ['50080'], leftovers: { chains: [], rules: 0, routes: 0 } });
   const plan = await json('plan', '--to-port', '50080', '--tcp', '80');
   assert.equal([plan.rules.length, plan.routes.length], [6, 2]);
   assert.match(plan.script, 'table inet linux-tproxy-50080');

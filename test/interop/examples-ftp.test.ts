@@ -126,7 +126,7 @@ test.before(async () => {
   count('server', 'input', `ip saddr != ${client.ipv4}`, `ip6 saddr != ${client.ipv6}`);
   before = lab.snapshot('router');
   count('router', 'forward', 'ip version 4', 'ip6 version 6');
-  proxy = await startExample(lab, 'ftp-proxy', '--data-timeout', '1');
+  proxy = await startExample(lab, 'ftp-proxy');
 });
 test.after(() => lab.dispose());
 
@@ -208,6 +208,17 @@ for (const server of Object.keys(servers) as ServerName[])
       assert.is(counted('client', 'from20') - from20, (2 * each) / 2, 'every active transfer comes from port 20');
     },
   );
+
+testUnless(noUsers, test, 'forty at once, active: all of them from port 20', async () => {
+  await using _ = await serve('vsftpd');
+  const from20 = counted('client', 'from20');
+  for (let each = 1; each <= 40; each++) writeFileSync(`/run/ftp/${each}`, original.subarray(each * 1000, each * 2000));
+  const curl = 'curl -sS --parallel --parallel-immediate --ftp-port - --max-time 20';
+  await lab.run('client', 'sh', '-c', `${curl} -o '/run/client/#1' 'ftp://${addresses.server.ipv4}/[1-40]'`);
+  for (let each = 1; each <= 40; each++)
+    assert.ok(readFileSync(`/run/client/${each}`).equals(original.subarray(each * 1000, each * 2000)), String(each));
+  assert.is(counted('client', 'from20') - from20, 40);
+});
 
 testUnless(noUsers, test, "the table in the README is this test's", () => {
   const path = new URL('../../examples/ftp-proxy/README.md', import.meta.url);
@@ -354,7 +365,7 @@ test('where the port is taken another one is told, and a foreign address is not 
   for (const each of [socket, call.socket, other.socket]) each.destroy();
 });
 
-test('a data port is for its client only, for one connection, and for the time it was given', async () => {
+test('a data port is for its client only, for one connection, and for its session', async () => {
   await using _ = await fake((line) => (line === 'EPSV' ? '229 (|||51210|)\r\n' : undefined));
   using __ = await waitFor('server', server4, 51210, (socket) => socket.end('data'));
   const { socket, say } = await session();
@@ -362,10 +373,6 @@ test('a data port is for its client only, for one connection, and for the time i
   await reset(dial('client', server4, 51210, otherClient));
   const mine = await dial('client', server4, 51210);
   assert.is(String(await once(mine, 'data').then(([chunk]) => chunk)), 'data');
-  assert.not.match(listeners('router'), ':51210');
-  await say('EPSV', /^229/);
-  assert.match(listeners('router'), ':51210');
-  await sleep(1200);
   assert.not.match(listeners('router'), ':51210');
   await say('EPSV', /^229/);
   socket.destroy();
@@ -506,6 +513,18 @@ testUnless(noUsers, test, '--tls pass: a session that nobody can look into, its 
   await lab.run('client', 'sh', '-ec', errand);
   for (const copy of ['client', 'ftp/up']) assert.ok(readFileSync(`/run/${copy}/tls`).equals(original), copy);
   assert.ok(counted('router', 'strangers') > 100);
+  assert.is(await proxy.stop(), 0, proxy.output());
+});
+
+test('a data port is open for the time it was given', async () => {
+  proxy = await startExample(lab, 'ftp-proxy', '--data-timeout', '1');
+  await using _ = await fake((line) => (line === 'EPSV' ? '229 (|||51210|)\r\n' : undefined));
+  const { socket, say } = await session();
+  await say('EPSV', /^229/);
+  assert.match(listeners('router'), ':51210');
+  await sleep(1200);
+  assert.not.match(listeners('router'), ':51210');
+  socket.destroy();
   assert.is(await proxy.stop(), 0, proxy.output());
 });
 

@@ -2,6 +2,7 @@
 import { writeFileSync } from 'node:fs';
 import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
+import { type Backend, backends, expresses } from '../helpers/backends.js';
 import { cli, command, succeed } from '../helpers/cli.js';
 import { addresses, createLab, type Lab, type Program } from '../helpers/lab.js';
 import { browse, families, listening, serve } from '../helpers/web.js';
@@ -10,7 +11,7 @@ const test = suite('haproxy');
 let lab: Lab;
 let before: string;
 const port = 50080;
-const intercept = ['--to-port', String(port), '--tcp', '80'];
+const interceptBy = (backend: Backend) => ['--to-port', String(port), '--tcp', '80', '--backend', backend];
 const haproxy = ['haproxy', '-db', '-f', '/run/haproxy.cfg'] as const;
 
 // One listener per family. The addresses in the log: the client's, the original destination, and where the connection to
@@ -51,26 +52,29 @@ async function proxies(program: Program): Promise<void> {
   }
 }
 
-test('behind up', async () => {
-  const program = lab.spawn('router', ...haproxy);
-  await succeed(cli(lab, 'router', 'up', ...intercept));
-  await proxies(program);
-  const { installed } = JSON.parse(await succeed(cli(lab, 'router', 'status', '--json')));
-  // Each family's connection is one that was intercepted, and one whose answers were diverted.
-  assert.is(installed[0].counters.intercepted.packets, 2);
-  assert.ok(installed[0].counters.diverted.packets > 4);
-  await program.stop();
-  await browse(lab); // without it
-  await succeed(cli(lab, 'router', 'down'));
-  assert.is(lab.snapshot('router'), before);
-});
+for (const backend of backends) {
+  const intercept = interceptBy(backend);
+  test(`${backend}: behind up`, async () => {
+    const program = lab.spawn('router', ...haproxy);
+    await succeed(cli(lab, 'router', 'up', ...intercept));
+    await proxies(program);
+    const { installed } = JSON.parse(await succeed(cli(lab, 'router', 'status', '--json')));
+    // Each family's connection is one that was intercepted, and one whose answers were diverted.
+    assert.is(installed[0].counters.intercepted.packets, 2);
+    assert.ok(installed[0].counters.diverted.packets > 4);
+    await program.stop();
+    if (expresses(backend, 'onDown open')) await browse(lab); // without it
+    await succeed(cli(lab, 'router', 'down'));
+    assert.is(lab.snapshot('router'), before);
+  });
 
-test('behind run; SIGUSR1, its soft stop, is passed on', async () => {
-  const program = lab.spawn('router', ...command('run', ...intercept, '--', ...haproxy));
-  await proxies(program);
-  assert.is(await program.stop('SIGUSR1'), 0);
-  assert.match(program.output(), 'Proxy web stopped');
-  assert.is(lab.snapshot('router'), before);
-});
+  test(`${backend}: behind run; SIGUSR1, its soft stop, is passed on`, async () => {
+    const program = lab.spawn('router', ...command('run', ...intercept, '--', ...haproxy));
+    await proxies(program);
+    assert.is(await program.stop('SIGUSR1'), 0);
+    assert.match(program.output(), 'Proxy web stopped');
+    assert.is(lab.snapshot('router'), before);
+  });
+}
 
 test.run();

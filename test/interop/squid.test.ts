@@ -5,6 +5,7 @@ import { readFileSync, writeFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
+import { type Backend, backends, expresses } from '../helpers/backends.js';
 import { cli, command, succeed } from '../helpers/cli.js';
 import { addresses, createLab, type Lab } from '../helpers/lab.js';
 import { oneUser } from '../helpers/namespaces.js';
@@ -15,7 +16,7 @@ const test = suite('squid');
 let lab: Lab;
 let before: string;
 const port = 50080;
-const intercept = ['--to-port', String(port), '--tcp', '80'];
+const interceptBy = (backend: Backend) => ['--to-port', String(port), '--tcp', '80', '--backend', backend];
 const squid = ['squid', '-N', '-f', '/run/squid/squid.conf'] as const;
 const noUsers =
   oneUser && 'squid changes to a user of its own, and a user namespace made without root has one user only';
@@ -63,37 +64,46 @@ async function proxies(): Promise<void> {
   );
 }
 
-testUnless(noUsers, test, 'behind up', async () => {
-  const program = lab.spawn('router', ...squid);
-  await succeed(cli(lab, 'router', 'up', ...intercept));
-  await proxies();
-  await program.stop();
-  await browse(lab); // without it
-  await succeed(cli(lab, 'router', 'down'));
-  assert.is(lab.snapshot('router'), before);
-});
+for (const backend of backends) {
+  const intercept = interceptBy(backend);
+  testUnless(noUsers, test, `${backend}: behind up`, async () => {
+    const program = lab.spawn('router', ...squid);
+    await succeed(cli(lab, 'router', 'up', ...intercept));
+    await proxies();
+    await program.stop();
+    if (expresses(backend, 'onDown open')) await browse(lab); // without it
+    await succeed(cli(lab, 'router', 'down'));
+    assert.is(lab.snapshot('router'), before);
+  });
 
-testUnless(noUsers, test, 'behind run: SIGTERM ends both, and the host is as before', async () => {
-  const program = lab.spawn('router', ...command('run', ...intercept, '--', ...squid));
-  await proxies();
-  assert.is(await program.stop(), 0, program.output());
-  assert.is(lab.snapshot('router'), before);
-});
+  testUnless(noUsers, test, `${backend}: behind run: SIGTERM ends both, and the host is as before`, async () => {
+    const program = lab.spawn('router', ...command('run', ...intercept, '--', ...squid));
+    await proxies();
+    assert.is(await program.stop(), 0, program.output());
+    assert.is(lab.snapshot('router'), before);
+  });
 
-testUnless(noUsers, test, 'behind run, which is killed -9: pages arrive at once, without squid', async () => {
-  const program = lab.spawn('router', ...command('run', ...intercept, '--', ...squid));
-  await proxies();
-  const child = Number(readFileSync('/run/squid/pid', 'utf8'));
-  program.process.kill('SIGKILL');
-  await once(program.process, 'exit');
-  assert.is(lab.exec('router', 'nft', 'list', 'tables'), '');
-  writeFileSync('/run/squid/access.log', '');
-  await browse(lab);
-  process.kill(child, 0);
-  assert.is(readFileSync('/run/squid/access.log', 'utf8'), '', 'squid runs on, and sees nothing');
-  process.kill(child, 'SIGKILL');
-  await succeed(cli(lab, 'router', 'down'));
-  assert.is(lab.snapshot('router'), before);
-});
+  testUnless(
+    noUsers,
+    test,
+    `${backend}: behind run, which is killed -9: pages arrive at once, without squid`,
+    async () => {
+      const program = lab.spawn('router', ...command('run', ...intercept, '--', ...squid));
+      await proxies();
+      const child = Number(readFileSync('/run/squid/pid', 'utf8'));
+      program.process.kill('SIGKILL');
+      await once(program.process, 'exit');
+      if (backend === 'nftables') assert.is(lab.exec('router', 'nft', 'list', 'tables'), '');
+      else await sleep(300); // the guard's work
+      writeFileSync('/run/squid/access.log', '');
+      await browse(lab);
+      process.kill(child, 0);
+      assert.is(readFileSync('/run/squid/access.log', 'utf8'), '', 'squid runs on, and sees nothing');
+      process.kill(child, 'SIGKILL');
+      await succeed(cli(lab, 'router', 'down'));
+      assert.is(lab.snapshot('router'), before);
+    },
+  );
+}
 
 test.run();

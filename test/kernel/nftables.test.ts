@@ -200,6 +200,29 @@ test('matches of iptables', async () => {
   assert.equal((await socket.list('rule'))[0]?.expressions, [comment, nft.accept]);
 });
 
+test("what iptables' extensions are told of the protocol, or they refuse", async () => {
+  const ports = Uint8Array.from([1, 1, 80, 0, ...Array(44).fill(0)]); // struct xt_multiport_v1: destination port 80
+  const rule = inC({ kind: 'match', name: 'multiport', revision: 1, info: ports });
+  const ip = (object: NftObject) => ({ ...object, family: 'ip' }) as NftObject;
+  await socket.commit(add(ip(tableX), ip(chainC)));
+  assert.is((await refusal(socket.commit(add(ip(rule))))).code, 'EINVAL');
+  await socket.commit(add(ip({ ...rule, compatProtocol: 6, compatFlags: 0 })));
+  assert.match(listed(), /dport|multiport/);
+});
+
+test('chains have comments, and what is not empty is not deleted by the way', async () => {
+  const userdata = encodeComment('mine');
+  await socket.commit(add(tableX, { ...chainC, userdata }, inC({ kind: 'verdict', verdict: 'accept' })));
+  assert.match(listed(), 'comment "mine"');
+  const [chain] = await socket.list('chain', { family: 'inet', table: 'x' });
+  assert.is(decodeComment(chain?.userdata), 'mine');
+  for (const object of [chainC, tableX])
+    assert.is((await refusal(socket.commit([{ verb: 'deleteEmpty', object }]))).code, 'EBUSY');
+  await socket.commit([{ verb: 'flush', object: chainC }]);
+  for (const object of [chainC, tableX]) await socket.commit([{ verb: 'deleteEmpty', object }]);
+  assert.is(listed(), '');
+});
+
 test('sets of every kind, their elements and comments', async () => {
   const table = new nft.Table('x', { userdata: encodeComment('a table') })
     .set(

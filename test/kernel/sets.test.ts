@@ -209,6 +209,22 @@ test('a set behaves as a set of addresses: random changes, compared with what th
   );
 });
 
+test('replace: exactly these, in one batch; what stays is not touched', async () => {
+  await using rules = await install(lab, { tcp: [80], exclude: { to: ['192.0.2.0/24', '10.0.0.0/8'] } });
+  const { to } = rules.exclude;
+  await to.add('198.51.100.1', { ttlMs: 3_600_000 });
+  assert.is(await generationsDuring(() => to.replace(['10.0.0.0/8', '10.1.0.0/16', '203.0.113.1', 'fd00::/8'])), 1);
+  assert.equal(to.values(), ['10.0.0.0/8', '203.0.113.1', 'fd00::/8']);
+  assert.equal([elements('exclude_to4'), elements('exclude_to6')], [['10.0.0.0/8', '203.0.113.1'], ['fd00::/8']]);
+  assert.is(await generationsDuring(() => to.replace(to.values())), 0);
+  await to.replace([]);
+  assert.equal([to.values(), elements('exclude_to4')], [[], []]);
+  await to.replace(['10.0.0.1/8']).then(
+    () => assert.unreachable(),
+    (error) => assert.match(error.message, /host bits/),
+  );
+});
+
 test('somebody else changed a set that is not ours alone: it is written anew, as we know it', async () => {
   await using rules = await install(lab, {
     tcp: [80],

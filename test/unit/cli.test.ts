@@ -13,9 +13,12 @@ import {
   readCommandLine,
   toInterceptOptions,
 } from '../../src/cli/options.js';
+import { liveLine, scaled } from '../../src/cli/progress.js';
+import { listsIn } from '../../src/cli/set-files.js';
 import type { Verb } from '../../src/cli/verb.js';
 import { verbs } from '../../src/cli/verbs.js';
 import { planIntercept } from '../../src/intercept/plan.js';
+import { parsePorts, parsePrefixes } from '../../src/intercept/ranges.js';
 import { command } from '../helpers/cli.js';
 
 const test = suite('cli');
@@ -38,7 +41,7 @@ test('every option of an interception arrives where planIntercept takes it', () 
     ...['--interface', 'eth0', '--family', 'ipv4', '--on-address', '127.0.0.1', '--on-down', 'closed'],
     ...['--mode', 'tproxy', '--zone', 'auto'],
     ...['--udp', '53', '--own-host', '--own-user', 'nobody,1000', '--own-cgroup', 'user.slice'],
-    ...['--name', 'web', '--mark', '0x10/0x30', '--table', '123', '--priority', '1000'],
+    ...['--backend', 'nftables', '--name', 'web', '--mark', '0x10/0x30', '--table', '123', '--priority', '1000'],
   ]);
   const options = toInterceptOptions(values);
   assert.equal(options, {
@@ -55,6 +58,7 @@ test('every option of an interception arrives where planIntercept takes it', () 
     mode: 'tproxy',
     zone: 'auto',
     onDown: 'closed',
+    backend: 'nftables',
     name: 'web',
     fwmark: { value: 0x10, mask: 0x30 },
     table: 123,
@@ -109,6 +113,17 @@ for (const [args, message] of [
   [['run', '--to-port', '1'], 'which command is to run is missing'],
   [['run', '--to-port', '1', 'squid'], "Unexpected argument 'squid'"],
   [['down', '--all', '--name', 'x'], 'either --name or --all'],
+  [['relay', '--tcp', '80'], '--port PORT is missing'],
+  [['relay', '--port', '70000'], '--port must be an integer from 1 to 65535, not 70000'],
+  [['relay', '--port', '1', '--to', '10.0.0.1/8'], "--to: a prefix must be without host bits ('10.0.0.0/8')"],
+  [['relay', '--port', '1', '--to', '192.0.2.1:80,192.0.2.2:80'], '--to takes one HOST:PORT only'],
+  [['relay', '--port', '1', '--source', 'me'], "--source must be client, proxy or an address, not 'me'"],
+  [['relay', '--port', '1', '--source-port', 'x'], "--source-port must be 'ephemeral', 'prefer' or 'preserve'"],
+  [['relay', '--port', '1', '--proxy-protocol', '3'], '--proxy-protocol must be 1 or 2'],
+  [['relay', '--port', '1', '--engine', 'warp'], "--engine must be 'auto'"],
+  [['relay', '--port', '1', '--drain-timeout', 'x'], "--drain-timeout must be a number of seconds, not 'x'"],
+  [['relay', '--port', '1', '--metrics', '9100'], '--metrics must be ADDRESS:PORT'],
+  [['relay', '--port', '1', '--tcp', 'all', '--tcp-file', '/dev/null'], 'either --tcp all or --tcp-file'],
   [['completion', 'tcsh'], 'one of bash, zsh, fish'],
 ] as const)
   test(`refused: ${args.join(' ')}`, () => {
@@ -148,6 +163,37 @@ test('examples are command lines that can be read', () => {
     if ('to-port' in values) planIntercept(toInterceptOptions(values));
     assert.match(what, /:$/);
   }
+});
+
+test('a file of a set: comments, commas and white space; errors name file and line', () => {
+  const text = '# none\n10.0.0.0/8, fd00::/8\t192.0.2.1#x\n\n';
+  assert.equal(listsIn('f', text, parsePrefixes), ['10.0.0.0/8', 'fd00::/8', '192.0.2.1']);
+  assert.equal(listsIn('f', '80 8000-8999', parsePorts), ['80', '8000-8999']);
+  assert.throws(() => listsIn('f', '80\nhttp', parsePorts), /^f:2: a port must be a number or a range/);
+});
+
+test('the live line', () => {
+  assert.equal([0, 7, 0.5, 999, 999.6, 12_345, 1e9, 2.345e10].map(scaled), [
+    '0 ',
+    '7 ',
+    '0.50 ',
+    '999 ',
+    '1.00 k',
+    '12.3 k',
+    '1.00 G',
+    '23.4 G',
+  ]);
+  const stats = {
+    engine: 'epoll' as const,
+    connections: { open: 3, total: 70_000 },
+    ...{ bytesFromClient: 1500n, bytesFromServer: 10n ** 10n, spliced: 10n ** 10n, copied: 1500n, pipes: 1 },
+    ...{ connectErrors: 1, acceptErrors: 1 },
+  };
+  const rates = { connectionsPerSecond: 4, bytesFromClientPerSecond: 125, bytesFromServerPerSecond: 1.25e9 };
+  assert.is(
+    liveLine(stats, rates),
+    '3 open | 4 /s | up 1.00 kb/s | down 10.0 Gb/s | 70000 connections, 10.0 GB so far | 2 errors',
+  );
 });
 
 test('--help and --version, and no help without being asked', () => {

@@ -72,6 +72,11 @@ test('mark bits of iptables (nft variant) rules', () => {
   assert.is(markBitsOf([{ kind: 'match', name: 'mark', revision: 1, info: info(0x10, 0xf0, 0) }]), 0xf0);
   assert.is(markBitsOf([{ kind: 'target', name: 'TPROXY', revision: 1, info: info(0x1, 0x1, 0, 0, 0, 0, 0) }]), 1);
   assert.is(markBitsOf([{ kind: 'match', name: 'socket', revision: 1, info: info(1) }]), 0);
+  // Of the connection's, too: --mark 0x4/0xc, --set-xmark 0x10/0x30; --restore-mark names no bit.
+  assert.is(markBitsOf([{ kind: 'match', name: 'connmark', revision: 1, info: info(4, 0xc, 0, 0) }]), 0xc);
+  const connmark = (mode: number) => info(0x10, 0x30, 0xffffffff, mode << 16);
+  assert.is(markBitsOf([{ kind: 'target', name: 'CONNMARK', revision: 2, info: connmark(0) }]), 0x30);
+  assert.is(markBitsOf([{ kind: 'target', name: 'CONNMARK', revision: 2, info: connmark(2) }]), 0);
 });
 
 test('stale: tagged and of our form, and claimed by no table', () => {

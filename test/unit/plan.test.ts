@@ -168,6 +168,9 @@ test('bad input is refused before anything else', () => {
     [{ zone: 65536 }, 'ERR_OUT_OF_RANGE', /zone/],
     [{ onDown: 'ajar' }, 'ERR_INVALID_ARG_VALUE', /onDown/],
     [{ lifetime: 'eternal' }, 'ERR_INVALID_ARG_VALUE', /lifetime/],
+    [{ backend: 'ipset' }, 'ERR_INVALID_ARG_VALUE', /backend must be 'nftables' or 'iptables'/],
+    [{ backend: 'iptables', onDown: 'open' }, 'ERR_INVALID_ARG_VALUE', /onDown.*Backend 'nftables' can let it pass/],
+    [{ backend: 'iptables', name: 'ninechars' }, 'ERR_INVALID_ARG_VALUE', /name must be at most 8 long/],
     [{ address: 'localhost' }, 'ERR_INVALID_ARG_VALUE', /address/],
     [{ address: '::1', families: ['ipv4'] }, 'ERR_INVALID_ARG_VALUE', /address/],
   ];
@@ -183,7 +186,7 @@ test('the claim in the table comment reads back', () => {
   const fwmark = { value: 0x10000, mask: 0x30000 };
   for (const families of [['ipv4'], ['ipv6'], ['ipv4', 'ipv6']] as const)
     for (const ownHost of [false, true]) {
-      const claim = { fwmark, table: 101, priority: 93, families, ownHost, rules: 17 };
+      const claim = { fwmark, table: 101, priority: 93, families, ownHost, rules: 17, backend: 'nftables' as const };
       assert.equal(parseClaim(claimText(claim)), claim);
     }
   assert.is(parseClaim('something else'), undefined);
@@ -207,7 +210,15 @@ test('a plan prints without a look at who its users are', () => {
 test('the longest claim fits into a comment, of which nft takes 127 bytes', () => {
   const fwmark = { value: 0x40000000, mask: 0xc0000000 };
   const families = ['ipv4', 'ipv6'] as const;
-  const claim = { fwmark, table: 0xffffffff, priority: 32766, families, ownHost: true, rules: 99999 };
+  const claim = {
+    fwmark,
+    table: 0xffffffff,
+    priority: 32766,
+    families,
+    ownHost: true,
+    rules: 99999,
+    backend: 'iptables' as const,
+  };
   assert.ok(claimText(claim).length <= 127);
 });
 
