@@ -180,7 +180,7 @@ function netlinkRemedy({ code, request }: NetlinkFailure): string | undefined {
       return request === 'NFT_MSG_GETGEN' ? NO_NF_TABLES : undefined;
     case 'ENOENT':
       return request === 'NFT_MSG_NEWRULE'
-        ? 'The kernel knows no such expression: interception needs nft_tproxy, nft_socket and nft_fib_inet (CONFIG_NFT_TPROXY, CONFIG_NFT_SOCKET, CONFIG_NFT_FIB_INET).'
+        ? 'The kernel knows no such expression: interception needs nft_tproxy, nft_socket and nft_fib_inet (CONFIG_NFT_TPROXY, CONFIG_NFT_SOCKET, CONFIG_NFT_FIB_INET); with backend iptables nft_compat, xt_TPROXY, xt_socket, xt_connmark, xt_conntrack, xt_addrtype, xt_multiport and xt_comment.'
         : undefined;
     case 'ENETDOWN':
       return 'The interface is down: `ip link set lo up`.';
