@@ -2,6 +2,7 @@
  * Every Error class and code of the package. Nothing else makes an Error out of what native code tells.
  * A message says what was tried, what the kernel answered and, where the cause is known, what to do about it.
  */
+import { constants } from 'node:os';
 import { getSystemErrorMap } from 'node:util';
 import type { NativeFailure } from './native.js';
 
@@ -99,6 +100,16 @@ export class SocketError extends Error {
     if (failure.port !== undefined) this.port = failure.port;
   }
 }
+
+/** What calls on a socket that is closed are rejected with. */
+export const closedSocket = () =>
+  new NetlinkError({
+    kind: 'netlink',
+    errno: constants.errno.EBADF,
+    code: 'EBADF',
+    operation: 'use a closed socket',
+    request: 'none',
+  });
 
 /** The factory given to native code. */
 export function errorFromFailure(failure: NativeFailure): NetlinkError | SocketError {
