@@ -30,6 +30,8 @@ export interface RelayOptions extends RelayLimits {
 /** A pair of connections that the relay thread carries bytes between. */
 export interface Relay {
   readonly engine: Engine;
+  /** Once it has its connection to the server: whether a wanted source port was had. */
+  readonly localPortKept?: boolean | undefined;
   /** Never rejects: how it went wrong is in the result. */
   readonly closed: Promise<RelayResult>;
   /** So far, read from memory that the relay thread writes: no call into native code, no copy. */

@@ -313,6 +313,7 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
     const { intercept, netns } = this.#options;
     if (!intercept) return;
     const options = {
+      ...(this.#keepsPorts && { zone: 'auto' as const }),
       ...intercept,
       port,
       ...(!isWildcard(address) && { address }),
@@ -432,6 +433,14 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
   /** The rules forget a connection of this host itself of which nothing is heard for long. */
   get #ownHost(): boolean {
     return this.#options.intercept?.ownHost !== undefined;
+  }
+
+  /** Both sides of every connection have the same ports: conntrack must not take them for one. */
+  get #keepsPorts(): boolean {
+    const { relay, intercept } = this.#options;
+    const wanted =
+      typeof relay === 'object' && relay.from !== 'proxy' && (relay.sourcePort ?? 'ephemeral') !== 'ephemeral';
+    return wanted && intercept?.mode !== 'redirect' && intercept?.backend !== 'iptables';
   }
 
   /** Connections may have been brought here by REDIRECT or DNAT. */

@@ -80,7 +80,8 @@ export interface InterceptOptions {
    * A conntrack zone (1 to 65535) for the clients' side of each connection: for a proxy that connects from its client's
    * address and port (`sourcePort: 'preserve'`), on a host that uses conntrack (NAT, a stateful firewall). Both sides are then
    * one connection to conntrack, which drops or never masquerades it; the zone keeps them apart. `auto`: 84 where the rules
-   * of this host use conntrack when it is installed. Default: none.
+   * of this host use conntrack when it is installed. Default: none; `auto`
+   * where a server's `relay` is one decision with such a sourcePort.
    */
   readonly zone?: number | 'auto';
   /** Two adjacent free mark bits and the value in them that means "deliver here". Default: chosen free on this host. */
