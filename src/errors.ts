@@ -129,6 +129,11 @@ export function outOfRange(name: string, range: string, actual: unknown): RangeE
   return coded(new RangeError(`${name} must be ${range}, not ${show(actual)}`), 'ERR_OUT_OF_RANGE');
 }
 
+export function checkMilliseconds(name: string, value: unknown): void {
+  if (typeof value !== 'number') throw invalidType(name, 'a number', value);
+  if (!(Number.isFinite(value) && value >= 0)) throw outOfRange(name, 'a time in milliseconds', value);
+}
+
 /** systemd has not passed the socket that is wanted. */
 export function noPassedSocket(message: string): Error {
   return coded(new Error(message), 'ERR_TPROXY_NO_PASSED_SOCKET');

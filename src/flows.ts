@@ -29,6 +29,8 @@ export interface FlowOptions {
   /** Totals of all its connections. */
   readonly counters: BigUint64Array;
   readonly limits: NativeRelayLimits;
+  /** After stop(), what is still open then is reset. */
+  readonly drainTimeoutMs?: number;
   /** Of the connections to the servers. */
   readonly upstream: { readonly mark?: number; readonly timeoutMs?: number };
   onSocket(fd: number): void;
@@ -75,7 +77,7 @@ export function acceptFlows(options: FlowOptions): Acceptor {
   return {
     stop(done) {
       stopped = done;
-      thread.native.stopAccepting(id);
+      thread.native.stopAccepting(id, options.drainTimeoutMs);
     },
     ref() {
       release ??= thread.hold();

@@ -169,6 +169,7 @@ export interface NativeRelayLimits {
   /** The same, once one side has ended. Absent: `idleTimeoutMs` holds on. */
   readonly halfCloseTimeoutMs?: number;
   readonly keepAliveMs?: number;
+  readonly userTimeoutMs?: number;
 }
 
 export type NativeDecision =
@@ -249,8 +250,11 @@ export interface NativeRelayThread {
   destroy(id: number): void;
   /** Whether relays of a listener without `decide` are told, from now on: as `relayed` when they begin, and `ended`. */
   tell(server: number, wanted: boolean): void;
-  /** Closes a listener: no new connections; `closed` follows when the last of its connections has ended. */
-  stopAccepting(id: number): void;
+  /**
+   * Closes a listener: no new connections; `closed` follows when the last of its connections has ended. After `drainMs`
+   * those that are left are reset.
+   */
+  stopAccepting(id: number, drainMs?: number): void;
   /**
    * Starts a child process with the privileges that this process has now. Sockets of later connects that this process may
    * not open or bind itself (EPERM, EACCES) come from it, until `stopBroker`, or until the thread is stopped.
