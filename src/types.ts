@@ -28,9 +28,11 @@ export type PortSpec = number | string;
 
 /**
  * How relayed bytes are moved. `uring`: readiness and short messages by an io_uring, bulk by splice(2). `epoll`: the same
- * with epoll and recv. `copy`: recv/send in native memory only.
+ * with epoll and recv. `uring-splice`: as `uring`, but bulk by IORING_OP_SPLICE, which the kernel leaves to worker threads:
+ * slower on few CPUs. `copy`: recv/send in native memory only. `auto`, the default of every option, is `uring`, which
+ * measured fastest, or `epoll` where io_uring is forbidden; and where splice is, either copies.
  */
-export type Engine = 'uring' | 'epoll' | 'copy';
+export type Engine = 'uring' | 'uring-splice' | 'epoll' | 'copy';
 
 /** How the source port of a connection from a foreign address is chosen. */
 export type SourcePort = 'ephemeral' | 'prefer' | 'preserve';
@@ -78,7 +80,8 @@ export interface InterceptOptions {
    * A conntrack zone (1 to 65535) for the clients' side of each connection: for a proxy that connects from its client's
    * address and port (`sourcePort: 'preserve'`), on a host that uses conntrack (NAT, a stateful firewall). Both sides are then
    * one connection to conntrack, which drops or never masquerades it; the zone keeps them apart. `auto`: 84 where the rules
-   * of this host use conntrack when it is installed. Default: none.
+   * of this host use conntrack when it is installed. Default: none; `auto`
+   * where a server's `relay` is one decision with such a sourcePort.
    */
   readonly zone?: number | 'auto';
   /** Two adjacent free mark bits and the value in them that means "deliver here". Default: chosen free on this host. */
@@ -96,8 +99,15 @@ export interface InterceptOptions {
    * connection to a listener on a foreign address. A `name` has at most 8 characters. Sets are live, but for `ttlMs`.
    */
   readonly backend?: 'nftables' | 'iptables';
-  /** `process` (default): the nf_tables table dies with this process. `permanent`: all of it stays until uninstalled. */
-  readonly lifetime?: 'process' | 'permanent';
+  /**
+   * `process` (default): the nf_tables table dies with this process, and with it all the rest. `permanent`: all of it stays
+   * until uninstalled. `persist` (Linux 6.9): it is protected as a process's own, but outlives it, with its rules in force,
+   * until a process that installs the same `name` takes it over, in one atomic batch: what is intercepted is so without a
+   * gap. Also of a process that lives: asked by the new one, it lets go (`handover` event), and no connection is lost.
+   */
+  readonly lifetime?: 'process' | 'permanent' | 'persist';
+  /** With `lifetime: 'persist'`: all of it goes when for this long no process has taken over. Default 60,000. */
+  readonly graceMs?: number;
   /**
    * While this process lives, what somebody else removes or changes is put back at once, and a `repaired` event tells of it.
    * Default true.
@@ -115,7 +125,7 @@ export interface RepairReport {
   readonly milliseconds: number;
 }
 
-/** The id as seen by that process itself, should it be in a container. The name is missing where it ended too fast. */
+/** A process. Its id is as seen by that process itself, should it be in a container. The name is missing where it ended too fast. */
 export interface ChangedBy {
   readonly processId: number;
   readonly processName?: string;

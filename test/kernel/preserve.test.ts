@@ -154,6 +154,21 @@ for (const family of ['ipv4', 'ipv6'] as const) {
     });
 }
 
+test('a server whose every connection keeps its port has the zone by itself', async () => {
+  firewall({ masquerade: false });
+  for (const [relay, zone] of [
+    [{ kind: 'relay', sourcePort: 'preserve' }, 84],
+    [{ kind: 'relay' }, undefined],
+  ] as const) {
+    const server = await start(createTransparentServer({ intercept: { tcp: [80] }, netns, relay }));
+    assert.is(rulesOf(server).plan.zone, zone);
+    const call = await dial(lab, 'client', addresses.server.ipv4, 80);
+    assert.is(call.sawPort === call.socket.localPort, zone !== undefined);
+    await hangUp(call);
+    await stop(server);
+  }
+});
+
 test('auto: a zone only where the rules of the host use conntrack, in nft or in iptables', async () => {
   const zoneOf = async (zone: number | 'auto') => {
     await using rules = await installIntercept({ port: 50080, tcp: [80], zone, netns });
