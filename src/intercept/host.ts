@@ -35,14 +35,19 @@ export interface HostState {
   readonly markBits: number;
   readonly links: readonly Link[];
   readonly addresses: readonly Address[];
+  /** Of all routing tables, or of this one. */
+  readonly routing: { readonly table: number | undefined; readonly routes: readonly Route[] };
 }
 
-export async function lookAtHost({ route, nftables }: Kernel): Promise<HostState> {
-  // Policy rules before tables: whoever made one of ours had claimed it by a table before. So a rule without a claim is stale.
-  const [{ id: generation }, rules, chains, tables, nftRules, links, addresses] = await Promise.all(
+/** `table`: of routes only those in it. */
+export async function lookAtHost({ route, nftables }: Kernel, table?: number): Promise<HostState> {
+  // Policy rules and routes before tables: whoever made one of ours had claimed it by a table before. So one without a claim
+  // is stale.
+  const [{ id: generation }, rules, routes, chains, tables, nftRules, links, addresses] = await Promise.all(
     sequence(() => [
       nftables.generation(),
       route.ruleList(),
+      route.routeList(table === undefined ? {} : { table }),
       nftables.list('chain'),
       nftables.list('table'),
       nftables.list('rule'),
@@ -52,8 +57,12 @@ export async function lookAtHost({ route, nftables }: Kernel): Promise<HostState
   );
   const markBits = nftRules.reduce((bits, rule) => bits | markBitsOf(rule.expressions), 0) >>> 0;
   const inMangle = namesInMangle(chains);
-  return { generation, rules, inMangle, tables, claims: tables.flatMap(claimOf), markBits, links, addresses };
+  const claims = tables.flatMap(claimOf);
+  return { generation, rules, inMangle, tables, claims, markBits, links, addresses, routing: { table, routes } };
 }
+
+const routesOf = async ({ route }: Kernel, { routing }: Pick<HostState, 'routing'>, table: number) =>
+  routing.table === table ? routing.routes : route.routeList({ table });
 
 export function claimOf(table: NftTable): Claim[] {
   if (nameOfTable(table.name) === undefined) return [];
@@ -83,7 +92,7 @@ export function staleRules({ rules, claims }: HostState): Rule[] {
 }
 
 /** Names whose chains in iptables' table no table claims. */
-export function staleNames({ inMangle, tables }: HostState): string[] {
+export function staleNames({ inMangle, tables }: Pick<HostState, 'inMangle' | 'tables'>): string[] {
   return inMangle.filter(
     (name) => !tables.some((table) => nameOfTable(table.name) === name && claimOf(table).length > 0),
   );
@@ -94,20 +103,16 @@ export function isClaimed(claims: readonly Claim[], { priority = 0 }: Rule): boo
 }
 
 /** Our routes in the tables which those rules, or an interrupted removal, have left behind. */
-export async function staleRoutes(
-  { route }: Kernel,
-  { claims }: HostState,
-  stale: readonly Rule[],
-  table: number,
-): Promise<Route[]> {
+export async function staleRoutes(kernel: Kernel, host: HostState, stale: readonly Rule[]): Promise<Route[]> {
+  const { table } = host.routing;
   const candidates = new Set([
-    table,
+    ...(table === undefined ? [] : [table]),
     ...stale.flatMap((rule) => (rule.action === 'lookup' && rule.table ? [rule.table] : [])),
   ]);
   const routes = await Promise.all(
     [...candidates]
-      .filter((each) => !claims.some((claim) => claim.table === each))
-      .map((each) => route.routeList({ table: each })),
+      .filter((each) => !host.claims.some((claim) => claim.table === each))
+      .map((each) => routesOf(kernel, host, each)),
   );
   return routes.flat().filter((each) => each.protocol === ROUTE_PROTOCOL && each.type === 'local');
 }
@@ -143,7 +148,7 @@ export async function completeOptions(
     families,
     priority: old && priority === old.priority ? priority : freePriority(rules, priority),
     fwmark: keepsMark ? fwmark : freeFwmark({ ...host, rules }, fwmark),
-    table: old && table === old.table ? table : await freeTable(kernel, rules, table),
+    table: old && table === old.table ? table : await freeTable(kernel, { ...host, rules }, table),
   };
 }
 
@@ -260,9 +265,13 @@ export function freePriority(rules: readonly Pick<Rule, 'priority'>[], wanted?: 
   );
 }
 
-async function freeTable({ route }: Kernel, rules: readonly Pick<Rule, 'table'>[], wanted?: number): Promise<number> {
+async function freeTable(
+  kernel: Kernel,
+  host: Pick<HostState, 'routing'> & { readonly rules: readonly Pick<Rule, 'table'>[] },
+  wanted?: number,
+): Promise<number> {
   const isFree = async (table: number) =>
-    !rules.some((rule) => rule.table === table) && (await route.routeList({ table })).length === 0;
+    !host.rules.some((rule) => rule.table === table) && (await routesOf(kernel, host, table)).length === 0;
   if (wanted !== undefined) {
     if (await isFree(wanted)) return wanted;
     throw new InterceptError(

@@ -30,7 +30,7 @@ import {
   staleRules,
 } from './host.js';
 import { findRoutingLosses } from './intact.js';
-import { mangleChanges } from './mangle.js';
+import { mangleChanges, namesInMangle } from './mangle.js';
 import { announceMark, namespaceOf } from './marks.js';
 import { ruleChanges, tableObject } from './nftables.js';
 import { type Owner, ownerOf } from './owner.js';
@@ -151,7 +151,7 @@ async function choose(
   let predecessor = find();
   if (predecessor?.table.owner !== undefined) {
     await askFor(kernel, predecessor.table);
-    host = await lookAtHost(kernel);
+    host = await lookAtHost(kernel, table);
     predecessor = find();
   }
   return { plan: planIntercept(await completeOptions(kernel, host, options, predecessor)), host, predecessor };
@@ -159,13 +159,13 @@ async function choose(
 
 /** Gives the host without what is left over in it. */
 async function clearAway(kernel: Kernel, table: number): Promise<HostState> {
-  const host = await lookAtHost(kernel);
+  const host = await lookAtHost(kernel, table);
   const stale = staleRules(host);
-  const routes = await staleRoutes(kernel, host, stale, table);
+  const routes = await staleRoutes(kernel, host, stale);
   const names = staleNames(host);
   if (stale.length + routes.length + names.length === 0) return host;
   await reap(kernel, { names, rules: stale, routes });
-  return lookAtHost(kernel);
+  return lookAtHost(kernel, table);
 }
 
 /**
@@ -177,8 +177,11 @@ export async function reap(
   { names, rules, routes }: { names: readonly string[]; rules: readonly Rule[]; routes: readonly Route[] },
 ): Promise<void> {
   const { route, nftables } = kernel;
-  for (const name of names)
-    if (staleNames(await lookAtHost(kernel)).includes(name)) await takeOut(kernel, await unmakeMangle(kernel, name));
+  for (const name of names) {
+    const [chains, tables] = await Promise.all(sequence(() => [nftables.list('chain'), nftables.list('table')]));
+    if (staleNames({ inMangle: namesInMangle(chains), tables }).includes(name))
+      await takeOut(kernel, await unmakeMangle(kernel, name));
+  }
   const claims = async () => (await nftables.list('table')).flatMap(claimOf);
   for (const rule of rules) if (!isClaimed(await claims(), rule)) await ignoring(['ENOENT'], route.ruleDelete(rule));
   for (const each of routes)
@@ -204,7 +207,7 @@ async function claim(kernel: Kernel, plan: Plan, { generation }: HostState): Pro
   } catch (changed) {
     if (!(changed instanceof NetlinkError && changed.code === 'ERESTART')) throw changed;
     await kernel.nftables.commit(create);
-    const host = await lookAtHost(kernel);
+    const host = await lookAtHost(kernel, plan.table);
     const ours = host.tables.find(({ family, name }) => family === table.family && name === table.name);
     const tables = host.tables.filter(({ handle = 0n }) => handle < (ours?.handle ?? 0n));
     try {
@@ -356,12 +359,35 @@ function installed({ kernel, plan: initial, netns, guarding, kept, repair }: Ins
   const { rules, routes } = changesOf('delete', plan);
   const removed = { rules: rules.reverse(), routes: routes.reverse() };
   // Reverse of apply: the marks stop first, then the rules that read them, then the routes, and the claim last: until then
-  // nobody takes what we have not removed yet for left over, or for free. One failure does not keep the others.
+  // nobody takes what we have not removed yet for left over, or for free.
+  const takeDown = async () => {
+    const { route, nftables } = kernel;
+    const batches = await backend.unmake(kernel, plan, table);
+    const calls = () => [
+      ...batches.map((batch) => nftables.commit(batch)),
+      route.commit(removed.rules),
+      route.commit(removed.routes),
+      nftables.commit(remove),
+    ];
+    // Where nothing is missing, in one go. What comes behind a failure has not been done: then step by step.
+    await Promise.all(sequence(calls)).catch(() => takeDownByStep());
+  };
+  /** What is gone already is no error. One failure does not keep the others. */
+  const takeDownByStep = async () => {
+    const { route, nftables } = kernel;
+    await takeOut(kernel, await backend.unmake(kernel, plan, table));
+    const failures: unknown[] = [];
+    const attempt = (removed: Promise<void>) =>
+      ignoring(['ENOENT', 'ESRCH'], removed).catch((error) => failures.push(error));
+    await attempt(route.commit(removed.rules));
+    await attempt(route.commit(removed.routes));
+    if (failures.length > 0) throw failures[0];
+    await ignoring(['ENOENT'], nftables.commit(remove));
+  };
   const uninstall = async () => {
     await pause();
-    const { route, nftables } = kernel;
     try {
-      await takeOut(kernel, await backend.unmake(kernel, plan, table));
+      await takeDown();
     } catch (error) {
       if (plan.lifetime !== 'process' || !(error instanceof NetlinkError && error.code === 'EPERM')) throw error;
       // This process has given up its privileges since. The table goes with its socket, and the guard has kept its own.
@@ -370,13 +396,6 @@ function installed({ kernel, plan: initial, netns, guarding, kept, repair }: Ins
       guarding.release();
       return;
     }
-    const failures: unknown[] = [];
-    const attempt = (removed: Promise<void>) =>
-      ignoring(['ENOENT', 'ESRCH'], removed).catch((error) => failures.push(error));
-    await attempt(route.commit(removed.rules));
-    await attempt(route.commit(removed.routes));
-    if (failures.length > 0) throw failures[0];
-    await ignoring(['ENOENT'], nftables.commit(remove));
     atExit.delete(uninstallNow);
     // If any of it failed, the guard tries once more in the end.
     guarding.end();

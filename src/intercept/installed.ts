@@ -144,12 +144,10 @@ async function emptyTable(kernel: Kernel, name: string): Promise<NftTable | unde
   return empty;
 }
 
-/** Routes and policy rules first, tables last: whoever made one of ours had claimed it by a table before. */
 async function look(kernel: Kernel): Promise<{ host: HostState; routes: readonly Route[] }> {
-  const routes = (await kernel.route.routeList()).filter(
-    ({ protocol, type }) => protocol === ROUTE_PROTOCOL && type === 'local',
-  );
-  return { routes, host: await lookAtHost(kernel) };
+  const host = await lookAtHost(kernel);
+  const routes = host.routing.routes.filter(({ protocol, type }) => protocol === ROUTE_PROTOCOL && type === 'local');
+  return { routes, host };
 }
 
 function leftoversOf(host: HostState, routes: readonly Route[]): Leftovers {
