@@ -369,10 +369,15 @@ function installed({ kernel, plan: initial, netns, guarding, kept, repair }: Ins
       route.commit(removed.routes),
       nftables.commit(remove),
     ];
-    // Where nothing is missing, in one go. What comes behind a failure has not been done: then step by step.
-    await Promise.all(sequence(calls)).catch(() => takeDownByStep());
+    // In one go, of which nothing behind a failure is done. Where something is gone already, or somebody else's, step by step.
+    let whole = false;
+    const all = Promise.all(sequence(calls)).then(() => {
+      whole = true;
+    });
+    await ignoring(['ENOENT', 'ESRCH', 'EBUSY'], all);
+    if (!whole) await takeDownByStep();
   };
-  /** What is gone already is no error. One failure does not keep the others. */
+  /** One failure does not keep the others. */
   const takeDownByStep = async () => {
     const { route, nftables } = kernel;
     await takeOut(kernel, await backend.unmake(kernel, plan, table));
