@@ -16,7 +16,7 @@ export type Results = ReadonlyMap<LoadName, ReadonlyMap<PeerName, readonly Measu
 /** What is counted once, and not in rounds. */
 export interface Counted {
   readonly systemCalls: Readonly<Partial<Record<PeerName, number>>>;
-  readonly idle: Readonly<Partial<Record<PeerName, { readonly bytes: number; readonly pipes?: number }>>>;
+  readonly idle: Readonly<Partial<Record<PeerName, { readonly bytes: number; readonly pipes: number }>>>;
 }
 
 export interface Figure {

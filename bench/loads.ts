@@ -69,19 +69,9 @@ const calls = (
 });
 
 export const loads = {
-  bulk1: bulk(1, ['forwarding', 'haproxyAuto', 'haproxy', 'haproxy1M', 'ours', 'epoll', 'uringSplice']),
-  bulk8: bulk(8, [
-    'forwarding',
-    'haproxyAuto',
-    'haproxy',
-    'haproxy1M',
-    'nginx',
-    'node',
-    'ours',
-    'epoll',
-    'uringSplice',
-  ]),
-  bulk64: bulk(64, ['forwarding', 'haproxyAuto', 'haproxy', 'haproxy1M', 'ours', 'epoll', 'uringSplice']),
+  bulk1: bulk(1, ['forwarding', 'haproxyAuto', 'haproxy', 'haproxy1M', 'ours', 'epoll']),
+  bulk8: bulk(8, ['forwarding', 'haproxyAuto', 'haproxy', 'haproxy1M', 'nginx', 'node', 'ours', 'epoll']),
+  bulk64: bulk(64, ['forwarding', 'haproxyAuto', 'haproxy', 'haproxy1M', 'ours', 'epoll']),
   cheap8: {
     title: 'bulk, 8 connections, cheap end points (sendfile, MSG_TRUNC)',
     unit: 'Gb/s',

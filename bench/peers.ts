@@ -42,7 +42,7 @@ const haproxy = (name: string, tuning: string, splice: readonly string[]) =>
     '/run/haproxy.cfg',
     `global
   nbthread 1
-  maxconn 9000
+  maxconn 4000
   ${tuning}
 defaults
   mode tcp
@@ -58,6 +58,19 @@ listen relay
     ...['haproxy', '-db', '-f', '/run/haproxy.cfg'],
   );
 
+/** nginx cannot make a transparent listener; but it takes one over, as from the process before it in an upgrade. */
+const transparentListener = `
+import os, socket, sys
+listener = socket.socket()
+listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+listener.setsockopt(socket.SOL_IP, 19, 1)  # IP_TRANSPARENT
+listener.bind(('0.0.0.0', ${proxyPort}))
+listener.listen(4096)
+os.set_inheritable(listener.fileno(), True)
+os.environ['NGINX'] = f'{listener.fileno()};'
+os.execvp(sys.argv[1], sys.argv[1:])
+`;
+
 const nginx = behind(
   'nginx stream',
   '/run/nginx.conf',
@@ -66,14 +79,15 @@ load_module /usr/lib/nginx/modules/ngx_stream_module.so;
 events { worker_connections 10000; }
 stream {
   server {
-    listen ${proxyPort} transparent backlog=4096;
+    listen ${proxyPort} backlog=4096;
     proxy_bind $remote_addr transparent;
     proxy_pass $server_addr:$server_port;
+    proxy_half_close on;
     tcp_nodelay on;
   }
 }
-`.replace(' transparent backlog', ' backlog'),
-  ...['nginx', '-c', '/run/nginx.conf'],
+`,
+  ...['python3', '-c', transparentListener, 'nginx', '-c', '/run/nginx.conf'],
 );
 
 const own = (name: string, kind = name): Peer => ({

@@ -23,6 +23,7 @@ for pair in $wanted; do
   command -v "${pair%:*}" >/dev/null || missing="$missing ${pair#*:}"
 done
 [ -e /usr/include/linux/netfilter/nf_tables.h ] || missing="$missing linux-libc-dev"
+[ "${1:-all}" != all ] || [ -e /usr/lib/nginx/modules/ngx_stream_module.so ] || missing="$missing libnginx-mod-stream"
 if [ "${1:-all}" = all ]; then
   for module in aiosmtpd websockets; do
     [ -e /usr/lib/python3/dist-packages/$module ] || missing="$missing python3-$module"
