@@ -1,5 +1,6 @@
 /** Who is measured: this package's relay in its kinds, HAProxy, nginx, Node alone, and no proxy at all. */
-import { writeFileSync } from 'node:fs';
+import { readFileSync, writeFileSync } from 'node:fs';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { installIntercept } from '../src/index.js';
 import type { Lab, Program } from '../test/helpers/lab.js';
@@ -7,9 +8,10 @@ import type { Lab, Program } from '../test/helpers/lab.js';
 export const ports = { echo: 7000, answer: 7001, sink: 7002, iperf: 5201, sockperf: 7003 };
 export const proxyPort = 50080;
 
-/** A running peer: its process, where it has one. */
+/** A running peer: its program, where it has one, and which process of that does the work. */
 export interface Running {
   readonly program?: Program;
+  readonly pid?: number;
   stop(): Promise<void>;
 }
 export interface Peer {
@@ -26,10 +28,14 @@ const behind = (name: string, file: string, configuration: string, ...command: s
     const program = lab.spawn('router', ...(command as [string]));
     const listens = `until ss -Hltn 'sport = :${proxyPort}' | grep -q .; do sleep 0.02; done`;
     await lab.run('router', 'timeout', '5', 'sh', '-c', listens);
+    await sleep(200);
+    const master = program.process.pid as number;
+    const [worker = master] = readFileSync(`/proc/${master}/task/${master}/children`, 'utf8').match(/\d+/g) ?? [];
     return {
       program,
+      pid: Number(worker),
       async stop() {
-        await program.stop('SIGKILL');
+        await program.stop();
         await rules.uninstall();
       },
     };
@@ -74,7 +80,7 @@ os.execvp(sys.argv[1], sys.argv[1:])
 const nginx = behind(
   'nginx stream',
   '/run/nginx.conf',
-  `daemon off; master_process off; worker_rlimit_nofile 20000; error_log stderr crit; pid /run/nginx.pid; user root;
+  `daemon off; worker_processes 1; worker_rlimit_nofile 20000; error_log stderr crit; pid /run/nginx.pid; user root;
 load_module /usr/lib/nginx/modules/ngx_stream_module.so;
 events { worker_connections 10000; }
 stream {
@@ -96,7 +102,7 @@ const own = (name: string, kind = name): Peer => ({
     const script = fileURLToPath(new URL('proxy.ts', import.meta.url));
     const args = [kind, lab.netns('router'), proxyPort, ...Object.values(ports)].map(String);
     const program = await lab.node('router', script, ...args);
-    return { program, stop: async () => void (await program.stop()) };
+    return { program, pid: program.process.pid as number, stop: async () => void (await program.stop()) };
   },
 });
 

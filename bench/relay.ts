@@ -15,7 +15,7 @@ import { addresses, createLab, hosts, type Lab } from '../test/helpers/lab.js';
 import { type Bar, barChart } from './chart.js';
 import { type Counted, type Measured, median, type Results } from './figures.js';
 import { generator, type Load, type LoadName, loads, root, target } from './loads.js';
-import { type PeerName, peers, ports, type Running } from './peers.js';
+import { type PeerName, peers, ports, proxyPort, type Running } from './peers.js';
 import { countedTable, figureTable, loadTable, number } from './report.js';
 
 const { values: options } = parseArgs({
@@ -59,7 +59,11 @@ async function withPeer<T>(lab: Lab, name: PeerName, body: (running: Running) =>
   const running = await peers[name].start(lab);
   try {
     await checkIntegrity(lab);
-    return await body(running);
+    const result = await body(running);
+    // Without a listener the rules would have let everything pass by it.
+    const listener = lab.exec('router', 'ss', '-Hltn', `sport = :${proxyPort}`);
+    if (running.pid !== undefined && listener === '') throw new Error(`${name} listens no more`);
+    return result;
   } finally {
     await running.stop();
   }
@@ -83,7 +87,7 @@ async function inRounds(lab: Lab): Promise<Results> {
       // Nobody is always the one behind the same neighbour.
       const order = round % 2 ? [...peersOf(load)].reverse() : peersOf(load);
       for (const peer of order) {
-        const measured = await withPeer(lab, peer, ({ program }) => measure(lab, loads[load], program?.process.pid));
+        const measured = await withPeer(lab, peer, ({ pid }) => measure(lab, loads[load], pid));
         results.get(load)?.get(peer)?.push(measured);
         const { rate, process, machine, p99, beside } = measured;
         const row = [rate, process, machine, p99, beside].map((value) => (value === undefined ? '' : number(value)));
@@ -97,9 +101,9 @@ async function inRounds(lab: Lab): Promise<Results> {
 // ---- counting -------------------------------------------------------------------------------------------------------------
 
 async function systemCallsOf(lab: Lab, peer: PeerName): Promise<number> {
-  return withPeer(lab, peer, async ({ program }) => {
+  return withPeer(lab, peer, async ({ pid }) => {
     const file = '/run/strace';
-    const strace = lab.spawn('router', 'strace', '-c', '-f', '-p', `${program?.process.pid}`, '-o', file);
+    const strace = lab.spawn('router', 'strace', '-c', '-f', '-p', `${pid}`, '-o', file);
     await strace.until(/attached/);
     await sleep(300);
     const { count } = JSON.parse(await lab.run('client', generator, 'short', target, `${ports.answer}`, '64', '1'));
