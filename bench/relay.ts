@@ -56,7 +56,7 @@ const checkIntegrity = (lab: Lab) => lab.run('client', generator, 'check', targe
 
 /** A peer that has shown to lose no byte. */
 async function withPeer<T>(lab: Lab, name: PeerName, body: (running: Running) => Promise<T>): Promise<T> {
-  const running = await peers[name].start(lab);
+  const running: Running = await peers[name].start(lab);
   try {
     await checkIntegrity(lab);
     const result = await body(running);
