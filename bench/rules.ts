@@ -1,50 +1,120 @@
 /**
- * How long does it take to put an interception up and down: by this package, and by spawning `ip` and `nft` as a script
- * would. Runs in namespaces of its own: `npm run bench:rules`.
+ * How long does it take to change what is installed: by this package, and by spawning `ip` and `nft` as a script would, with
+ * the same commands that `plan` prints. Runs in namespaces of its own and writes the table into bench/RULES.md:
+ * `npm run bench:rules`.
  */
 import { spawnSync } from 'node:child_process';
-import Benchmark from 'benchmark';
-import { installIntercept, planIntercept } from '../src/index.js';
+import { writeFileSync } from 'node:fs';
+import { cpus, release } from 'node:os';
+import { monitorEventLoopDelay } from 'node:perf_hooks';
+import { type InstallOptions, installIntercept, planIntercept } from '../src/index.js';
 import { enterNamespaces } from '../test/helpers/namespaces.js';
 
 enterNamespaces();
 
 const options = { port: 50080, tcp: [80, 443, '8000-8999'], exclude: { to: ['10.0.0.0/8', 'fd00::/8'] } } as const;
+const table = 'inet linux-tproxy-50080';
 const up = String(planIntercept({ ...options, lifetime: 'permanent' }));
 const down = [
-  'nft delete table inet linux-tproxy-50080',
+  `nft delete table ${table}`,
   ...['-4', '-6'].flatMap((family) => [
     ...[100, 99, 98].map((priority) => `ip ${family} rule delete priority ${priority}`),
     `ip ${family} route flush table 100`,
   ]),
 ].join('\n');
+const prefixes = Array.from(
+  { length: 10_000 },
+  (_, index) => `172.${16 + (index >> 12)}.${(index >> 4) & 255}.${(index & 15) << 4}/29`,
+);
 
-function run(script: string): void {
-  const { status, stderr } = spawnSync('sh', ['-eu'], { input: script, encoding: 'utf8' });
+function run(script: string, command: [string, ...string[]] = ['sh', '-eu']): void {
+  const [file, ...args] = command;
+  const { status, stderr } = spawnSync(file, args, { input: script, encoding: 'utf8' });
   if (status !== 0) throw new Error(stderr);
 }
+const nft = (script: string) => run(script, ['nft', '-f', '-']);
+const elements = (verb: string, list: readonly string[]) =>
+  nft(`${verb} element ${table} exclude_to4 { ${list.join(', ')} }`);
 
-const seconds: number[] = [];
-const suite = new Benchmark.Suite('install and uninstall');
-suite
-  .add('linux-tproxy', {
-    defer: true,
-    fn: async (deferred: { resolve(): void }) => {
-      const rules = await installIntercept(options);
-      await rules.uninstall();
-      deferred.resolve();
-    },
-  })
-  .add('ip and nft, spawned', () => {
+/** Median in milliseconds. `undo` is not measured. */
+async function measure(rounds: number, work: () => unknown, undo: () => unknown = () => {}): Promise<number> {
+  const times: number[] = [];
+  for (let round = -rounds; round < rounds; round++) {
+    const started = performance.now();
+    await work();
+    if (round >= 0) times.push(performance.now() - started); // before that, warming up
+    await undo();
+  }
+  return times.sort((a, b) => a - b)[rounds >> 1] as number;
+}
+
+const once = (more: Partial<InstallOptions> = {}) =>
+  measure(100, async () => (await installIntercept({ ...options, ...more })).uninstall());
+const spawned = () =>
+  measure(10, () => {
     run(up);
     run(down);
-  })
-  .on('cycle', ({ target }: { target: Benchmark }) => {
-    console.log(String(target));
-    seconds.push(target.stats.mean);
-  })
-  .on('complete', () => {
-    const [ours = Number.NaN, theirs = Number.NaN] = seconds;
-    console.log(`ratio: ${(theirs / ours).toFixed(1)}`);
-  })
-  .run({ async: true });
+  });
+
+const rows: { readonly what: string; readonly ours: number; readonly theirs: number }[] = [];
+const theirs = await spawned();
+rows.push({ what: 'install and uninstall', ours: await once(), theirs });
+rows.push({ what: 'the same, without repair', ours: await once({ repair: false }), theirs });
+rows.push({
+  what: 'the same, permanent (no guard)',
+  ours: await once({ repair: false, lifetime: 'permanent' }),
+  theirs,
+});
+
+const rules = await installIntercept({ ...options, repair: false, lifetime: 'permanent' });
+const one = ['192.0.2.0/24'];
+rows.push({
+  what: 'one prefix',
+  ours: await measure(
+    100,
+    () => rules.exclude.to.add(one),
+    () => rules.exclude.to.delete(one),
+  ),
+  theirs: await measure(
+    20,
+    () => elements('add', one),
+    () => elements('delete', one),
+  ),
+});
+rows.push({
+  what: '10,000 prefixes',
+  ours: await measure(
+    10,
+    () => rules.exclude.to.add(prefixes),
+    () => rules.exclude.to.delete(prefixes),
+  ),
+  theirs: await measure(
+    5,
+    () => elements('add', prefixes),
+    () => nft(`flush set ${table} exclude_to4`),
+  ),
+});
+const delay = monitorEventLoopDelay({ resolution: 1 });
+delay.enable();
+for (let round = 0; round < 200; round++) {
+  await rules.exclude.to.add(one);
+  await rules.exclude.to.delete(one);
+}
+delay.disable();
+await rules.uninstall();
+
+const ms = (value: number) => (value < 10 ? value.toFixed(2) : value.toFixed(1));
+const text = `# Rules: this package beside \`nft\` and \`ip\`
+
+Medians in milliseconds, from JavaScript, of one run of \`npm run bench:rules\`: ${cpus().length} CPUs (${cpus()[0]?.model}), Linux ${release()}, Node ${process.versions.node}.
+The spawned tools run what \`linux-tproxy plan\` prints: two \`nft\` and ${(up + down).match(/^ip /gm)?.length} \`ip\` for an installation and its removal, \`nft -f -\` for prefixes.
+
+| | this package | spawned tools | ratio |
+|---|---|---|---|
+${rows.map(({ what, ours, theirs }) => `| ${what} | ${ms(ours)} | ${ms(theirs)} | ${(theirs / ours).toFixed(1)} |`).join('\n')}
+
+The event loop was held up by ${ms(delay.percentile(99) / 1e6)} ms at most (99 of 100 times) while single prefixes came and went. Default rules
+have a guard process, started and ended in the time above.
+`;
+console.log(text);
+writeFileSync(new URL('RULES.md', import.meta.url), text);

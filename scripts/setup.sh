@@ -42,7 +42,7 @@ install_packages() {
   fi
   apt-get update -qq
   # shellcheck disable=SC2086 # a list of words
-  apt-get install -qq -y --no-install-recommends $missing >/dev/null
+  apt-get install -qq -y --no-install-recommends --no-remove $missing >/dev/null
   for daemon in nginx squid haproxy iperf3 proftpd; do
     case "$missing " in *" $daemon "* | *" $daemon-light "* | *" $daemon-core "*)
       ! command -v systemctl >/dev/null || systemctl disable --quiet "$daemon" 2>/dev/null || true ;;
@@ -62,11 +62,15 @@ if [ -n "$missing" ]; then
 fi
 
 # No machine can have two FTP servers as packages: this one's program is taken out of its package.
-peers=build/peers
-if [ "${1:-all}" = all ] && [ ! -e $peers/usr/sbin/vsftpd ]; then
-  echo 'setup: downloading vsftpd'
-  mkdir -p $peers
-  (cd $peers && apt-get -o APT::Sandbox::User=root download -qq vsftpd && dpkg-deb -x vsftpd_*.deb . && rm vsftpd_*.deb)
+vsftpd=build/peers/usr/sbin/vsftpd
+if [ "${1:-all}" = all ] && [ ! -e $vsftpd ]; then
+  mkdir -p build/peers/usr/sbin
+  if command -v vsftpd >/dev/null; then
+    ln -s "$(command -v vsftpd)" $vsftpd
+  else
+    echo 'setup: downloading vsftpd'
+    (cd build/peers && apt-get -o APT::Sandbox::User=root download -qq vsftpd && dpkg-deb -x vsftpd_*.deb . && rm vsftpd_*.deb)
+  fi
 fi
 
 # A node_modules that is a link belongs to another checkout. The time of the lock file changes with every checkout of it,

@@ -2,6 +2,7 @@
  * Every Error class and code of the package. Nothing else makes an Error out of what native code tells.
  * A message says what was tried, what the kernel answered and, where the cause is known, what to do about it.
  */
+import { constants } from 'node:os';
 import { getSystemErrorMap } from 'node:util';
 import type { NativeFailure } from './native.js';
 
@@ -100,6 +101,16 @@ export class SocketError extends Error {
   }
 }
 
+/** What calls on a socket that is closed are rejected with. */
+export const closedSocket = () =>
+  new NetlinkError({
+    kind: 'netlink',
+    errno: constants.errno.EBADF,
+    code: 'EBADF',
+    operation: 'use a closed socket',
+    request: 'none',
+  });
+
 /** The factory given to native code. */
 export function errorFromFailure(failure: NativeFailure): NetlinkError | SocketError {
   return failure.kind === 'netlink' ? new NetlinkError(failure) : new SocketError(failure);
@@ -115,6 +126,11 @@ export function invalidValue(name: string, expected: string, actual: unknown): T
 
 export function outOfRange(name: string, range: string, actual: unknown): RangeError {
   return coded(new RangeError(`${name} must be ${range}, not ${show(actual)}`), 'ERR_OUT_OF_RANGE');
+}
+
+export function checkMilliseconds(name: string, value: unknown): void {
+  if (typeof value !== 'number') throw invalidType(name, 'a number', value);
+  if (!(Number.isFinite(value) && value >= 0)) throw outOfRange(name, 'a time in milliseconds', value);
 }
 
 /** systemd has not passed the socket that is wanted. */
@@ -175,7 +191,7 @@ function netlinkRemedy({ code, request }: NetlinkFailure): string | undefined {
       return request === 'NFT_MSG_GETGEN' ? NO_NF_TABLES : undefined;
     case 'ENOENT':
       return request === 'NFT_MSG_NEWRULE'
-        ? 'The kernel knows no such expression: interception needs nft_tproxy, nft_socket and nft_fib_inet (CONFIG_NFT_TPROXY, CONFIG_NFT_SOCKET, CONFIG_NFT_FIB_INET).'
+        ? 'The kernel knows no such expression: interception needs nft_tproxy, nft_socket and nft_fib_inet (CONFIG_NFT_TPROXY, CONFIG_NFT_SOCKET, CONFIG_NFT_FIB_INET); with backend iptables nft_compat, xt_TPROXY, xt_socket, xt_connmark, xt_conntrack, xt_addrtype, xt_multiport and xt_comment.'
         : undefined;
     case 'ENETDOWN':
       return 'The interface is down: `ip link set lo up`.';

@@ -29,6 +29,8 @@ export interface FlowOptions {
   /** Totals of all its connections. */
   readonly counters: BigUint64Array;
   readonly limits: NativeRelayLimits;
+  /** After stop(), what is still open then is reset. */
+  readonly drainTimeoutMs?: number;
   /** Of the connections to the servers. */
   readonly upstream: { readonly mark?: number; readonly timeoutMs?: number };
   onSocket(fd: number): void;
@@ -75,7 +77,7 @@ export function acceptFlows(options: FlowOptions): Acceptor {
   return {
     stop(done) {
       stopped = done;
-      thread.native.stopAccepting(id);
+      thread.native.stopAccepting(id, options.drainTimeoutMs);
     },
     ref() {
       release ??= thread.hold();
@@ -104,11 +106,14 @@ async function decideFlow(
   const { thread, engine } = options;
   const peeks: ((data: Buffer) => void)[] = [];
   let isOver = false;
+  let localPortKept: boolean | undefined;
   let tell = (result: RelayResult) => result;
   const closed = ended(thread, id, (event) => {
     if (event.kind === 'peeked') peeks.shift()?.(event.data);
-    else if (event.kind === 'opened') tell = tellRelay(() => ({ engine, source, originalDestination }));
-    else if (event.kind === 'socket') options.onSocket(event.fd);
+    else if (event.kind === 'opened') {
+      localPortKept = event.localPortKept;
+      tell = tellRelay(() => ({ engine, source, originalDestination }));
+    } else if (event.kind === 'socket') options.onSocket(event.fd);
     else if (event.kind === 'ended') {
       isOver = true;
       for (const resolve of peeks.splice(0)) resolve(Buffer.alloc(0));
@@ -126,7 +131,7 @@ async function decideFlow(
       }),
   };
   try {
-    carryOut(options, id, flow, closed, await decide(flow));
+    carryOut(options, id, flow, closed, () => localPortKept, await decide(flow));
   } catch (error) {
     thread.native.decide(id, { kind: 'reset' });
     options.onError(error as Error);
@@ -138,6 +143,7 @@ function carryOut(
   id: number,
   flow: Flow,
   closed: Relay['closed'],
+  localPortKept: () => boolean | undefined,
   decision: RelayDecision,
 ): void {
   const { thread, engine } = options;
@@ -146,7 +152,15 @@ function carryOut(
       const counters = newCounters();
       thread.native.decide(id, relayDecision(options, flow, decision), counters);
       options.onRelay(
-        { engine, closed, stats: () => counts(counters), destroy: () => thread.native.destroy(id) },
+        {
+          engine,
+          get localPortKept() {
+            return localPortKept();
+          },
+          closed,
+          stats: () => counts(counters),
+          destroy: () => thread.native.destroy(id),
+        },
         flow,
       );
       return;

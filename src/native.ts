@@ -20,6 +20,7 @@ import type {
   NftOperation,
   Route,
   RouteChange,
+  RouteOperation,
   Rule,
 } from './netlink/types.js';
 import type { Endpoint, Engine, Family, HostPort, RelayReason } from './types.js';
@@ -68,6 +69,9 @@ type NativeWatch<Filter, Change> = (filter: Filter, onChanges: (changes: Change[
 
 export interface NativeRouteSocket {
   readonly portId: number;
+  /** Each for itself: those behind one that fails are made all the same, and the failure's `errors` tells which failed. */
+  commit(operations: readonly RouteOperation[]): Promise<void>;
+  commitSync(operations: readonly RouteOperation[]): void;
   ruleAdd(rule: Rule): Promise<void>;
   ruleDelete(rule: Rule): Promise<void>;
   ruleDeleteSync(rule: Rule): void;
@@ -90,7 +94,7 @@ export interface NativeRouteSocket {
   ): (work?: 'work') => void;
   /** `ip monitor rule route link`. `table`: of routes only those in it. */
   watch: NativeWatch<{ readonly table?: number }, RouteChange>;
-  close(): void;
+  close(): Promise<void>;
 }
 
 export interface NativeNftablesSocket {
@@ -110,7 +114,7 @@ export interface NativeNftablesSocket {
   /** `nft monitor`. `table`: only what concerns tables of this name. */
   watch: NativeWatch<{ readonly table?: string }, NftChange>;
   /** Closing the socket makes the kernel delete the tables it owns. */
-  close(): void;
+  close(): Promise<void>;
 }
 
 // ---- sockets ------------------------------------------------------------------------------------------------------------
@@ -149,6 +153,7 @@ export interface NativeRelayLimits {
   /** The same, once one side has ended. Absent: `idleTimeoutMs` holds on. */
   readonly halfCloseTimeoutMs?: number;
   readonly keepAliveMs?: number;
+  readonly userTimeoutMs?: number;
 }
 
 export type NativeDecision =
@@ -229,8 +234,11 @@ export interface NativeRelayThread {
   destroy(id: number): void;
   /** Whether relays of a listener without `decide` are told, from now on: as `relayed` when they begin, and `ended`. */
   tell(server: number, wanted: boolean): void;
-  /** Closes a listener: no new connections; `closed` follows when the last of its connections has ended. */
-  stopAccepting(id: number): void;
+  /**
+   * Closes a listener: no new connections; `closed` follows when the last of its connections has ended. After `drainMs`
+   * those that are left are reset.
+   */
+  stopAccepting(id: number, drainMs?: number): void;
   /**
    * Starts a child process with the privileges that this process has now. Sockets of later connects that this process may
    * not open or bind itself (EPERM, EACCES) come from it, until `stopBroker`, or until the thread is stopped.
@@ -302,6 +310,8 @@ export interface Native {
 
   RouteSocket: new (netns?: string) => NativeRouteSocket;
   NftablesSocket: new (netns?: string) => NativeNftablesSocket;
+  /** See src/netlink/sequence.ts. */
+  sequence<T extends readonly Promise<unknown>[]>(calls: () => T): T;
   /** The bytes of the message that ruleAdd (and so on) would send, sequence number 0. For golden tests. */
   encodeRule(verb: 'add' | 'delete', rule: Rule): Buffer;
   encodeRoute(verb: 'add' | 'delete', route: Route): Buffer;

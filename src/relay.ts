@@ -1,9 +1,9 @@
 /** relay(): two sockets handed to the kernel. JavaScript sees neither their bytes nor their events any more, only the end. */
 import { isIP, Socket } from 'node:net';
 import { tellRelay } from './diagnostics.js';
-import { checkOptions, errorFromFailure, invalidType, invalidValue } from './errors.js';
+import { checkMilliseconds, checkOptions, errorFromFailure, invalidType, invalidValue } from './errors.js';
 import { Counter, type NativeRelayEvent, type NativeRelayLimits, native } from './native.js';
-import { type RelayThread, relayThread } from './thread.js';
+import { hasUring, needsUring, type RelayThread, relayThread } from './thread.js';
 import type { Endpoint, Engine, RelayCounts, RelayResult } from './types.js';
 
 export interface RelayLimits {
@@ -11,6 +11,16 @@ export interface RelayLimits {
   readonly idleTimeoutMs?: number;
   /** The same once one side has sent its end. Default: `idleTimeoutMs`. */
   readonly halfCloseTimeoutMs?: number;
+  /**
+   * Probe both sides after this long without a byte, and so often: a peer's own keepalive reaches only the proxy.
+   * Equivalent to: setsockopt SO_KEEPALIVE, TCP_KEEPIDLE, TCP_KEEPINTVL. Default: never.
+   */
+  readonly keepAliveMs?: number;
+  /**
+   * How long sent bytes, and keepalive probes, may go unacknowledged before that side is taken for dead (ETIMEDOUT) and
+   * the other is reset. Equivalent to: setsockopt TCP_USER_TIMEOUT. Default: the kernel's (net.ipv4.tcp_retries2).
+   */
+  readonly userTimeoutMs?: number;
 }
 
 export interface RelayOptions extends RelayLimits {
@@ -20,6 +30,8 @@ export interface RelayOptions extends RelayLimits {
 /** A pair of connections that the relay thread carries bytes between. */
 export interface Relay {
   readonly engine: Engine;
+  /** Once it has its connection to the server: whether a wanted source port was had. */
+  readonly localPortKept?: boolean | undefined;
   /** Never rejects: how it went wrong is in the result. */
   readonly closed: Promise<RelayResult>;
   /** So far, read from memory that the relay thread writes: no call into native code, no copy. */
@@ -28,15 +40,13 @@ export interface Relay {
   destroy(): void;
 }
 
-/** `auto` is the engine that measured fastest on this kernel. */
-export const DEFAULT_ENGINE: Engine = 'epoll';
-const ENGINES: readonly (Engine | 'auto')[] = ['auto', 'uring', 'epoll', 'copy'];
+const ENGINES: readonly (Engine | 'auto')[] = ['auto', 'uring', 'uring-splice', 'epoll', 'copy'];
 
-/** What the relay will run on: where io_uring is forbidden or too old, `uring` is `epoll`. */
+/** What the relay will run on: `auto` is `uring`, which measured fastest; where io_uring is forbidden or too old, `epoll`. */
 export function chooseEngine(wanted: Engine | 'auto' = 'auto'): Engine {
   if (!ENGINES.includes(wanted)) throw invalidValue('engine', ENGINES.map((each) => `'${each}'`).join(' or '), wanted);
-  const engine = wanted === 'auto' ? DEFAULT_ENGINE : wanted;
-  return engine === 'uring' && !native.hasUring() ? 'epoll' : engine;
+  const engine = wanted === 'auto' ? 'uring' : wanted;
+  return needsUring(engine) && !hasUring() ? 'epoll' : engine;
 }
 
 /** Memory outside V8's heap, which does not move: the relay thread writes into it. */
@@ -52,10 +62,11 @@ export function newCounters(): BigUint64Array {
  * @throws {TypeError} for what is not a connected plain TCP socket (a TLS socket's bytes exist only in this process)
  */
 export function relay(client: Socket, server: Socket, options: RelayOptions = {}): Relay {
-  checkOptions('relay options', options, ['engine', 'idleTimeoutMs', 'halfCloseTimeoutMs']);
+  checkOptions('relay options', options, ['engine', ...LIMITS]);
   checkSocket('client', client);
   checkSocket('server', server);
   const engine = chooseEngine(options.engine);
+  const limit = limits(options);
   const thread = relayThread({ engine });
   const counters = newCounters();
   const retained = retainOwners(client, server);
@@ -77,7 +88,7 @@ export function relay(client: Socket, server: Socket, options: RelayOptions = {}
         ...(serverSide.preface && { serverPreface: serverSide.preface }),
         engine,
         counters,
-        ...limits(options),
+        ...limit,
       });
       return ended(thread, id).then(tellRelay(() => ({ engine, source, originalDestination })));
     })
@@ -102,13 +113,12 @@ export function relay(client: Socket, server: Socket, options: RelayOptions = {}
 /** The end of a relay that never began. */
 const nothing = (reason: RelayResult['reason']): RelayResult => ({ bytesFromClient: 0n, bytesFromServer: 0n, reason });
 
-export function limits({ idleTimeoutMs, halfCloseTimeoutMs }: RelayLimits): NativeRelayLimits {
-  return {
-    ...(idleTimeoutMs !== undefined && { idleTimeoutMs }),
-    ...((halfCloseTimeoutMs ?? idleTimeoutMs) !== undefined && {
-      halfCloseTimeoutMs: halfCloseTimeoutMs ?? idleTimeoutMs,
-    }),
-  } as NativeRelayLimits;
+export const LIMITS = ['idleTimeoutMs', 'halfCloseTimeoutMs', 'keepAliveMs', 'userTimeoutMs'] as const;
+
+export function limits(options: RelayLimits): NativeRelayLimits {
+  const given = LIMITS.filter((name) => options[name] !== undefined);
+  for (const name of given) checkMilliseconds(name, options[name]);
+  return Object.fromEntries(given.map((name) => [name, options[name]]));
 }
 
 export function counts(counters: BigUint64Array): RelayCounts {

@@ -6,18 +6,19 @@ import { EventEmitter } from 'node:events';
 import { type AddressInfo, createServer, isIP, type Server, type ServerOpts, Socket } from 'node:net';
 import { checkPort } from './connect.js';
 import { originalDestination } from './destination.js';
-import { checkOptions, invalidType, invalidValue } from './errors.js';
+import { checkMilliseconds, checkOptions, invalidType, invalidValue, outOfRange } from './errors.js';
 import { type Acceptor, acceptFlows, checkTarget } from './flows.js';
 import { type InstalledRules, installIntercept } from './intercept/install.js';
 import { OWN_KEEPALIVE_MS } from './intercept/named-sets.js';
 import { planIntercept } from './intercept/plan.js';
 import { parsePorts } from './intercept/ranges.js';
 import { shareDivert } from './intercept/shared.js';
-import { Counter, native } from './native.js';
+import { Counter, type NativeRelayLimits, native } from './native.js';
 import {
   chooseEngine,
   counts,
   endpointOf,
+  LIMITS,
   limits,
   newCounters,
   type Relay,
@@ -64,6 +65,13 @@ export interface TransparentServerOptions extends ServerOpts, RelayLimits {
    */
   readonly privileges?: 'own' | 'broker';
   readonly engine?: Engine | 'auto';
+  /**
+   * With `relay`: so many threads accept (SO_REUSEPORT) and relay, each connection on one of them. Default 1, which measured
+   * best where the end points share two CPUs with it; beyond, up to one for each CPU that has nothing else to do.
+   */
+  readonly threads?: number;
+  /** After `close()`, relays that have not ended by then are reset. Default: they are waited for. */
+  readonly drainTimeoutMs?: number;
   /** For the relay's own connections. Default: the kernel's (net.ipv4.tcp_syn_retries, about two minutes). */
   readonly connectTimeoutMs?: number;
 }
@@ -104,10 +112,11 @@ const OPTIONS = [
   'netns',
   'privileges',
   'engine',
+  'threads',
+  'drainTimeoutMs',
   'preconnect',
   'connectTimeoutMs',
-  'idleTimeoutMs',
-  'halfCloseTimeoutMs',
+  ...LIMITS,
   'allowHalfOpen',
   'pauseOnConnect',
   'noDelay',
@@ -118,6 +127,7 @@ const OPTIONS = [
 
 /** SYNs wait here while we are busy; the kernel cuts it to net.core.somaxconn. A short queue means SYN cookies. */
 const BACKLOG = 4096;
+const MOST_THREADS = 128;
 
 /**
  * A server for connections that were meant for somebody else.
@@ -144,6 +154,7 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
 
   readonly #options: TransparentServerOptions;
   readonly #engine: Engine;
+  readonly #limits: NativeRelayLimits;
   readonly #counters = newCounters();
   #state: 'idle' | 'starting' | 'listening' | 'closing' = 'idle';
   #referenced = true;
@@ -166,6 +177,12 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
       throw invalidType('relay', 'true, a function, or a decision to relay', relay);
     if (listener !== undefined && typeof listener !== 'function') throw invalidType('listener', 'a function', listener);
     if (intercept !== undefined) planIntercept({ ...intercept, port: 1 });
+    const { threads = 1, drainTimeoutMs } = options;
+    if (!Number.isInteger(threads) || threads < 1 || threads > MOST_THREADS)
+      throw outOfRange('threads', `an integer from 1 to ${MOST_THREADS}`, threads);
+    if (threads > 1 && relay === undefined) throw invalidValue('threads', '1 without relay', threads);
+    if (drainTimeoutMs !== undefined) checkMilliseconds('drainTimeoutMs', drainTimeoutMs);
+    this.#limits = limits(options);
     this.#engine = chooseEngine(options.engine);
     this.#options = options;
     if (listener) this.on('connection', listener);
@@ -273,19 +290,19 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
   // ---- start and stop ---------------------------------------------------------------------------------------------------
 
   async #start(options: ListenOptions): Promise<void> {
-    const { relay, netns, privileges } = this.#options;
-    const fd = this.#openListener(options);
-    let handedOver = false;
+    const { relay, netns, privileges, threads = 1 } = this.#options;
+    const fds = this.#openListeners(options);
     try {
-      const address = native.socketAddress(fd);
+      const address = native.socketAddress(fds[0] as number);
       await this.#install(address);
-      handedOver = relay === undefined;
       this.#acceptor =
-        relay === undefined ? await this.#acceptInNode(fd, options.backlog) : this.#acceptInThread(fd, relay);
-      if (privileges === 'broker') this.#endings.push(startBroker({ netns, engine: this.#engine }));
+        relay === undefined
+          ? await this.#acceptInNode(fds.pop() as number, options.backlog)
+          : this.#acceptInThreads(fds, relay);
+      if (privileges === 'broker') this.#endings.push(startBroker({ netns, engine: this.#engine, threads }));
       this.#address = address;
     } catch (error) {
-      if (!handedOver) native.closeDescriptor(fd);
+      for (const fd of fds) native.closeDescriptor(fd);
       await this.#end();
       throw error;
     }
@@ -296,6 +313,7 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
     const { intercept, netns } = this.#options;
     if (!intercept) return;
     const options = {
+      ...(this.#keepsPorts && { zone: 'auto' as const }),
       ...intercept,
       port,
       ...(!isWildcard(address) && { address }),
@@ -335,6 +353,23 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
     }
     this.#state = 'listening';
     this.emit('listening');
+  }
+
+  /** One for each thread, all on the same port. */
+  #openListeners(options: ListenOptions): number[] {
+    const { threads = 1 } = this.#options;
+    if (threads > 1 && options.systemd !== undefined)
+      throw invalidValue('threads', '1 with a socket that systemd has opened', threads);
+    const fds: number[] = [];
+    try {
+      fds.push(this.#openListener({ ...options, ...(threads > 1 && { reusePort: true }) }));
+      const { address: host, port } = native.socketAddress(fds[0] as number);
+      while (fds.length < threads) fds.push(this.#openListener({ ...options, host, port, reusePort: true }));
+      return fds;
+    } catch (error) {
+      for (const fd of fds) native.closeDescriptor(fd);
+      throw error;
+    }
   }
 
   #openListener(options: ListenOptions): number {
@@ -400,6 +435,14 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
     return this.#options.intercept?.ownHost !== undefined;
   }
 
+  /** Both sides of every connection have the same ports: conntrack must not take them for one. */
+  get #keepsPorts(): boolean {
+    const { relay, intercept } = this.#options;
+    const wanted =
+      typeof relay === 'object' && relay.from !== 'proxy' && (relay.sourcePort ?? 'ephemeral') !== 'ephemeral';
+    return wanted && intercept?.mode !== 'redirect' && intercept?.backend !== 'iptables';
+  }
+
   /** Connections may have been brought here by REDIRECT or DNAT. */
   get #redirected(): boolean {
     const { intercept } = this.#options;
@@ -438,19 +481,49 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
 
   // ---- accepted by the relay thread -------------------------------------------------------------------------------------
 
-  #acceptInThread(fd: number, decide: NonNullable<TransparentServerOptions['relay']>): Acceptor {
-    const { netns, connectTimeoutMs, allowHalfOpen = false, pauseOnConnect = false } = this.#options;
+  /** Takes the descriptors out of the list as they change hands. */
+  #acceptInThreads(fds: number[], decide: NonNullable<TransparentServerOptions['relay']>): Acceptor {
+    const acceptors: Acceptor[] = [];
+    try {
+      while (fds[0] !== undefined) {
+        acceptors.push(this.#acceptInThread(fds[0], acceptors.length, decide));
+        fds.shift();
+      }
+    } catch (error) {
+      for (const acceptor of acceptors) acceptor.stop(() => {});
+      throw error;
+    }
+    return {
+      stop(done) {
+        let left = acceptors.length;
+        for (const acceptor of acceptors) acceptor.stop(() => --left === 0 && done());
+      },
+      ref() {
+        for (const acceptor of acceptors) acceptor.ref();
+      },
+      unref() {
+        for (const acceptor of acceptors) acceptor.unref();
+      },
+    };
+  }
+
+  #acceptInThread(fd: number, index: number, decide: NonNullable<TransparentServerOptions['relay']>): Acceptor {
+    const { netns, connectTimeoutMs, drainTimeoutMs, allowHalfOpen = false, pauseOnConnect = false } = this.#options;
     const mark = this.rules?.plan.socketMark || undefined;
     return acceptFlows({
       fd,
-      thread: relayThread({ netns, engine: this.#engine }),
+      thread: relayThread({ netns, engine: this.#engine, index }),
       decide,
       preconnect: this.#options.preconnect === true,
       redirected: this.#redirected,
       from: usualSource(this.#options.intercept),
       engine: this.#engine,
       counters: this.#counters,
-      limits: { ...limits(this.#options), ...(this.#ownHost && { keepAliveMs: OWN_KEEPALIVE_MS }) },
+      limits: {
+        ...this.#limits,
+        ...(this.#ownHost && { keepAliveMs: Math.min(this.#limits.keepAliveMs || OWN_KEEPALIVE_MS, OWN_KEEPALIVE_MS) }),
+      },
+      ...(drainTimeoutMs !== undefined && { drainTimeoutMs }),
       upstream: {
         ...(mark !== undefined && { mark }),
         ...(connectTimeoutMs !== undefined && { timeoutMs: connectTimeoutMs }),

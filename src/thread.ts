@@ -1,6 +1,6 @@
 /**
- * The relay threads of this environment, one per network namespace (two where both pollers are used), started when first needed. Hands each event to whoever
- * waits for its id, and keeps the process alive while something is under way.
+ * The relay threads of this environment, one per network namespace (more where `threads` or both pollers are used), started
+ * when first needed. Hands each event to whoever waits for its id, and keeps the process alive while something is under way.
  */
 import { statSync } from 'node:fs';
 import { type NativeRelayEvent, type NativeRelayThread, native } from './native.js';
@@ -71,10 +71,28 @@ const threads = new Map<string, RelayThread>();
 /** A thread keeps its namespace from being freed: one without work goes soon. */
 const IDLE_MS = 1000;
 
-/** The thread for a namespace (a path), or for the process's own; `uring` has threads of its own. */
-export function relayThread({ netns, engine }: { netns?: string | undefined; engine?: Engine }): RelayThread {
-  const waitsBy = engine === 'uring' ? 'uring' : 'epoll';
-  const key = `${waitsBy} ${namespaceOf(netns)}`;
+let uring: boolean | undefined;
+
+/** Whether relay threads can wait by an io_uring here: asked once. */
+export function hasUring(): boolean {
+  uring ??= native.hasUring();
+  return uring;
+}
+
+export const needsUring = (engine: Engine) => engine === 'uring' || engine === 'uring-splice';
+
+/** The thread (of several, by index) for a namespace (a path), or for the process's own; `uring` has threads of its own. */
+export function relayThread({
+  netns,
+  engine = hasUring() ? 'uring' : 'epoll',
+  index = 0,
+}: {
+  netns?: string | undefined;
+  engine?: Engine;
+  index?: number;
+}): RelayThread {
+  const waitsBy = needsUring(engine) ? 'uring' : 'epoll';
+  const key = `${waitsBy} ${index} ${namespaceOf(netns)}`;
   const known = threads.get(key);
   if (known) return known;
   const thread = new RelayThread({ ...(netns !== undefined && { netns }), engine: waitsBy }, () => {
@@ -97,8 +115,17 @@ function namespaceOf(netns: string | undefined): string {
 }
 
 /** A broker for a server's relays, and for what connectTransparent connects in its namespace. Ends with what it gives. */
-export function startBroker({ netns, engine }: { netns?: string | undefined; engine: Engine }): () => void {
-  const served = new Set([relayThread({ netns, engine }), relayThread({ netns })]);
+export function startBroker({
+  netns,
+  engine,
+  threads,
+}: {
+  netns?: string | undefined;
+  engine: Engine;
+  threads: number;
+}): () => void {
+  const served = new Set([relayThread({ netns })]);
+  for (let index = 0; index < threads; index++) served.add(relayThread({ netns, engine, index }));
   const ends = [...served].map((thread) => thread.startBroker());
   return () => {
     for (const end of ends) end();

@@ -28,9 +28,11 @@ export type PortSpec = number | string;
 
 /**
  * How relayed bytes are moved. `uring`: readiness and short messages by an io_uring, bulk by splice(2). `epoll`: the same
- * with epoll and recv. `copy`: recv/send in native memory only.
+ * with epoll and recv. `uring-splice`: as `uring`, but bulk by IORING_OP_SPLICE, which the kernel leaves to worker threads:
+ * slower on few CPUs. `copy`: recv/send in native memory only. `auto`, the default of every option, is `uring`, which
+ * measured fastest, or `epoll` where io_uring is forbidden; and where splice is, either copies.
  */
-export type Engine = 'uring' | 'epoll' | 'copy';
+export type Engine = 'uring' | 'uring-splice' | 'epoll' | 'copy';
 
 /** How the source port of a connection from a foreign address is chosen. */
 export type SourcePort = 'ephemeral' | 'prefer' | 'preserve';
@@ -78,7 +80,8 @@ export interface InterceptOptions {
    * A conntrack zone (1 to 65535) for the clients' side of each connection: for a proxy that connects from its client's
    * address and port (`sourcePort: 'preserve'`), on a host that uses conntrack (NAT, a stateful firewall). Both sides are then
    * one connection to conntrack, which drops or never masquerades it; the zone keeps them apart. `auto`: 84 where the rules
-   * of this host use conntrack when it is installed. Default: none.
+   * of this host use conntrack when it is installed. Default: none; `auto`
+   * where a server's `relay` is one decision with such a sourcePort.
    */
   readonly zone?: number | 'auto';
   /** Two adjacent free mark bits and the value in them that means "deliver here". Default: chosen free on this host. */

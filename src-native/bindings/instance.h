@@ -6,11 +6,14 @@
 
 namespace tproxy::bindings {
 
+class Job;
 class Watches;
 
 struct Instance {
   // Makes an Error of what native code tells about a failure: src/errors.ts, set once by setErrorFactory().
   Napi::FunctionReference errorFactory;
+  // What calls are added to at the moment instead of being sent.
+  Job* sequence = nullptr;
   // Empty until something is watched.
   std::shared_ptr<Watches> watches;
 };

@@ -14,6 +14,7 @@
 #include "nftables/batch.h"
 #include "nftables/query.h"
 #include "nftables/watch.h"
+#include "rtnetlink/change.h"
 #include "rtnetlink/watch.h"
 
 namespace tproxy::bindings {
@@ -103,6 +104,19 @@ constexpr std::pair<const char*, nftables::Verb> verbs[] = {
     {"delete", nftables::Verb::erase}, {"flush", nftables::Verb::flush},   {"deleteEmpty", nftables::Verb::eraseEmpty},
 };
 
+// `intervals` of NftElements in src/netlink/types.ts.
+void readIntervals(Napi::Value js, nftables::Elements& to) {
+  if (js.IsUndefined()) return;
+  const auto length = member(js, "keyLength").As<Napi::Number>().Uint32Value();
+  const auto keys = member(js, "keys").As<Napi::Uint8Array>();
+  to.elements.reserve(to.elements.size() + keys.ByteLength() / length);
+  uint32_t flags = 0;
+  for (const uint8_t *key = keys.Data(), *end = key + keys.ByteLength(); key != end; key += length) {
+    to.elements.push_back({.elementFlags = flags, .key = {key, key + length}});
+    flags ^= NFT_SET_ELEM_INTERVAL_END;
+  }
+}
+
 std::vector<nftables::Operation> operationsArgument(Napi::Value js) {
   const auto array = js.As<Napi::Array>();
   std::vector<nftables::Operation> operations;
@@ -114,8 +128,10 @@ std::vector<nftables::Operation> operationsArgument(Napi::Value js) {
     const auto* verb =
         std::find_if(std::begin(verbs), std::end(verbs), [&](const auto& one) { return wanted == one.first; });
     if (verb == std::end(verbs)) throw Napi::TypeError::New(js.Env(), "unknown verb: " + wanted);
-    JsReader::read(member(operation, "object"), operations.emplace_back(nftables::Operation{verb->second}).object,
-                   netlink::described);
+    const Napi::Value object = member(operation, "object");
+    nftables::Object& read = operations.emplace_back(nftables::Operation{verb->second}).object;
+    JsReader::read(object, read, netlink::described);
+    if (auto* elements = std::get_if<nftables::Elements>(&read)) readIntervals(member(object, "intervals"), *elements);
   }
   return operations;
 }
@@ -156,6 +172,23 @@ std::shared_ptr<Session> openSession(const Napi::CallbackInfo& info, int protoco
   return guarded(info.Env(), [&] {
     return std::make_shared<Session>(std::make_shared<Connection>(protocol, netnsArgument(info)));
   });
+}
+
+std::vector<rtnetlink::Change> changesArgument(Napi::Value js) {
+  const auto array = js.As<Napi::Array>();
+  std::vector<rtnetlink::Change> changes(array.Length());
+  for (uint32_t i = 0; i < array.Length(); ++i) {
+    const Napi::HandleScope scope(js.Env());
+    const Napi::Value change = array[i];
+    changes[i].verb = verbArgument(member(change, "verb"));
+    const std::string kind = member(change, "kind").As<Napi::String>();
+    const Napi::Value object = member(change, kind.c_str());
+    if (kind == "rule")
+      changes[i].object = JsReader::object<rtnetlink::Rule>(object);
+    else
+      changes[i].object = JsReader::object<rtnetlink::Route>(object);
+  }
+  return changes;
 }
 
 // ---- notifications ------------------------------------------------------------------------------
@@ -241,6 +274,8 @@ class RouteSocket : public Napi::ObjectWrap<RouteSocket> {
   static Napi::Function define(Napi::Env env) {
     return DefineClass(env, "RouteSocket",
                        {
+                           InstanceMethod<&RouteSocket::commit<When::later>>("commit"),
+                           InstanceMethod<&RouteSocket::commit<When::now>>("commitSync"),
                            InstanceMethod<&RouteSocket::ruleAdd>("ruleAdd"),
                            InstanceMethod<&RouteSocket::ruleDelete<When::later>>("ruleDelete"),
                            InstanceMethod<&RouteSocket::ruleDelete<When::now>>("ruleDeleteSync"),
@@ -273,6 +308,11 @@ class RouteSocket : public Napi::ObjectWrap<RouteSocket> {
     return guarded(info.Env(), [&] { return JsReader::object<T>(info[0]); });
   }
 
+  template <When when>
+  Napi::Value commit(const Napi::CallbackInfo& info) {
+    auto changes = guarded(info.Env(), [&] { return changesArgument(info[0]); });
+    return transact<when>(info, [changes = std::move(changes)](Connection& c) { rtnetlink::change(c, changes); });
+  }
   Napi::Value ruleAdd(const Napi::CallbackInfo& info) {
     return transact(info, [rule = argument<rtnetlink::Rule>(info)](Connection& c) { addRule(c, rule); });
   }
@@ -345,7 +385,7 @@ class RouteSocket : public Napi::ObjectWrap<RouteSocket> {
             info.Env(), [&](netlink::Watcher& watcher) { return rtnetlink::watch(watcher, netns_, table); },
             routeChange, info[1].As<Napi::Function>());
   }
-  void close(const Napi::CallbackInfo&) { session_->close(); }
+  Napi::Value close(const Napi::CallbackInfo& info) { return session_->close(info.Env()); }
 
   std::shared_ptr<Session> session_;
   std::string netns_;
@@ -380,11 +420,10 @@ class NftablesSocket : public Napi::ObjectWrap<NftablesSocket> {
   template <When when>
   Napi::Value commit(const Napi::CallbackInfo& info) {
     const auto options = batchOptions(info[1]);
-    auto batch = guarded(info.Env(), [&] { return nftables::encodeBatch(operationsArgument(info[0]), options); });
-    return session_->transact<when>(info.Env(),
-                                    [batch = std::move(batch), dryRun = options.dryRun](Connection& c) mutable {
-                                      c.commit(dryRun ? "check batch" : "commit batch", std::move(batch));
-                                    });
+    auto operations = guarded(info.Env(), [&] { return operationsArgument(info[0]); });
+    return session_->transact<when>(info.Env(), [operations = std::move(operations), options](Connection& c) mutable {
+      c.commit(options.dryRun ? "check batch" : "commit batch", nftables::encodeBatch(std::move(operations), options));
+    });
   }
 
   Napi::Value generation(const Napi::CallbackInfo& info) {
@@ -418,7 +457,7 @@ class NftablesSocket : public Napi::ObjectWrap<NftablesSocket> {
             NftChanges(), info[1].As<Napi::Function>());
   }
 
-  void close(const Napi::CallbackInfo&) { session_->close(); }
+  Napi::Value close(const Napi::CallbackInfo& info) { return session_->close(info.Env()); }
 
   std::shared_ptr<Session> session_;
   std::string netns_;
@@ -426,6 +465,31 @@ class NftablesSocket : public Napi::ObjectWrap<NftablesSocket> {
 };
 
 // ---- bytes ----------------------------------------------------------------------------------------------------------
+
+// Calls made while the function runs are one job. It gives an array of their promises; where that is another number
+// than there are calls, some were refused before they came here, and the others are not made either.
+Napi::Value sequence(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  auto* instance = env.GetInstanceData<Instance>();
+  if (instance->sequence != nullptr) throw Napi::Error::New(env, "a sequence inside a sequence");
+  const auto job = std::make_shared<Job>(env);
+  instance->sequence = job.get();
+  Napi::Value promises;
+  try {
+    promises = info[0].As<Napi::Function>().Call({});
+  } catch (...) {
+    instance->sequence = nullptr;
+    job->discard();
+    throw;
+  }
+  instance->sequence = nullptr;
+  if (job->size() == 0) return promises;
+  if (promises.As<Napi::Array>().Length() == job->size())
+    job->submit();
+  else
+    job->discard();
+  return promises;
+}
 
 Napi::Value toBuffer(Napi::Env env, const netlink::Bytes& bytes) {
   return Napi::Value(env, Napi::Buffer<uint8_t>::Copy(env, bytes.data(), bytes.size()));
@@ -475,6 +539,7 @@ Napi::Value decodeNftables(const Napi::CallbackInfo& info) {
 void defineNetlink(Napi::Env env, Napi::Object exports) {
   exports["RouteSocket"] = RouteSocket::define(env);
   exports["NftablesSocket"] = NftablesSocket::define(env);
+  exports["sequence"] = Napi::Function::New<sequence>(env);
   exports["encodeRule"] = Napi::Function::New<encodeRule>(env);
   exports["encodeRoute"] = Napi::Function::New<encodeRoute>(env);
   exports["encodeBatch"] = Napi::Function::New<encodeBatch>(env);

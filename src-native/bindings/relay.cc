@@ -30,14 +30,17 @@ std::vector<std::byte> bytes(const Napi::Object& options, const char* name) {
 }
 
 relay::Engine engine(const Napi::Object& options) {
-  return optionalString(options, "engine") == "copy" ? relay::Engine::copy : relay::Engine::splice;
+  const std::string name = optionalString(options, "engine");
+  if (name == "copy") return relay::Engine::copy;
+  return name == "uring-splice" ? relay::Engine::ringSplice : relay::Engine::splice;
 }
 
 relay::Limits limits(const Napi::Object& options) {
   const std::int64_t idle = optionalNumber(options, "idleTimeoutMs").value_or(0);
   return {.idle = idle,
           .halfClose = optionalNumber(options, "halfCloseTimeoutMs").value_or(idle),
-          .keepAlive = optionalNumber(options, "keepAliveMs").value_or(0)};
+          .keepAlive = optionalNumber(options, "keepAliveMs").value_or(0),
+          .userTimeout = optionalNumber(options, "userTimeoutMs").value_or(0)};
 }
 
 relay::Upstream upstream(const Napi::Object& options) {
@@ -195,7 +198,8 @@ class RelayThread : public Napi::ObjectWrap<RelayThread> {
   }
 
   Napi::Value stopAccepting(const Napi::CallbackInfo& info) {
-    thread_.post(relay::StopAcceptingCommand{idOf(info[0])});
+    const std::int64_t drain = info[1].IsUndefined() ? 0 : info[1].As<Napi::Number>().Int64Value();
+    thread_.post(relay::StopAcceptingCommand{idOf(info[0]), drain});
     return info.Env().Undefined();
   }
 

@@ -2,6 +2,7 @@
 #pragma once
 #include <napi.h>
 
+#include <algorithm>
 #include <deque>
 #include <exception>
 #include <memory>
@@ -9,7 +10,9 @@
 #include <type_traits>
 #include <utility>
 #include <variant>
+#include <vector>
 
+#include "bindings/instance.h"
 #include "bindings/js.h"
 #include "netlink/connection.h"
 
@@ -30,52 +33,105 @@ auto guarded(Napi::Env env, F f) {
   }
 }
 
-// A connection and the transactions that wait for it, which run in the order in which JavaScript asked for them. All of
-// it is touched by JavaScript's thread only, but for Task::Execute.
+class Session;
+
+// One transaction and its promise.
+class AnyTask {
+ public:
+  virtual ~AnyTask() = default;
+  virtual void start() = 0;                              // on JavaScript's thread
+  virtual std::exception_ptr run() noexcept = 0;         // why it failed, if it did
+  virtual void skip(const std::exception_ptr& why) = 0;  // instead of run()
+  virtual void settle(Napi::Env env) = 0;                // on JavaScript's thread
+};
+
+// Transactions that go to the pool together, one after the other; those behind one that
+// fails are not run, and fail with it. A round trip to the pool costs more than most transactions.
+class Job final : public Napi::AsyncWorker, public std::enable_shared_from_this<Job> {
+ public:
+  explicit Job(Napi::Env env) : Napi::AsyncWorker(env, "netlink") { SuppressDestruct(); }
+
+  void add(const std::shared_ptr<Session>& session, std::unique_ptr<AnyTask> task);
+  size_t size() const { return tasks_.size(); }
+  // When all sessions that it is for have done what they were asked before.
+  void submit();
+  void startIfReady();
+  // Instead of submit(): its promises are rejected.
+  void discard();
+
+ protected:
+  void Execute() override;
+  void OnWorkComplete(Napi::Env env, napi_status status) override;
+
+ private:
+  void settle(Napi::Env env);
+
+  std::vector<std::unique_ptr<AnyTask>> tasks_;
+  std::vector<std::shared_ptr<Session>> sessions_;
+  std::shared_ptr<Job> self_;  // while it runs
+  bool discarded_ = false;
+};
+
+// A connection and the jobs that wait for it, which run in the order in which JavaScript asked for them. All of it is
+// touched by JavaScript's thread only, but for AnyTask::run.
 class Session : public std::enable_shared_from_this<Session> {
  public:
   enum class When { later, now };
 
   explicit Session(std::shared_ptr<netlink::Connection> connection) : connection_(std::move(connection)) {}
 
-  // `work` takes the connection and gives nothing, or a struct or a vector of structs that JsWriter knows.
+  // `work` takes the connection, or nothing where it has to do without. It gives nothing, or a struct or a vector of
+  // structs that JsWriter knows.
   template <When when, class Work>
   Napi::Value transact(Napi::Env env, Work work) {
     if constexpr (when == When::now) {
       // One that runs on the pool this moment is waited for; those that wait behind it come later.
-      return guarded(env, [&] { return toResult(env, resultOf(work, *open())); });
+      return guarded(env, [&] { return toResult(env, resultOf(work, open().get())); });
     } else {
       auto task = std::make_unique<Task<Work>>(env, shared_from_this(), std::move(work));
       const Napi::Promise promise = task->promise();
-      waiting_.push_back(std::move(task));
-      next();
+      if (Job* sequence = env.GetInstanceData<Instance>()->sequence) {
+        sequence->add(shared_from_this(), std::move(task));
+      } else {
+        const auto job = std::make_shared<Job>(env);
+        job->add(shared_from_this(), std::move(task));
+        job->submit();
+      }
       return promise;
     }
   }
 
-  // A transaction that runs is finished first; those that wait fail.
-  void close() { connection_.reset(); }
+  // A transaction that runs is finished first; those that wait fail. On the pool, since the kernel may have a lot to do
+  // for it: the promise is kept when it is done.
+  Napi::Value close(Napi::Env env) {
+    return transact<When::later>(env, [last = std::exchange(connection_, nullptr)]() mutable { last.reset(); });
+  }
   const std::shared_ptr<netlink::Connection>& open() const {
     if (!connection_) throw netlink::Error("use a closed socket", {.errnum = EBADF, .request = "none"});
     return connection_;
   }
 
  private:
-  class AnyTask : public Napi::AsyncWorker {
-   public:
-    using Napi::AsyncWorker::AsyncWorker;
-    virtual void start() = 0;
-  };
+  friend class Job;
   template <class Work>
   class Task;
 
   template <class Work>
-  static auto resultOf(Work& work, netlink::Connection& connection) {
-    if constexpr (std::is_void_v<decltype(work(connection))>) {
-      work(connection);
+  static auto callWork(Work& work, netlink::Connection* connection) {
+    if constexpr (std::is_invocable_v<Work&>) {
+      return work();
+    } else {
+      if (!connection) throw netlink::Error("use a closed socket", {.errnum = EBADF, .request = "none"});
+      return work(*connection);
+    }
+  }
+  template <class Work>
+  static auto resultOf(Work& work, netlink::Connection* connection) {
+    if constexpr (std::is_void_v<decltype(callWork(work, connection))>) {
+      callWork(work, connection);
       return std::monostate();
     } else {
-      return work(connection);
+      return callWork(work, connection);
     }
   }
   static Napi::Value toResult(Napi::Env env, std::monostate) { return env.Undefined(); }
@@ -88,56 +144,41 @@ class Session : public std::enable_shared_from_this<Session> {
     return JsWriter::write(env, results, netlink::list({}, netlink::described));
   }
 
-  void next() {
-    if (running_ || waiting_.empty()) return;
-    running_ = true;
-    auto task = std::move(waiting_.front());
-    waiting_.pop_front();
-    task.release()->start();  // deletes itself when it is done
-  }
-
   std::shared_ptr<netlink::Connection> connection_;
-  std::deque<std::unique_ptr<AnyTask>> waiting_;
-  bool running_ = false;
+  std::deque<std::shared_ptr<Job>> jobs_;  // the first may be running
 };
 
 template <class Work>
-class Session::Task final : public Session::AnyTask {
+class Session::Task final : public AnyTask {
  public:
   Task(Napi::Env env, std::shared_ptr<Session> session, Work work)
-      : AnyTask(env, "netlink"), deferred_(env), session_(std::move(session)), work_(std::move(work)) {}
+      : deferred_(env), session_(std::move(session)), work_(std::move(work)) {}
 
   Napi::Promise promise() const { return deferred_.Promise(); }
 
-  void start() override {
-    connection_ = session_->connection_;
-    Queue();
-  }
+  void start() override { connection_ = session_->connection_; }
 
- protected:
-  void Execute() override {
+  std::exception_ptr run() noexcept override {
     try {
-      if (!connection_) throw netlink::Error("use a closed socket", {.errnum = EBADF, .request = "none"});
-      result_.emplace(resultOf(work_, *connection_));
+      result_.emplace(resultOf(work_, connection_.get()));
     } catch (...) {
       exception_ = std::current_exception();
     }
     connection_.reset();  // if it was closed meanwhile, this is where the socket goes
+    return exception_;
   }
 
-  void OnWorkComplete(Napi::Env env, napi_status) override {
-    const std::unique_ptr<Task> self(this);
-    session_->running_ = false;
-    try {
-      const Napi::HandleScope scope(env);
-      if (exception_)
-        deferred_.Reject(jsError(env, exception_).Value());
-      else
-        deferred_.Resolve(toResult(env, *result_));
-    } catch (const Napi::Error&) {
-      session_->waiting_.clear();  // the environment is being torn down: nobody is left to tell
-    }
-    session_->next();
+  void skip(const std::exception_ptr& why) override {
+    exception_ = why;
+    connection_.reset();
+  }
+
+  void settle(Napi::Env env) override {
+    const Napi::HandleScope scope(env);
+    if (exception_)
+      deferred_.Reject(jsError(env, exception_).Value());
+    else
+      deferred_.Resolve(toResult(env, *result_));
   }
 
  private:
@@ -145,7 +186,7 @@ class Session::Task final : public Session::AnyTask {
   std::shared_ptr<Session> session_;
   std::shared_ptr<netlink::Connection> connection_;
   Work work_;
-  std::optional<decltype(resultOf(std::declval<Work&>(), std::declval<netlink::Connection&>()))> result_;
+  std::optional<decltype(resultOf(std::declval<Work&>(), std::declval<netlink::Connection*>()))> result_;
   std::exception_ptr exception_;
 };
 

@@ -201,6 +201,49 @@ void Connection::execute(const std::string& operation, Message request) {
   get(operation, std::move(request));
 }
 
+void Connection::executeAll(const std::string& operation, std::vector<Message> requests) {
+  if (requests.empty()) return;
+  const std::lock_guard lock(transaction_);
+  const uint32_t first = sequence_ + 1;
+  Bytes bytes;
+  for (Message& request : requests) {
+    request.header().nlmsg_flags |= NLM_F_ACK;
+    request.header().nlmsg_seq = nextSequence();
+    bytes.insert(bytes.end(), request.bytes().begin(), request.bytes().end());
+  }
+  send(operation, requests.front().request(), bytes);
+  std::vector<Error::Indexed> errors;
+  size_t answered = 0;
+  try {
+    while (answered < requests.size()) {
+      const Bytes datagram = receive(operation, requests[answered]);
+      for (ByteView rest = datagram; !rest.empty();) {
+        const Received message = readMessage(rest);
+        // In the order of the requests.
+        const uint32_t index = message.header.nlmsg_seq - first;
+        if (message.header.nlmsg_type != NLMSG_ERROR || index < answered || index >= requests.size()) continue;
+        if (index > answered) fail(operation, ENOBUFS, requests[answered].request());
+        if (const auto refusal = readError(message, requests[index])) errors.push_back({index, *refusal});
+        ++answered;
+      }
+    }
+  } catch (const Error& error) {  // an answer was lost: what became of these nobody knows
+    drain();
+    for (; answered < requests.size(); ++answered) {
+      Refusal unknown = error.refusal;
+      unknown.request = requests[answered].request();
+      errors.push_back({answered, unknown});
+    }
+  } catch (const Malformed&) {
+    drain();
+    throw;
+  }
+  if (!errors.empty()) {
+    const Refusal refusal = errors.front().refusal;
+    throw Error(operation, refusal, std::move(errors));
+  }
+}
+
 Bytes Connection::get(const std::string& operation, Message request) {
   const std::lock_guard lock(transaction_);
   request.header().nlmsg_seq = nextSequence();

@@ -30,6 +30,9 @@ class Connection {
 
   // Sends a request and waits until the kernel says that it is done.
   void execute(const std::string& operation, Message request);
+  // Sends requests in one piece and waits until the kernel says that it is done with all of them. It works them off one
+  // by one, and goes on behind one that fails: the error names each of those by its index.
+  void executeAll(const std::string& operation, std::vector<Message> requests);
   // Sends a request that is answered with one message.
   Bytes get(const std::string& operation, Message request);
   // Sends a request that is answered with any number of messages. If what is listed changes meanwhile the dump is

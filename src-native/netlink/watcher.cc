@@ -22,6 +22,7 @@ namespace {
 constexpr size_t mostBytes = 4 << 20;
 // The kernel puts at most a page's worth into one notification, or one message that is larger.
 constexpr size_t datagramSize = 64 << 10;
+constexpr int idleMs = 500;                  // without a watch
 constexpr uint32_t mostProcesses = 4 << 20;  // PID_MAX_LIMIT
 
 [[noreturn]] void fail(const char* request) { throw Error("watch", {.errnum = errno, .request = request}); }
@@ -50,25 +51,29 @@ Watcher::Id Watcher::watch(int protocol, const std::string& netns, const std::ve
   for (const int group : groups)
     if (::setsockopt(added->fd.get(), SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, &group, sizeof group) != 0)
       fail("NETLINK_ADD_MEMBERSHIP");
-  start();
-  const std::lock_guard lock(mutex_);
-  const Id id = ++last_;
-  watches_.emplace(id, std::move(added));
+  Id id;
+  {
+    const std::lock_guard lock(mutex_);
+    id = ++last_;
+    watches_.emplace(id, std::move(added));
+  }
+  try {
+    start();
+  } catch (...) {
+    const std::lock_guard lock(mutex_);
+    watches_.erase(id);
+    throw;
+  }
   eventfd_write(wake_.get(), 1);
   return id;
 }
 
 void Watcher::unwatch(Id id) {
-  bool last;
   {
     const std::lock_guard lock(mutex_);
     watches_.erase(id);
-    last = watches_.empty();
   }
-  if (last)
-    stop();
-  else
-    eventfd_write(wake_.get(), 1);
+  eventfd_write(wake_.get(), 1);
 }
 
 std::vector<Watcher::Notification> Watcher::take() {
@@ -78,10 +83,14 @@ std::vector<Watcher::Notification> Watcher::take() {
 }
 
 void Watcher::start() {
-  if (thread_.joinable()) return;
+  if (thread_.joinable()) {
+    const std::lock_guard lock(mutex_);
+    if (!ended_) return;
+  }
+  if (thread_.joinable()) thread_.join();
   wake_.reset(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!wake_) fail("eventfd");
-  stopping_ = false;
+  stopping_ = ended_ = false;
   // A thread inherits the signal mask: signals are for the threads of Node.
   sigset_t all;
   sigset_t before;
@@ -120,7 +129,14 @@ void Watcher::main() {
     std::vector<pollfd> descriptors{{.fd = wake_.get(), .events = POLLIN, .revents = 0}};
     for (const auto& [id, watch] : watches)
       descriptors.push_back({.fd = watch->fd.get(), .events = POLLIN, .revents = 0});
-    if (::poll(descriptors.data(), descriptors.size(), -1) < 0) continue;
+    const int ready = ::poll(descriptors.data(), descriptors.size(), watches.empty() ? idleMs : -1);
+    if (ready < 0) continue;
+    if (ready == 0) {
+      const std::lock_guard lock(mutex_);
+      if (!watches_.empty()) continue;
+      ended_ = true;
+      return;
+    }
     eventfd_t value;
     if (descriptors.front().revents) eventfd_read(wake_.get(), &value);
     auto descriptor = descriptors.begin();

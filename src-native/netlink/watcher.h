@@ -34,7 +34,7 @@ class Watcher {
   // Joins groups (RTNLGRP_..., NFNLGRP_...) of NETLINK_ROUTE or NETLINK_NETFILTER in a namespace; an empty `netns` is
   // the calling thread's own. What happens after this call is told. Throws netlink::Error, socket::Error.
   Id watch(int protocol, const std::string& netns, const std::vector<int>& groups, Wanted wanted);
-  // The last one ends the thread.
+  // The thread ends a while after the last one: to start another takes longer than one may think.
   void unwatch(Id id);
   std::vector<Notification> take();
   void stop();
@@ -54,7 +54,7 @@ class Watcher {
   std::thread thread_;
   UniqueFd wake_;
   std::mutex mutex_;  // guards what follows
-  bool stopping_ = false;
+  bool stopping_ = false, ended_ = false;
   Id last_ = 0;
   std::map<Id, std::shared_ptr<Watch>> watches_;
   std::vector<Notification> notifications_;

@@ -20,6 +20,7 @@ void Side::latch(const Ready& ready) {
   ended |= (ready.ended && !ready.failed) || (ready.atEnd && error == 0);
   atEnd |= ready.atEnd;
   over |= atEnd;
+  connecting &= ready.failed || !(ready.writable || ready.received || ready.atEnd);
   if (ready.error && error == 0) error = ready.error;
   watch.armed &= static_cast<std::uint8_t>(~ready.disarmed);
   watch.hungUp |= ready.failed || ready.error != 0;
@@ -36,15 +37,11 @@ void Connection::start(Engine engine, std::vector<std::byte> clientPreface, std:
 }
 
 Connection::State Connection::run(Workspace& workspace) {
-  const State up = move(client, server, fromClient_, workspace);
-  const State down = move(server, client, fromServer_, workspace);
+  const State up = move(client, server, fromClient_, fromServer_, workspace);
+  const State down = move(server, client, fromServer_, fromClient_, workspace);
   countPipes();
   keep();
-  if (fromClient_.done && fromServer_.done) {
-    client.fd.reset();
-    server.fd.reset();
-    return State::ended;
-  }
+  if (fromClient_.done && fromServer_.done) return State::ended;
   if (up == State::runnable || down == State::runnable) return State::runnable;
   // Reading has told most errors by now, behind the last bytes. What is left belongs to a side that is not read at
   // present.
@@ -60,25 +57,23 @@ Connection::State Connection::run(Workspace& workspace) {
   return over ? State::ended : State::blocked;
 }
 
-Connection::State Connection::move(Side& from, Side& to, Direction& way, Workspace& workspace) {
+Connection::State Connection::move(Side& from, Side& to, Direction& way, const Direction& back, Workspace& workspace) {
   std::size_t budget = workspace.bytesPerTurn();
   while (!way.done && to.error == 0) {
     if (!way.mover.empty()) {
-      if (!to.writable) return State::blocked;
-      const Moved given = way.mover.give(to.fd.get(), from.atEnd, workspace);
-      if (given.error == EAGAIN) {
-        to.writable = false;
-      } else if (given.error) {
-        to.error = given.error;
-      } else {
-        way.bytes += given.bytes;
-        counters.add(way.counter, given.bytes);
-        counters.add(given.spliced ? Counter::spliced : Counter::copied, given.bytes);
-      }
+      if (!to.writable || way.mover.busy()) return State::blocked;
+      // Nothing holds the first message back.
+      if (way.bytes > 0 && !std::exchange(to.noDelay, true)) socket::setNoDelay(to.fd.get());
+      if (!from.atEnd && way.mover.giveToPoller(to.fd.get(), to.watch, workspace)) return State::blocked;
+      noteGiven(to, way, way.mover.give(to.fd.get(), from.atEnd, workspace));
       continue;
     }
-    if (way.end) {  // only ever with nothing left to give: FIN must not overtake bytes
-      shutdown(to.fd.get(), SHUT_WR);
+    if (way.end) {          // only ever with nothing left to give: FIN must not overtake bytes
+      if (to.connecting) {  // shutdown would end that
+        to.writable = false;
+        return State::blocked;
+      }
+      if (!back.done) shutdown(to.fd.get(), SHUT_WR);  // else closing says it
       way.done = true;
       return State::blocked;
     }
@@ -91,36 +86,75 @@ Connection::State Connection::move(Side& from, Side& to, Direction& way, Workspa
     if (from.watch.receiving() || !from.readable || !to.writable) return State::blocked;
     if (budget == 0) return State::runnable;
 
-    Moved taken = way.mover.take(from.fd.get(), workspace);
-    // splice stops before an urgent byte: it then says EAGAIN, or end of stream, with bytes still to read. One recv
-    // steps over.
-    if (taken.bytes == 0) {
-      int unread = 0;
-      const bool stopped = taken.error == EAGAIN
-                               ? std::exchange(from.urgent, false)
-                               : taken.end() && ioctl(from.fd.get(), FIONREAD, &unread) == 0 && unread > 0;
-      if (stopped) taken = way.mover.takeCopying(from.fd.get(), workspace);
-    }
-    if (taken.error == EAGAIN) {
-      from.readable = false;
-    } else if (taken.error) {
-      from.error = taken.error;
-      return State::blocked;
-    } else if (taken.end()) {
-      if (!from.complete()) return State::blocked;
-      way.end = true;
-    } else {
-      budget -= std::min(budget, taken.bytes);
-      if (taken.drained && !from.over && !from.urgent) from.readable = false;
-    }
+    if (way.mover.takeByPoller(from.fd.get(), from.watch, workspace)) return State::blocked;
+    const Moved taken = way.mover.take(from.fd.get(), workspace);
+    budget -= std::min(budget, taken.bytes);
+    noteTaken(from, way, taken, workspace);
+    if (from.error) return State::blocked;
+    if (taken.end() && !way.end && way.mover.empty()) return State::blocked;
   }
   return State::blocked;
+}
+
+void Connection::noteTaken(Side& from, Direction& way, Moved taken, Workspace& workspace) {
+  // splice stops before an urgent byte: it then says EAGAIN, or end of stream, with bytes still to read. One recv
+  // steps over.
+  if (taken.bytes == 0) {
+    int unread = 0;
+    const bool stopped = taken.error == EAGAIN
+                             ? std::exchange(from.urgent, false)
+                             : taken.end() && ioctl(from.fd.get(), FIONREAD, &unread) == 0 && unread > 0;
+    if (stopped) taken = way.mover.takeCopying(from.fd.get(), workspace);
+  }
+  if (taken.error == EAGAIN)
+    from.readable = false;
+  else if (taken.error)
+    from.error = taken.error;
+  else if (taken.end())
+    way.end = from.complete();
+  else if (taken.drained && !from.over && !from.urgent)
+    from.readable = false;
+}
+
+void Connection::taken(Side& from, int result, Workspace& workspace) {
+  Direction& way = directionFrom(from);
+  const Moved taken = way.mover.taken(result, workspace);
+  if (taken.error != EINTR) noteTaken(from, way, taken, workspace);
+  way.mover.keep();
+}
+
+void Connection::noteGiven(Side& to, Direction& way, const Moved& given) {
+  if (given.error == EINTR) return;
+  if (given.error == EAGAIN) {
+    to.writable = false;
+    if (!to.connecting) way.mover.slowDown();
+  } else if (given.error) {
+    to.error = given.error;
+  } else {
+    to.connecting = false;
+    way.bytes += given.bytes;
+    counters.add(way.counter, given.bytes);
+    counters.add(given.spliced ? Counter::spliced : Counter::copied, given.bytes);
+  }
+}
+
+void Connection::sent(Side& to, int result, Workspace& workspace) {
+  Direction& way = directionTo(to);
+  const Moved given = result < 0 ? Moved{.error = -result} : Moved{.bytes = static_cast<std::size_t>(result)};
+  way.mover.sent(given.bytes, workspace);
+  noteGiven(to, way, given);
+}
+
+void Connection::spliced(Side& to, int result, Workspace& workspace) {
+  Direction& way = directionTo(to);
+  noteGiven(to, way, way.mover.spliced(result, workspace));
 }
 
 Wanted Connection::wanted(const Side& side) const {
   const Direction& in = &side == &client ? fromClient_ : fromServer_;
   const Direction& out = &side == &client ? fromServer_ : fromClient_;
-  Wanted wanted{.output = !side.writable && !out.mover.empty(), .ended = side.over};
+  const bool hasMore = !out.mover.empty() || (out.end && !out.done);
+  Wanted wanted{.output = (!side.writable && hasMore) || (side.connecting && awaitsConnect), .ended = side.over};
   if (in.end || side.atEnd || side.error) return wanted;
   if (!in.mover.streaming())
     wanted.input = Wanted::Input::receive;
@@ -137,17 +171,22 @@ bool Connection::settle(Side& side, Side& other, const Direction& fromSide, Work
   // It said all it had to say and was reset for not listening any more, as happens to who closes early. The other side
   // must still get those bytes; what it says itself then meets RST, as it would without us.
   if (!fromSide.done) return false;
+  drop(workspace);
   closeGently(other.fd);
   abort(workspace);
   return true;
 }
 
-void Connection::abort(Workspace& workspace) {
+void Connection::drop(Workspace& workspace) {
   fromClient_.mover.drop(workspace);
   fromServer_.mover.drop(workspace);
   countPipes();
-  reset(client.fd);
-  reset(server.fd);
+}
+
+void Connection::abort(Workspace& workspace) {
+  drop(workspace);
+  for (const Side* side : {&client, &server})
+    if (side->fd) socket::setResetOnClose(side->fd.get());
 }
 
 // Once a turn: within one, pipes come and go.
@@ -155,11 +194,6 @@ void Connection::countPipes() {
   const unsigned held = (fromClient_.mover.holdsPipe() ? 1u : 0u) + (fromServer_.mover.holdsPipe() ? 1u : 0u);
   if (held != pipes_) counters.add(Counter::pipes, std::uint64_t{held} - pipes_);
   pipes_ = held;
-}
-
-void reset(UniqueFd& fd) {
-  if (fd) socket::setResetOnClose(fd.get());
-  fd.reset();
 }
 
 void closeGently(UniqueFd& fd) {

@@ -24,6 +24,8 @@ struct Side {
   bool over = false;     // an end or an error is waiting behind the bytes: nothing more will be told, read on to it
   bool ended = false;    // FIN came, seen before any error: what was sent is complete
   bool atEnd = false;    // the poller has read to the end of stream: nothing is left but what the mover has
+  bool connecting = false;
+  bool noDelay = false;  // small messages leave at once, also those that follow another
   int error = 0;         // the connection to this side is gone
 
   void latch(const Ready& ready);
@@ -41,11 +43,19 @@ class Connection {
   Side client;
   Side server;
   Counters counters;
+  bool awaitsConnect = false;  // to know when the server is there, also while there is nothing to send to it
 
   // To be called once both sides are connected.
   void start(Engine engine, std::vector<std::byte> clientPreface, std::vector<std::byte> serverPreface);
   // What the poller has read from a side.
-  void receive(const Side& from, Received received) { directionFrom(from).mover.receive(std::move(received)); }
+  void receive(const Side& from, Received received, Workspace& workspace) {
+    directionFrom(from).mover.receive(std::move(received), workspace);
+  }
+  // What the poller has sent to a side: bytes, or a negative errno.
+  void sent(Side& to, int result, Workspace& workspace);
+  void spliced(Side& to, int result, Workspace& workspace);
+  // What it has taken of a side.
+  void taken(Side& from, int result, Workspace& workspace);
   // Moves bytes until it blocks, or until its turn is over (`runnable`).
   State run(Workspace& workspace);
   // What it waits for then, of a side; the client's may be read before the server is there.
@@ -56,7 +66,7 @@ class Connection {
     fromServer_.mover.keep();
   }
 
-  // Both sides hear RST, or what is left of them.
+  // When the descriptors are closed, both sides hear RST, or what is left of them.
   void abort(Workspace& workspace);
   // Once run() said `ended`: 0, or the error that ended it.
   int error() const { return client.error ? client.error : server.error; }
@@ -77,7 +87,12 @@ class Connection {
 
   void countPipes();
   Direction& directionFrom(const Side& side) { return &side == &client ? fromClient_ : fromServer_; }
-  State move(Side& from, Side& to, Direction& way, Workspace& workspace);
+  // `back` is the other direction.
+  State move(Side& from, Side& to, Direction& way, const Direction& back, Workspace& workspace);
+  Direction& directionTo(const Side& side) { return &side == &client ? fromServer_ : fromClient_; }
+  void noteTaken(Side& from, Direction& way, Moved taken, Workspace& workspace);
+  void noteGiven(Side& to, Direction& way, const Moved& given);
+  void drop(Workspace& workspace);
   // After an error of `side`: whether nothing is left to do.
   bool settle(Side& side, Side& other, const Direction& fromSide, Workspace& workspace);
 
@@ -86,8 +101,6 @@ class Connection {
   unsigned pipes_ = 0;  // as counted
 };
 
-// Closes so that the peer hears RST.
-void reset(UniqueFd& fd);
 // Closes so that the peer gets all that was sent and then FIN. (Input that nobody read would make it RST.)
 void closeGently(UniqueFd& fd);
 

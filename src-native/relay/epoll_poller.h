@@ -17,7 +17,7 @@ class EpollPoller : public Poller {
   void add(int fd, Watch& watch) override;
   void want(int, Watch&, const Wanted&) override {}
   void remove(int fd, Watch& watch) override;
-  void forget(Watch&) override {}  // closing takes it out
+  void close(UniqueFd, Watch&) override {}  // which takes it out as well
   std::span<Ready> wait(int timeoutMs) override;
 
  private:

@@ -32,15 +32,22 @@ UniqueFd openReserve() { return UniqueFd(open("/dev/null", O_RDONLY | O_CLOEXEC)
 
 bool outOfDescriptors(int error) { return error == EMFILE || error == ENFILE; }
 
-// Small messages must leave at once, and an urgent byte must stay in its place in the stream. Sockets that are not TCP
-// have neither, and need neither.
-void prepare(int fd, const Limits& limits) {
+// Sockets that are not TCP have none of this.
+void setLimits(int fd, const Limits& limits) {
   try {
-    socket::setNoDelay(fd);
-    socket::setUrgentInline(fd);
     if (limits.keepAlive > 0) socket::setKeepAlive(fd, limits.keepAlive);
+    if (limits.userTimeout > 0) socket::setUserTimeout(fd, limits.userTimeout);
   } catch (const socket::Error&) {
   }
+}
+
+// For what was not opened here: an urgent byte must stay in its place in the stream.
+void prepare(int fd, const Limits& limits) {
+  try {
+    socket::setUrgentInline(fd);
+  } catch (const socket::Error&) {
+  }
+  setLimits(fd, limits);
 }
 
 Endpoint describe(const socket::Address& address, int fd) {
@@ -70,14 +77,18 @@ void sendProxyHeader(const UniqueFd& fd, const std::string& header) {
 
 }  // namespace
 
-Loop::Loop(Poller& poller, std::atomic<Id>& ids) : poller_(poller), ids_(ids), reserve_(openReserve()) {}
+Loop::Loop(Poller& poller, std::atomic<Id>& ids)
+    : poller_(poller), ids_(ids), workspace_{.poller = poller}, reserve_(openReserve()) {}
 
 Loop::~Loop() {
   for (auto& [id, task] : tasks_) {
-    task->connection.abort(workspace_);
-    poller_.forget(task->connection.client.watch);
-    poller_.forget(task->connection.server.watch);
+    task.connection.abort(workspace_);
+    close(task.connection);
   }
+}
+
+void Loop::close(Connection& connection) {
+  for (Side* side : {&connection.client, &connection.server}) poller_.close(std::move(side->fd), side->watch);
 }
 
 // ---- turns ----------------------------------------------------------------------------------------------------------
@@ -108,12 +119,17 @@ void Loop::hear(Ready& ready) {
   }
   const auto found = tasks_.find(id);
   if (found == tasks_.end()) return;
-  Connection& connection = found->second->connection;
+  Connection& connection = found->second.connection;
   Side& side = part == Part::client ? connection.client : connection.server;
   if (side.watch.token != ready.token) return;
-  if (ready.received && !ready.received->bytes().empty()) connection.receive(side, std::move(*ready.received));
+  if (ready.received && !ready.received->bytes().empty())
+    connection.receive(side, std::move(*ready.received), workspace_);
+  if (ready.sent || ready.spliced) found->second.lastActive = now_;
+  if (ready.sent) connection.sent(side, *ready.sent, workspace_);
+  if (ready.spliced) connection.spliced(side, *ready.spliced, workspace_);
+  if (ready.taken) connection.taken(side, *ready.taken, workspace_);
   side.latch(ready);
-  queue(*found->second);
+  queue(found->second);
 }
 
 // What everything that had its turn waits for now.
@@ -121,13 +137,13 @@ void Loop::tellPoller() {
   for (const Id id : touched_) {
     if (const auto listener = listeners_.find(id); listener != listeners_.end()) {
       Listener& one = listener->second;
-      if (one.options.fd && !one.retry && !one.acceptable)
+      if (one.options.fd && !one.timer && !one.acceptable)
         poller_.want(one.options.fd.get(), one.watch, {.input = Wanted::Input::poll});
       continue;
     }
     const auto found = tasks_.find(id);
     if (found == tasks_.end()) continue;
-    Task& task = *found->second;
+    Task& task = found->second;
     task.touched = false;
     const Connection& connection = task.connection;
     for (Side* side : {&task.connection.client, &task.connection.server}) {
@@ -167,7 +183,7 @@ void Loop::run() {
   std::swap(running_, queue_);
   for (const Id id : running_) {
     if (const auto task = tasks_.find(id); task != tasks_.end())
-      run(*task->second);
+      run(task->second);
     else if (const auto listener = listeners_.find(id); listener != listeners_.end())
       run(listener->second);
   }
@@ -186,7 +202,7 @@ void Loop::guarded(Id id, Step step) {
   try {
     step();
   } catch (const socket::Error& failure) {
-    if (const auto task = tasks_.find(id); task != tasks_.end()) fail(*task->second, failure);
+    if (const auto task = tasks_.find(id); task != tasks_.end()) fail(task->second, failure);
   }
 }
 
@@ -205,7 +221,11 @@ void Loop::run(Task& task) {
     const Connection& connection = task.connection;
     const std::uint64_t before = connection.bytesFromClient() + connection.bytesFromServer();
     const bool wasHalfClosed = connection.halfClosed();
+    const bool wasConnecting = connection.server.connecting;
     const auto state = task.connection.run(workspace_);
+    if (connection.server.connecting && connection.server.error && !isReset(connection.server.error))
+      return fail(task, connectError(task, connection.server.error));
+    if (wasConnecting && !connection.server.connecting) armIdle(task);
     if (connection.bytesFromClient() + connection.bytesFromServer() != before) task.lastActive = now_;
     if (state == Connection::State::runnable) queue(task);
     if (state != Connection::State::ended) {
@@ -220,21 +240,21 @@ void Loop::run(Task& task) {
 
 void Loop::expire(Id id) {
   if (const auto listener = listeners_.find(id); listener != listeners_.end()) {
-    timers_.disarm(listener->second.retry);
+    timers_.disarm(listener->second.timer);
+    if (!listener->second.options.fd) return endAll(id);
     return run(listener->second);
   }
-  Task& task = *tasks_.at(id);
+  Task& task = tasks_.at(id);
   timers_.disarm(task.timer);
   if (task.phase == Task::Phase::undecided) return answerPeek(task, true);
-  if (task.phase == Task::Phase::connecting)
-    return fail(task, {ETIMEDOUT, "connect", task.upstream.text(), task.upstream.port()});
+  if (task.connection.server.connecting) return fail(task, connectError(task, ETIMEDOUT));
   armIdle(task);
 }
 
 // ---- accept ---------------------------------------------------------------------------------------------------------
 
 void Loop::run(Listener& listener) {
-  if (!listener.options.fd || listener.retry) return;
+  if (!listener.options.fd || listener.timer) return;
   touched_.push_back(listener.options.id);
   for (int i = 0; i < acceptsPerTurn; ++i)
     if (!acceptOne(listener)) return;
@@ -293,8 +313,7 @@ void Loop::adopt(Listener& listener, UniqueFd fd, const socket::Address& source)
   task.connection.client.watch = watch;
   task.server = options.id;
   task.silent = !options.decide;
-  task.source = source;
-  task.originalDestination = destination;
+  task.setup = std::make_unique<Setup>(Setup{.source = source, .originalDestination = destination});
   task.connection.client.fd = std::move(fd);
   task.connection.counters.server = options.counters;
   Counters::add(options.counters, Counter::total, 1);
@@ -309,7 +328,8 @@ void Loop::adopt(Listener& listener, UniqueFd fd, const socket::Address& source)
     events_.emplace_back(FlowEvent{options.id, id, describe(source, client), describe(destination, client)});
     return;
   }
-  task.engine = options.engine;
+  task.connection.client.noDelay = true;  // it has inherited that
+  task.setup->engine = options.engine;
   task.limits = options.limits;
   guarded(id, [&] { connect(task, upstreamOf(listener, task), options.upstream); });
 }
@@ -317,12 +337,12 @@ void Loop::adopt(Listener& listener, UniqueFd fd, const socket::Address& source)
 // Where a connection goes if nobody decides otherwise, and from where.
 socket::ConnectOptions Loop::upstreamOf(const Listener& listener, const Task& task) const {
   const AcceptCommand& options = listener.options;
-  socket::ConnectOptions upstream{.to = listener.to.value_or(task.originalDestination),
+  socket::ConnectOptions upstream{.to = listener.to.value_or(task.setup->originalDestination),
                                   .from = listener.from,
                                   .portOptional = options.upstream.localPortOptional,
                                   .mark = options.upstream.mark};
   if (options.fromClient) {
-    upstream.from = task.source;
+    upstream.from = task.setup->source;
     if (!options.clientPort) upstream.from->setPort(0);
   }
   return upstream;
@@ -333,29 +353,30 @@ void Loop::backOff(Listener& listener, int error) {
   Counters::add(listener.options.counters, Counter::acceptErrors, 1);
   if (!std::exchange(listener.failing, true))
     events_.emplace_back(AcceptFailedEvent{listener.options.id, socket::Error(error, "accept")});
-  timers_.arm(listener.retry, now_ + acceptRetryMs, listener.options.id);
+  timers_.arm(listener.timer, now_ + acceptRetryMs, listener.options.id);
 }
 
 // ---- flows that wait for a decision ---------------------------------------------------------------------------------
 
 void Loop::answerPeek(Task& task, bool now) {
-  if (!task.peek) return;
+  std::optional<PeekCommand>& peek = task.setup->peek;
+  if (!peek) return;
   const int fd = task.connection.client.fd.get();
   int there = 0;
   ioctl(fd, FIONREAD, &there);
-  const std::size_t bytes = std::min(task.peek->bytes, static_cast<std::size_t>(std::max(there, 0)));
-  if (bytes < task.peek->bytes && !task.connection.client.ended && !now) return;  // more may come: an event will tell
+  const std::size_t bytes = std::min(peek->bytes, static_cast<std::size_t>(std::max(there, 0)));
+  if (bytes < peek->bytes && !task.connection.client.ended && !now) return;  // more may come: an event will tell
 
   std::vector<std::byte> data(bytes);
   const ssize_t got = bytes == 0 ? 0 : recv(fd, data.data(), bytes, MSG_PEEK | MSG_DONTWAIT);
   data.resize(static_cast<std::size_t>(std::max<ssize_t>(got, 0)));
   events_.emplace_back(PeekedEvent{task.id, std::move(data)});
-  task.peek.reset();
+  peek.reset();
   timers_.disarm(task.timer);
 }
 
 // Or cannot be reached, which is told the same way: the client may well be waiting for it.
-bool Loop::serverSpoke(const Task& task) { return task.preconnected && task.connection.server.readable; }
+bool Loop::serverSpoke(const Task& task) { return task.setup->preconnected && task.connection.server.readable; }
 
 // ---- connect --------------------------------------------------------------------------------------------------------
 
@@ -364,7 +385,7 @@ void Loop::preconnect(Task& task, const socket::ConnectOptions& options) {
   if (isOwnListener(task, options.to)) return;
   try {
     dial(task, options);
-    task.preconnected = options;
+    task.setup->preconnected = options;
   } catch (const socket::Error&) {
   }
 }
@@ -372,26 +393,29 @@ void Loop::preconnect(Task& task, const socket::ConnectOptions& options) {
 void Loop::connect(Task& task, const socket::ConnectOptions& options, const Upstream& upstream) {
   task.phase = Task::Phase::connecting;
   touch(task);
-  task.upstream = options.to;
-  task.proxyProtocol = upstream.proxyProtocol;
-  task.connection.start(task.engine, {}, {});
-  if (isOwnListener(task, options.to)) throw socket::Error(ELOOP, "connect", options.to.text(), options.to.port());
+  Setup& setup = *task.setup;
   Side& server = task.connection.server;
-  if (task.preconnected && *task.preconnected != options) {
-    poller_.remove(server.fd.get(), server.watch);
-    reset(server.fd);
-    poller_.forget(server.watch);
+  setup.upstream = options.to;
+  setup.proxyProtocol = upstream.proxyProtocol;
+  task.connection.start(setup.engine, {}, {});
+  if (!setup.preconnected) server.connecting = true;
+  if (isOwnListener(task, options.to)) throw socket::Error(ELOOP, "connect", options.to.text(), options.to.port());
+  if (setup.preconnected && *setup.preconnected != options) {
+    socket::setResetOnClose(server.fd.get());
+    poller_.close(std::move(server.fd), server.watch);
     server = {};
-    task.preconnected.reset();
+    setup.preconnected.reset();
   }
-  if (!task.preconnected) dial(task, options);
+  if (!setup.preconnected) dial(task, options);
   if (upstream.timeout > 0) timers_.arm(task.timer, now_ + upstream.timeout, task.id);
-  if (server.writable) finishConnect(task);
+  if (server.writable || !awaitsServer(task)) finishConnect(task);
 }
 
 void Loop::dial(Task& task, socket::ConnectOptions options) {
   if (opener_) options.opener = &opener_;
-  task.connection.server.fd.reset();
+  Side& server = task.connection.server;
+  server.connecting = true;
+  server.fd.reset();
   socket::Connecting connecting;
   try {
     connecting = socket::connect(options);
@@ -400,11 +424,11 @@ void Loop::dial(Task& task, socket::ConnectOptions options) {
     reserve_.reset();
     connecting = socket::connect(options);
   }
-  if (options.from && options.from->port() != 0) task.localPortKept = connecting.portKept;
-  Side& server = task.connection.server;
+  if (options.from && options.from->port() != 0) task.setup->localPortKept = connecting.portKept;
   server.fd = std::move(connecting.fd);
   server.watch.token = tokenOf(task.id, task.phase == Task::Phase::undecided ? Part::preconnected : Part::server);
   poller_.add(server.fd.get(), server.watch);
+  server.connecting = !connecting.established;
   server.writable = connecting.established;
 }
 
@@ -412,32 +436,42 @@ void Loop::dial(Task& task, socket::ConnectOptions options) {
 // here, again and again.
 bool Loop::isOwnListener(const Task& task, const socket::Address& destination) const {
   const auto listener = listeners_.find(task.server);
-  return listener != listeners_.end() && destination == task.originalDestination &&
+  return listener != listeners_.end() && destination == task.setup->originalDestination &&
          destination.port() == listener->second.address.port() && socket::isLocal(destination);
+}
+
+// Bytes may be sent as soon as the kernel has begun to connect: whatever is sent or received then tells how it went. But
+// who has to be told, or spoken to first, must wait.
+bool Loop::awaitsServer(const Task& task) const {
+  return !task.silent || task.setup->proxyProtocol != 0 || listeners_.at(task.server).options.tell;
 }
 
 void Loop::finishConnect(Task& task) {
   Side& server = task.connection.server;
   server.inspect();
-  if (server.error) return fail(task, {server.error, "connect", task.upstream.text(), task.upstream.port()});
-  if (!server.writable) return;
-  timers_.disarm(task.timer);
+  if (server.error) return fail(task, connectError(task, server.error));
+  if (!server.writable && awaitsServer(task)) return;
+  if (!server.connecting) timers_.disarm(task.timer);
   if (!task.connection.client.fd) return handOut(task, server.fd);
-  prepare(server.fd.get(), task.limits);
-  if (task.proxyProtocol != 0)
-    sendProxyHeader(server.fd, proxyHeader(task.proxyProtocol, task.source, task.originalDestination));
+  setLimits(server.fd.get(), task.limits);
+  const Setup& setup = *task.setup;
+  if (setup.proxyProtocol != 0) {
+    socket::setNoDelay(server.fd.get());
+    server.noDelay = true;
+    sendProxyHeader(server.fd, proxyHeader(setup.proxyProtocol, setup.source, setup.originalDestination));
+  }
   tellOpened(task);
   startRelay(task);
 }
 
 void Loop::tellOpened(Task& task) {
   if (!task.silent) {
-    events_.emplace_back(OpenedEvent{task.id, task.localPortKept});
+    events_.emplace_back(OpenedEvent{task.id, task.setup->localPortKept});
   } else if (listeners_.at(task.server).options.tell) {
     task.silent = false;
     const int fd = task.connection.client.fd.get();
-    events_.emplace_back(
-        RelayedEvent{task.server, task.id, describe(task.source, fd), describe(task.originalDestination, fd)});
+    events_.emplace_back(RelayedEvent{task.server, task.id, describe(task.setup->source, fd),
+                                      describe(task.setup->originalDestination, fd)});
   }
 }
 
@@ -445,11 +479,13 @@ void Loop::tellOpened(Task& task) {
 
 void Loop::startRelay(Task& task) {
   task.phase = Task::Phase::relaying;
+  task.setup.reset();
   task.lastActive = now_;
+  task.connection.awaitsConnect = task.timer || task.limits.idle || task.limits.halfClose;
   // So far as anybody knows.
   task.connection.client.writable = true;
   task.connection.server.writable = true;
-  armIdle(task);
+  if (!task.connection.server.connecting) armIdle(task);
   queue(task);
 }
 
@@ -459,14 +495,19 @@ void Loop::armIdle(Task& task) {
   if (limit == 0) return timers_.disarm(task.timer);
   const std::int64_t deadline = task.lastActive + limit;
   if (deadline > now_) return timers_.arm(task.timer, deadline, task.id);
-  task.connection.abort(workspace_);
   end(task, Reason::idle);
+}
+
+socket::Error Loop::connectError(const Task& task, int error) const {
+  if (!task.setup) return {error, "connect"};
+  const socket::Address& upstream = task.setup->upstream;
+  return {error, "connect", upstream.text(), upstream.port()};
 }
 
 // ---- ends -----------------------------------------------------------------------------------------------------------
 
 void Loop::end(Task& task, Reason reason, const std::optional<socket::Error>& failure) {
-  task.connection.abort(workspace_);
+  if (reason != Reason::end) task.connection.abort(workspace_);
   if (!task.silent)
     events_.emplace_back(
         EndedEvent{task.id, reason, failure, task.connection.bytesFromClient(), task.connection.bytesFromServer()});
@@ -474,7 +515,7 @@ void Loop::end(Task& task, Reason reason, const std::optional<socket::Error>& fa
 }
 
 void Loop::fail(Task& task, const socket::Error& failure) {
-  if (task.phase == Task::Phase::connecting) task.connection.counters.add(Counter::connectErrors, 1);
+  if (task.connection.server.connecting) task.connection.counters.add(Counter::connectErrors, 1);
   if (task.server != 0 || task.connection.client.fd) return end(task, Reason::error, failure);
   events_.emplace_back(FailedEvent{task.id, failure});
   forget(task);
@@ -486,14 +527,14 @@ void Loop::handOut(Task& task, UniqueFd& fd) {
   if (task.phase == Task::Phase::undecided)
     events_.emplace_back(SocketEvent{task.id, std::move(fd)});
   else
-    events_.emplace_back(ConnectedEvent{task.id, std::move(fd), task.localPortKept});
+    socket::setNoDelay(fd.get()),
+        events_.emplace_back(ConnectedEvent{task.id, std::move(fd), task.setup->localPortKept});
   forget(task);
 }
 
 void Loop::forget(Task& task) {
   timers_.disarm(task.timer);
-  poller_.forget(task.connection.client.watch);
-  poller_.forget(task.connection.server.watch);
+  close(task.connection);
   task.connection.counters.add(Counter::open, ~std::uint64_t{0});  // minus one
   const auto listener = listeners_.find(task.server);
   tasks_.erase(task.id);
@@ -502,9 +543,17 @@ void Loop::forget(Task& task) {
   closeIfDone(listener->second);
 }
 
+void Loop::endAll(Id server) {
+  std::vector<Id> ids;
+  for (const auto& [id, task] : tasks_)
+    if (task.server == server) ids.push_back(id);
+  for (const Id id : ids) end(tasks_.at(id), Reason::destroyed);
+}
+
 void Loop::closeIfDone(Listener& listener) {
   if (listener.options.fd || listener.open > 0) return;
   const Id id = listener.options.id;
+  timers_.disarm(listener.timer);
   events_.emplace_back(ClosedEvent{id});
   listeners_.erase(id);
 }
@@ -512,13 +561,14 @@ void Loop::closeIfDone(Listener& listener) {
 // ---- commands -------------------------------------------------------------------------------------------------------
 
 Loop::Task& Loop::add(Id id, Task::Phase phase) {
-  Task& task = *tasks_.emplace(id, std::make_unique<Task>(Task{.id = id, .phase = phase})).first->second;
+  Task& task = tasks_.try_emplace(id, Task{.id = id, .phase = phase}).first->second;
   touch(task);
   return task;
 }
 
 void Loop::on(ConnectCommand& command) {
   Task& task = add(command.id, Task::Phase::connecting);
+  task.setup = std::make_unique<Setup>();
   guarded(command.id, [&] { connect(task, resolve(command.upstream), command.upstream); });
 }
 
@@ -554,7 +604,10 @@ void Loop::on(AcceptCommand& command) {
     if (!upstream.localAddress.empty()) listener.from = socket::Address(upstream.localAddress, upstream.localPort);
     socket::setNonBlocking(fd);
     // Accepted sockets inherit it. Those that are handed out stay as the kernel makes them.
-    if (!listener.options.decide) prepare(fd, listener.options.limits);
+    if (!listener.options.decide) {
+      prepare(fd, listener.options.limits);
+      socket::setNoDelay(fd);
+    }
     listener.watch.token = tokenOf(id, Part::listener);
     poller_.add(fd, listener.watch);
     touched_.push_back(id);
@@ -567,8 +620,8 @@ void Loop::on(AcceptCommand& command) {
 
 void Loop::on(DecideCommand& command) {
   const auto found = tasks_.find(command.id);
-  if (found == tasks_.end() || found->second->phase != Task::Phase::undecided) return;
-  Task& task = *found->second;
+  if (found == tasks_.end() || found->second.phase != Task::Phase::undecided) return;
+  Task& task = found->second;
   answerPeek(task, true);
   Connection& connection = task.connection;
   switch (command.kind) {
@@ -583,7 +636,7 @@ void Loop::on(DecideCommand& command) {
       connection.counters.own = command.counters;
       Counters::add(command.counters, Counter::total, 1);
       Counters::add(command.counters, Counter::open, 1);
-      task.engine = command.engine;
+      task.setup->engine = command.engine;
       task.limits = command.limits;
       prepare(connection.client.fd.get(), command.limits);
       guarded(task.id, [&] { connect(task, resolve(command.upstream), command.upstream); });
@@ -592,10 +645,10 @@ void Loop::on(DecideCommand& command) {
 
 void Loop::on(PeekCommand& command) {
   const auto found = tasks_.find(command.id);
-  if (found == tasks_.end() || found->second->phase != Task::Phase::undecided) return;
-  Task& task = *found->second;
+  if (found == tasks_.end() || found->second.phase != Task::Phase::undecided) return;
+  Task& task = found->second;
   answerPeek(task, true);  // one at a time: an earlier one gets what there is
-  task.peek = command;
+  task.setup->peek = command;
   if (command.timeout > 0) timers_.arm(task.timer, now_ + command.timeout, task.id);
   answerPeek(task, command.timeout <= 0 || serverSpoke(task));
 }
@@ -603,9 +656,9 @@ void Loop::on(PeekCommand& command) {
 void Loop::on(DestroyCommand& command) {
   const auto found = tasks_.find(command.id);
   if (found == tasks_.end()) return;
-  Task& task = *found->second;
+  Task& task = found->second;
   if (task.connection.client.fd) return end(task, Reason::destroyed);
-  fail(task, {ECANCELED, "connect", task.upstream.text(), task.upstream.port()});
+  fail(task, connectError(task, ECANCELED));
 }
 
 void Loop::on(TellCommand& command) {
@@ -618,11 +671,12 @@ void Loop::on(StopAcceptingCommand& command) {
   if (found == listeners_.end()) return;
   Listener& listener = found->second;
   // Closing resets connections that nobody has accepted yet; from here on there is only a moment for more to come.
-  for (int i = 0; listener.options.fd && !listener.retry && i < acceptsAtClose && acceptOne(listener); ++i) {
+  for (int i = 0; listener.options.fd && !listener.timer && i < acceptsAtClose && acceptOne(listener); ++i) {
   }
-  timers_.disarm(listener.retry);
-  listener.options.fd.reset();
-  poller_.forget(listener.watch);
+  timers_.disarm(listener.timer);
+  poller_.close(std::move(listener.options.fd), listener.watch);
+  poller_.finishClosing();  // whoever hears of it may listen on that port at once
+  if (command.drain > 0) timers_.arm(listener.timer, now_ + command.drain, command.id);
   closeIfDone(listener);
 }
 

@@ -38,28 +38,32 @@ class Loop {
     // Of all upstream connections, where they are the same.
     std::optional<socket::Address> to;
     std::optional<socket::Address> from;
-    Timers::Handle retry;
+    Timers::Handle timer;  // to accept again, or, when it does not listen any more, to end what is open
+  };
+  // What is of no use any more once it relays.
+  struct Setup {
+    socket::Address source;
+    socket::Address originalDestination;
+    socket::Address upstream;
+    Engine engine = Engine::splice;
+    std::optional<PeekCommand> peek;
+    // A connect that is under way, or done, before the decision.
+    std::optional<socket::ConnectOptions> preconnected;
+    std::optional<bool> localPortKept;
+    int proxyProtocol = 0;
   };
   // A connection in one of its phases, or a lone connect (which has no client).
   struct Task {
     enum class Phase { undecided, connecting, relaying };
     Id id;
-    Phase phase;
     Id server = 0;
+    Phase phase;
     bool silent = false;  // JavaScript does not know of it
     bool queued = false;
     bool touched = false;
     Connection connection;
-    socket::Address source;
-    socket::Address originalDestination;
-    Engine engine = Engine::splice;
+    std::unique_ptr<Setup> setup;
     Limits limits;
-    std::optional<PeekCommand> peek;
-    // A connect that is under way, or done, before the decision.
-    std::optional<socket::ConnectOptions> preconnected;
-    std::optional<bool> localPortKept;
-    socket::Address upstream;
-    int proxyProtocol = 0;
     std::int64_t lastActive = 0;
     Timers::Handle timer;
   };
@@ -92,10 +96,12 @@ class Loop {
   void connect(Task& task, const socket::ConnectOptions& options, const Upstream& upstream);
   void dial(Task& task, socket::ConnectOptions options);
   bool isOwnListener(const Task& task, const socket::Address& destination) const;
+  bool awaitsServer(const Task& task) const;
   void finishConnect(Task& task);
   void tellOpened(Task& task);
   void startRelay(Task& task);
   void armIdle(Task& task);
+  socket::Error connectError(const Task& task, int error) const;
   void touch(Task& task);
 
   // Each of these ends the task: it is gone when they return.
@@ -104,6 +110,8 @@ class Loop {
   void handOut(Task& task, UniqueFd& fd);
   void forget(Task& task);
 
+  void close(Connection& connection);
+  void endAll(Id server);
   void closeIfDone(Listener& listener);
   Task& add(Id id, Task::Phase phase);
   template <typename Step>
@@ -114,7 +122,7 @@ class Loop {
   Workspace workspace_;
   Timers timers_;
   std::int64_t now_ = 0;
-  std::unordered_map<Id, std::unique_ptr<Task>> tasks_;
+  std::unordered_map<Id, Task> tasks_;
   std::unordered_map<Id, Listener> listeners_;
   std::vector<Id> queue_;
   std::vector<Id> running_;

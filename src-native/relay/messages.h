@@ -20,6 +20,7 @@ struct Limits {
   std::int64_t idle = 0;
   std::int64_t halfClose = 0;
   std::int64_t keepAlive = 0;
+  std::int64_t userTimeout = 0;
 };
 
 // Addresses stay text until the relay thread reads them: the names of interfaces are those of its namespace.
@@ -86,6 +87,7 @@ struct TellCommand {
 };
 struct StopAcceptingCommand {
   Id id;
+  std::int64_t drain;  // milliseconds until what is open is reset; 0 = never
 };
 // From now on what this process may not open itself is opened so; empty: no more.
 struct OpenerCommand {

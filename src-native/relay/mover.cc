@@ -9,6 +9,8 @@
 #include <array>
 #include <cerrno>
 
+#include "relay/poller.h"
+
 namespace tproxy::relay {
 
 namespace {
@@ -22,6 +24,8 @@ constexpr std::size_t shortRead = std::size_t{16} * 1024;
 constexpr std::uint8_t fullBuffers = shortRead / ReceiveBuffers::size;
 constexpr std::size_t shortMessage = std::size_t{8} * 1024;
 constexpr std::uint8_t shortReads = 64;
+// So much is kept for a receiver that is not there yet, before its sender has to wait.
+constexpr std::size_t mostHeld = std::size_t{64} * 1024;
 
 // A security policy, a seccomp filter, or a socket type that cannot.
 bool spliceRefused(int error) { return error == EPERM || error == EACCES || error == ENOSYS || error == EINVAL; }
@@ -39,27 +43,53 @@ Moved moved(ssize_t result, bool spliced) {
   return {.bytes = static_cast<std::size_t>(result), .spliced = spliced};
 }
 
+// A worker that is told to go gives ECANCELED.
+Moved movedByPoller(int result) {
+  if (result < 0) return {.error = result == -ECANCELED ? EINTR : -result};
+  return {.bytes = static_cast<std::size_t>(result), .spliced = true};
+}
+
 }  // namespace
 
+Mover::Mover(Engine engine, std::vector<std::byte> preface) : engine_(engine) {
+  if (preface.empty()) return;
+  cargo_ = std::make_unique<Cargo>();
+  cargo_->held = std::move(preface);
+}
+
+Cargo& Mover::cargo(Workspace& workspace) {
+  if (!cargo_) {
+    if (workspace.cargos.empty()) workspace.cargos.push_back(std::make_unique<Cargo>());
+    cargo_ = std::move(workspace.cargos.back());
+    workspace.cargos.pop_back();
+  }
+  return *cargo_;
+}
+
+// ---- from the one socket --------------------------------------------------------------------------------------------
+
 Moved Mover::take(int from, Workspace& workspace) {
-  return streaming_ && engine_ == Engine::splice ? takeSplicing(from, workspace) : takeCopying(from, workspace);
+  return streaming_ && engine_ != Engine::copy ? takeSplicing(from, workspace) : takeCopying(from, workspace);
 }
 
 Moved Mover::takeSplicing(int from, Workspace& workspace) {
-  if (!(pipe_ = workspace.pipes.borrow())) return takeCopying(from, workspace);
-  const std::size_t room = std::min(pipe_->capacity, workspace.bytesPerTurn());
+  std::optional<Pipe> pipe = workspace.pipes.borrow();
+  if (!pipe) return takeCopying(from, workspace);
+  const std::size_t room = std::min(pipe->capacity, workspace.bytesPerTurn());
   Moved result = moved(
-      untilUninterrupted([&] { return splice(from, nullptr, pipe_->in.get(), nullptr, room, spliceFlags); }), true);
-  inPipe_ = result.bytes;
-  if (inPipe_ > 0) {
+      untilUninterrupted([&] { return splice(from, nullptr, pipe->in.get(), nullptr, room, spliceFlags); }), true);
+  if (result.bytes > 0) {
     // A pipe is full when its slots (one a page) are used up, and a slot holds at least one byte: with fewer bytes than
     // slots it was the socket that had no more.
     static const auto pageSize = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
-    result.drained = inPipe_ < pipe_->capacity / pageSize;
-    noteRead(inPipe_, room);
+    result.drained = result.bytes < pipe->capacity / pageSize;
+    noteRead(result.bytes, room);
+    Cargo& cargo = this->cargo(workspace);
+    cargo.pipe = std::move(pipe);
+    cargo.inPipe = result.bytes;
     return result;
   }
-  workspace.pipes.giveBack(*std::exchange(pipe_, std::nullopt));
+  workspace.pipes.giveBack(std::move(*pipe));
   if (!spliceRefused(result.error)) return result;
   engine_ = Engine::copy;
   return takeCopying(from, workspace);
@@ -68,16 +98,17 @@ Moved Mover::takeSplicing(int from, Workspace& workspace) {
 Moved Mover::takeCopying(int from, Workspace& workspace) {
   const auto room = std::span(workspace.buffer).first(streaming_ ? workspace.buffer.size() : shortRead);
   Moved result = moved(untilUninterrupted([&] { return recv(from, room.data(), room.size(), 0); }), false);
-  inBuffer_ = room.first(result.bytes);
-  result.drained = result.bytes > 0 && result.bytes < room.size();
   if (!streaming_) workspace.shortAt = workspace.turn;
-  if (result.bytes > 0) noteRead(result.bytes, room.size());
+  if (result.bytes == 0) return result;
+  result.drained = result.bytes < room.size();
+  cargo(workspace).inBuffer = room.first(result.bytes);
+  noteRead(result.bytes, room.size());
   return result;
 }
 
-void Mover::receive(Received received) {
+void Mover::receive(Received received, Workspace& workspace) {
   noteRead(received.bytes().size(), ReceiveBuffers::size);
-  received_.push_back(std::move(received));
+  cargo(workspace).received.push_back(std::move(received));
 }
 
 void Mover::noteRead(std::size_t bytes, std::size_t room) {
@@ -96,34 +127,53 @@ void Mover::stream(bool streaming) {
   inARow_ = 0;
 }
 
+// ---- to the other ---------------------------------------------------------------------------------------------------
+
 Moved Mover::give(int to, bool last, Workspace& workspace) {
-  if (inPipe_ == 0)
-    return heldFrom_ == held_.size() && inBuffer_.empty() ? giveReceived(to, last, workspace) : giveCopied(to);
+  Moved result;
+  if (cargo_->inPipe > 0)
+    result = giveSpliced(to, workspace);
+  else if (cargo_->heldFrom == cargo_->held.size() && cargo_->inBuffer.empty())
+    result = giveReceived(to, last, workspace);
+  else
+    result = giveCopied(to);
+  if (cargo_->empty()) workspace.takeBack(std::move(cargo_));
+  return result;
+}
+
+Moved Mover::giveSpliced(int to, Workspace& workspace) {
+  Cargo& cargo = *cargo_;
   // The exact length: asking for more would make the kernel wait for it before it sends the last part.
-  const Moved result = moved(
-      untilUninterrupted([&] { return splice(pipe_->out.get(), nullptr, to, nullptr, inPipe_, spliceFlags); }), true);
+  const Moved result = moved(untilUninterrupted([&] {
+                               return splice(cargo.pipe->out.get(), nullptr, to, nullptr, cargo.inPipe, spliceFlags);
+                             }),
+                             true);
+  return noteSpliced(result, workspace);
+}
+
+Moved Mover::noteSpliced(Moved result, Workspace& workspace) {
+  Cargo& cargo = *cargo_;
   if (spliceRefused(result.error) && emptyPipeIntoHeld(workspace)) {
     engine_ = Engine::copy;
-    return giveCopied(to);
+    return {.error = EINTR};  // again, in the other way
   }
   if (result.end()) return {.error = EAGAIN};
-  inPipe_ -= result.bytes;
-  if (inPipe_ == 0) workspace.pipes.giveBack(*std::exchange(pipe_, std::nullopt));
+  cargo.inPipe -= result.bytes;
+  if (cargo.inPipe == 0) workspace.pipes.giveBack(*std::exchange(cargo.pipe, std::nullopt));
   return result;
 }
 
 Moved Mover::giveReceived(int to, bool last, Workspace& workspace) {
+  Cargo& cargo = *cargo_;
   workspace.shortAt = workspace.turn;
   constexpr std::size_t most = 64;
   std::array<iovec, most> parts;
-  const std::size_t count = std::min(most, received_.size() - receivedFrom_);
-  std::size_t wanted = 0;
+  const std::size_t count = std::min(most, cargo.received.size() - cargo.receivedFrom);
   for (std::size_t i = 0; i < count; ++i) {
-    const auto bytes = received_[receivedFrom_ + i].bytes().subspan(i == 0 ? receivedOffset_ : 0);
+    const auto bytes = cargo.received[cargo.receivedFrom + i].bytes().subspan(i == 0 ? cargo.receivedOffset : 0);
     parts[i] = {.iov_base = const_cast<std::byte*>(bytes.data()), .iov_len = bytes.size()};
-    wanted += bytes.size();
   }
-  const bool all = receivedFrom_ + count == received_.size();
+  const bool all = cargo.receivedFrom + count == cargo.received.size();
   const int flags = MSG_NOSIGNAL | (last && all ? MSG_MORE : 0);
   const msghdr message{.msg_iov = parts.data(), .msg_iovlen = count};
   const Moved result =
@@ -131,73 +181,134 @@ Moved Mover::giveReceived(int to, bool last, Workspace& workspace) {
               return count == 1 ? send(to, parts[0].iov_base, parts[0].iov_len, flags) : sendmsg(to, &message, flags);
             }),
             false);
-  // The receiver is slower than the sender: read only as it takes it.
-  if (result.bytes < wanted) stream(true);
-  std::size_t gone = result.bytes;
-  while (receivedFrom_ < received_.size() && gone >= received_[receivedFrom_].bytes().size() - receivedOffset_) {
-    gone -= received_[receivedFrom_].bytes().size() - receivedOffset_;
-    receivedOffset_ = 0;
-    ++receivedFrom_;
-  }
-  receivedOffset_ += gone;
-  if (receivedFrom_ == received_.size()) forgetReceived();
+  cargo.forgetReceived(result.bytes);
   return result;
 }
 
-void Mover::keep() {
-  if (receivedFrom_ == received_.size()) return;
-  held_.erase(held_.begin(), held_.begin() + static_cast<std::ptrdiff_t>(heldFrom_));
-  heldFrom_ = 0;
-  for (; receivedFrom_ < received_.size(); ++receivedFrom_, receivedOffset_ = 0) {
-    const auto bytes = received_[receivedFrom_].bytes().subspan(receivedOffset_);
-    held_.insert(held_.end(), bytes.begin(), bytes.end());
-  }
-  forgetReceived();
+bool Mover::giveToPoller(int to, Watch& watch, Workspace& workspace) {
+  Cargo& cargo = *cargo_;
+  if (cargo.inPipe > 0)
+    return cargo.splicing = engine_ == Engine::ringSplice &&
+                            workspace.poller.splice(cargo.pipe->out.get(), to, cargo.inPipe, watch, true);
+  const bool lone = cargo.receivedFrom + 1 == cargo.received.size() && cargo.heldFrom == cargo.held.size();
+  if (!lone ||
+      !workspace.poller.send(to, watch, cargo.received[cargo.receivedFrom].bytes().subspan(cargo.receivedOffset)))
+    return false;
+  workspace.shortAt = workspace.turn;
+  return cargo.sending = true;
 }
 
-void Mover::forgetReceived() {
-  received_.clear();
-  receivedFrom_ = 0;
-  receivedOffset_ = 0;
+bool Mover::takeByPoller(int from, Watch& watch, Workspace& workspace) {
+  if (engine_ != Engine::ringSplice || !streaming_) return false;
+  std::optional<Pipe> pipe = workspace.pipes.borrow();
+  if (!pipe) return false;
+  if (!workspace.poller.splice(from, pipe->in.get(), std::min(pipe->capacity, workspace.bytesPerTurn()), watch,
+                               false)) {
+    workspace.pipes.giveBack(std::move(*pipe));
+    return false;
+  }
+  Cargo& cargo = this->cargo(workspace);
+  cargo.pipe = std::move(pipe);
+  return cargo.splicing = true;
+}
+
+Moved Mover::taken(int result, Workspace& workspace) {
+  const Moved taken = movedByPoller(result);
+  cargo_->splicing = false;
+  cargo_->inPipe = taken.bytes;
+  if (taken.bytes > 0) {
+    noteRead(taken.bytes, cargo_->pipe->capacity);
+    return taken;
+  }
+  workspace.pipes.giveBack(*std::exchange(cargo_->pipe, std::nullopt));
+  workspace.takeBack(std::move(cargo_));
+  if (!spliceRefused(taken.error)) return taken;
+  engine_ = Engine::copy;
+  return {.error = EINTR};  // again, in the other way
+}
+
+Moved Mover::spliced(int result, Workspace& workspace) {
+  cargo_->splicing = false;
+  const Moved given = noteSpliced(movedByPoller(result), workspace);
+  if (cargo_->empty()) workspace.takeBack(std::move(cargo_));
+  return given;
+}
+
+void Mover::sent(std::size_t bytes, Workspace& workspace) {
+  cargo_->sending = false;
+  cargo_->forgetReceived(bytes);
+  if (cargo_->empty()) workspace.takeBack(std::move(cargo_));
+}
+
+void Cargo::forgetReceived(std::size_t bytes) {
+  for (; receivedFrom < received.size(); ++receivedFrom, receivedOffset = 0) {
+    const std::size_t left = received[receivedFrom].bytes().size() - receivedOffset;
+    if (bytes < left) {
+      receivedOffset += bytes;
+      return;
+    }
+    bytes -= left;
+  }
+  received.clear();
+  receivedFrom = 0;
+}
+
+void Mover::keep() {
+  if (cargo_ && !cargo_->inBuffer.empty()) {
+    const auto bytes = std::exchange(cargo_->inBuffer, {});
+    cargo_->held.assign(bytes.begin(), bytes.end());
+  }
+  if (!cargo_ || cargo_->sending || cargo_->receivedFrom == cargo_->received.size()) return;
+  Cargo& cargo = *cargo_;
+  cargo.held.erase(cargo.held.begin(), cargo.held.begin() + static_cast<std::ptrdiff_t>(cargo.heldFrom));
+  cargo.heldFrom = 0;
+  for (; cargo.receivedFrom < cargo.received.size(); ++cargo.receivedFrom, cargo.receivedOffset = 0) {
+    const auto bytes = cargo.received[cargo.receivedFrom].bytes().subspan(cargo.receivedOffset);
+    cargo.held.insert(cargo.held.end(), bytes.begin(), bytes.end());
+  }
+  cargo.forgetReceived(0);
+  if (cargo.held.size() >= mostHeld) slowDown();
 }
 
 Moved Mover::giveCopied(int to) {
-  const auto bytes = inBuffer_.empty() ? std::span<const std::byte>(held_).subspan(heldFrom_) : inBuffer_;
+  Cargo& cargo = *cargo_;
+  const auto bytes =
+      cargo.inBuffer.empty() ? std::span<const std::byte>(cargo.held).subspan(cargo.heldFrom) : cargo.inBuffer;
   const Moved result =
       moved(untilUninterrupted([&] { return send(to, bytes.data(), bytes.size(), MSG_NOSIGNAL); }), false);
-  if (!inBuffer_.empty()) {
-    const auto rest = std::exchange(inBuffer_, {}).subspan(result.bytes);
-    held_.assign(rest.begin(), rest.end());
-    heldFrom_ = 0;
+  if (!cargo.inBuffer.empty()) {
+    const auto rest = std::exchange(cargo.inBuffer, {}).subspan(result.bytes);
+    cargo.held.assign(rest.begin(), rest.end());
+    cargo.heldFrom = 0;
   } else {
-    heldFrom_ += result.bytes;
+    cargo.heldFrom += result.bytes;
   }
-  if (heldFrom_ == held_.size()) {
-    held_ = {};  // gives the memory back: an idle connection has none
-    heldFrom_ = 0;
+  if (cargo.heldFrom == cargo.held.size()) {
+    cargo.held = {};
+    cargo.heldFrom = 0;
   }
   return result;
 }
 
 bool Mover::emptyPipeIntoHeld(Workspace& workspace) {
-  held_.resize(inPipe_);
-  for (std::size_t got = 0; got < inPipe_;) {
-    const ssize_t bytes = untilUninterrupted([&] { return read(pipe_->out.get(), held_.data() + got, inPipe_ - got); });
+  Cargo& cargo = *cargo_;
+  cargo.held.resize(cargo.inPipe);
+  for (std::size_t got = 0; got < cargo.inPipe;) {
+    const ssize_t bytes =
+        untilUninterrupted([&] { return read(cargo.pipe->out.get(), cargo.held.data() + got, cargo.inPipe - got); });
     if (bytes <= 0) return false;
     got += static_cast<std::size_t>(bytes);
   }
-  inPipe_ = 0;
-  workspace.pipes.giveBack(*std::exchange(pipe_, std::nullopt));
+  cargo.inPipe = 0;
+  workspace.pipes.giveBack(*std::exchange(cargo.pipe, std::nullopt));
   return true;
 }
 
 void Mover::drop(Workspace& workspace) {
-  if (pipe_) workspace.pipes.discard(*std::exchange(pipe_, std::nullopt));
-  inPipe_ = 0;
-  inBuffer_ = {};
-  held_ = {};
-  heldFrom_ = 0;
-  forgetReceived();
+  if (!cargo_) return;
+  if (cargo_->splicing) workspace.poller.finishSplicing();
+  if (cargo_->pipe) workspace.pipes.discard(*std::exchange(cargo_->pipe, std::nullopt));
+  cargo_.reset();
 }
 
 }  // namespace tproxy::relay

@@ -3,6 +3,7 @@
 // they are read into. Knows nothing of readiness, of timers, or of what an end of stream means.
 #pragma once
 #include <cstddef>
+#include <memory>
 #include <optional>
 #include <span>
 #include <vector>
@@ -12,15 +13,47 @@
 
 namespace tproxy::relay {
 
-enum class Engine { splice, copy };
+class Poller;
+struct Watch;
+
+// How bulk is moved: by splice(2) here and now, by the poller's workers where it has any, or by recv and send.
+enum class Engine { splice, ringSplice, copy };
+
+// What is under way in one direction. A direction borrows it while it has any, so that an idle one costs no memory.
+struct Cargo {
+  std::optional<Pipe> pipe;
+  std::size_t inPipe = 0;
+  std::span<const std::byte> inBuffer;  // part of the shared buffer
+  std::vector<std::byte> held;          // a preface, or what a short write left over
+  std::size_t heldFrom = 0;
+  std::vector<Received> received;
+  std::size_t receivedFrom = 0;
+  std::size_t receivedOffset = 0;  // in the first of them
+  // By the poller, until it tells what came of it:
+  bool sending = false;   // the first of the received
+  bool splicing = false;  // into the pipe, or, when there is something in it, out of it
+
+  // So many of the received bytes, which are then gone.
+  void forgetReceived(std::size_t bytes);
+  bool empty() const {
+    return inPipe == 0 && inBuffer.empty() && heldFrom == held.size() && receivedFrom == received.size();
+  }
+};
 
 // What all movers of a thread share.
 struct Workspace {
-  PipePool pipes;
+  Poller& poller;
+  PipePool pipes = {};
   std::vector<std::byte> buffer = std::vector<std::byte>(128 * 1024);
+  std::vector<std::unique_ptr<Cargo>> cargos;  // empty ones
   // Turns of the loop, and the last one in which short messages went.
   std::uint64_t turn = 0;
   std::uint64_t shortAt = 0;
+
+  void takeBack(std::unique_ptr<Cargo> cargo) {
+    constexpr std::size_t keptIdle = 256;
+    if (cargos.size() < keptIdle) cargos.push_back(std::move(cargo));
+  }
 
   // A direction may move so much before others have their turn, and one splice too: less while short messages go as well.
   std::size_t bytesPerTurn() const {
@@ -40,17 +73,15 @@ struct Moved {
 
 class Mover {
  public:
-  Mover(Engine engine, std::vector<std::byte> preface) : engine_(engine), held_(std::move(preface)) {}
+  Mover(Engine engine, std::vector<std::byte> preface);
 
-  bool empty() const {
-    return inPipe_ == 0 && inBuffer_.empty() && heldFrom_ == held_.size() && receivedFrom_ == received_.size();
-  }
+  bool empty() const { return !cargo_; }
   // Reads come in such numbers and sizes that it wants to do them itself.
   bool streaming() const { return streaming_; }
   // Bytes are waiting in a pipe.
-  bool holdsPipe() const { return pipe_.has_value(); }
+  bool holdsPipe() const { return cargo_ && cargo_->pipe.has_value(); }
   // Bytes that the poller has read; only while nothing was taken that is not given yet.
-  void receive(Received received);
+  void receive(Received received, Workspace& workspace);
   // One read from `from`; only when empty(), and give() must follow at once when it brought bytes: copied ones are in
   // the shared buffer until then.
   Moved take(int from, Workspace& workspace);
@@ -59,31 +90,37 @@ class Mover {
   // One write to `to`; only when not empty(). With `last`, an end of stream follows at once, so that both can leave in
   // one packet.
   Moved give(int to, bool last, Workspace& workspace);
-  // Frees the poller's buffers that could not be given.
+  // Leaves a lone message to the poller, if it sends: until sent() nothing else is given.
+  bool giveToPoller(int to, Watch& watch, Workspace& workspace);
+  void sent(std::size_t bytes, Workspace& workspace);
+  // The same with a read; only when empty().
+  bool takeByPoller(int from, Watch& watch, Workspace& workspace);
+  Moved taken(int result, Workspace& workspace);
+  Moved spliced(int result, Workspace& workspace);
+  // Waits for the poller to tell.
+  bool busy() const { return cargo_ && (cargo_->sending || cargo_->splicing); }
+  // The receiver is slower than the sender: read only as it takes it.
+  void slowDown() { stream(true); }
+  // Frees the poller's buffers, and the shared one, of what could not be given.
   void keep();
   // Forgets the bytes.
   void drop(Workspace& workspace);
 
  private:
+  Cargo& cargo(Workspace& workspace);
   Moved takeSplicing(int from, Workspace& workspace);
   void noteRead(std::size_t bytes, std::size_t room);
   void stream(bool streaming);
+  Moved giveSpliced(int to, Workspace& workspace);
+  Moved noteSpliced(Moved result, Workspace& workspace);
   Moved giveReceived(int to, bool last, Workspace& workspace);
-  void forgetReceived();
   Moved giveCopied(int to);
   bool emptyPipeIntoHeld(Workspace& workspace);
 
   Engine engine_;
   bool streaming_ = false;
-  std::uint8_t inARow_ = 0;  // full reads, or, while streaming, short ones
-  std::optional<Pipe> pipe_;
-  std::size_t inPipe_ = 0;
-  std::span<const std::byte> inBuffer_;  // part of the shared buffer
-  std::vector<std::byte> held_;          // a preface, or what a short write left over
-  std::size_t heldFrom_ = 0;
-  std::vector<Received> received_;
-  std::size_t receivedFrom_ = 0;
-  std::size_t receivedOffset_ = 0;  // in the first of them
+  std::uint8_t inARow_ = 0;       // full reads, or, while streaming, short ones
+  std::unique_ptr<Cargo> cargo_;  // only with something in it, but for within a call
 };
 
 }  // namespace tproxy::relay

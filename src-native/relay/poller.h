@@ -7,6 +7,7 @@
 #include <span>
 
 #include "relay/ring.h"
+#include "unique_fd.h"
 
 namespace tproxy::relay {
 
@@ -47,7 +48,10 @@ struct Ready {
   std::optional<Received> received;
   bool atEnd = false;
   int error = 0;
-  std::uint8_t disarmed = 0;  // of Watch::armed
+  std::optional<int> sent;     // what became of send(): a number of bytes, or a negative errno
+  std::optional<int> taken;    // and of splice() from the socket
+  std::optional<int> spliced;  // and to it
+  std::uint8_t disarmed = 0;   // of Watch::armed
 };
 
 class Poller {
@@ -61,8 +65,17 @@ class Poller {
   virtual void want(int fd, Watch& watch, const Wanted& wanted) = 0;
   // Before a descriptor goes to somebody else.
   virtual void remove(int fd, Watch& watch) = 0;
-  // For a descriptor that was closed.
-  virtual void forget(Watch& watch) = 0;
+  // Sends without blocking, and tells `sent`; the bytes must stay where they are until then. False: it does not send.
+  virtual bool send(int, Watch&, std::span<const std::byte>) { return false; }
+  // Splices by itself between a pipe and the socket (to it, or from it), and tells `spliced`. Both descriptors must stay
+  // open until then. False: it does not splice.
+  virtual bool splice(int, int, std::size_t, Watch&, bool) { return false; }
+  // Nothing is being spliced any more; what came of it is told at the next wait.
+  virtual void finishSplicing() {}
+  // Closes a descriptor, if there still is one, after all that was asked of it before.
+  virtual void close(UniqueFd fd, Watch& watch) = 0;
+  // What was closed is, and nothing holds it open any more.
+  virtual void finishClosing() {}
   // Blocks for at most so many milliseconds, -1 = without end. What it gives is the caller's until the next call.
   virtual std::span<Ready> wait(int timeoutMs) = 0;
 };

@@ -29,10 +29,9 @@ Mapping::~Mapping() {
 
 // ---- the ring -------------------------------------------------------------------------------------------------------
 
-Ring::Ring(unsigned entries, unsigned completions) {
+Ring::Ring(unsigned entries, unsigned completions, unsigned flags) {
   io_uring_params params{.cq_entries = completions,
-                         .flags = IORING_SETUP_CQSIZE | IORING_SETUP_CLAMP | IORING_SETUP_SUBMIT_ALL |
-                                  IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN};
+                         .flags = flags | IORING_SETUP_CQSIZE | IORING_SETUP_CLAMP | IORING_SETUP_SUBMIT_ALL};
   fd_ = UniqueFd(static_cast<int>(syscall(SYS_io_uring_setup, entries, &params)));
   if (!fd_) throw socket::Error(errno, "io_uring_setup");
 
@@ -63,6 +62,12 @@ io_uring_sqe& Ring::getSqe() {
 }
 
 bool Ring::hasCqe() const { return *cqHead_ != __atomic_load_n(cqTail_, __ATOMIC_ACQUIRE); }
+
+void Ring::limitWorkers(unsigned most) {
+  unsigned limits[2] = {most, most};  // for files, and for all else
+  if (syscall(SYS_io_uring_register, fd(), IORING_REGISTER_IOWQ_MAX_WORKERS, limits, 2) < 0)
+    throw socket::Error(errno, "io_uring_register");
+}
 
 void Ring::submitAndWait(int timeoutMs) {
   const __kernel_timespec timeout{.tv_sec = timeoutMs / 1000, .tv_nsec = timeoutMs % 1000 * 1'000'000LL};

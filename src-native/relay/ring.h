@@ -36,9 +36,10 @@ class Mapping {
 
 class Ring {
  public:
-  // SINGLE_ISSUER and DEFER_TASKRUN: completions are made when this thread enters the kernel for them, never in between.
+  // Completions are made when this thread enters the kernel for them, never in between.
+  static constexpr unsigned deferred = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN;
   // Throws socket::Error `io_uring_setup` (EPERM, ENOSYS, EINVAL: not here; ENOMEM, EMFILE: not now).
-  Ring(unsigned entries, unsigned completions);
+  Ring(unsigned entries, unsigned completions, unsigned flags);
 
   // The next free entry, zeroed. When there is none, those that wait are submitted first.
   io_uring_sqe& getSqe();
@@ -59,6 +60,8 @@ class Ring {
   }
 
   int fd() const { return fd_.get(); }
+  // Of the threads that do what would block.
+  void limitWorkers(unsigned most);
 
  private:
   void enter(unsigned atLeast, unsigned flags, const __kernel_timespec* timeout);

@@ -33,9 +33,9 @@ bool Thread::hasUring() {
     const UringPoller poller;
     return true;
   } catch (const socket::Error& refusal) {
-    // Seccomp, sysctl kernel.io_uring_disabled, a kernel without it, or one before 6.1.
+    // Seccomp, sysctl kernel.io_uring_disabled, a kernel without it, or one before 6.1; no memory that may be locked.
     const int error = refusal.errnum();
-    if (error == EPERM || error == EACCES || error == ENOSYS || error == EINVAL) return false;
+    if (error == EPERM || error == EACCES || error == ENOSYS || error == EINVAL || error == ENOMEM) return false;
     throw;
   }
 }

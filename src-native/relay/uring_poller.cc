@@ -1,10 +1,16 @@
 #include "relay/uring_poller.h"
 
+#include <fcntl.h>
 #include <poll.h>
 #include <sched.h>
 #include <sys/epoll.h>
+#include <sys/socket.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <thread>
+
+#include "socket/error.h"
 
 namespace tproxy::relay {
 
@@ -12,13 +18,13 @@ namespace {
 
 constexpr unsigned entries = 512;
 constexpr unsigned completions = 8 * entries;
-constexpr std::uint16_t bufferCount = 512;
+constexpr std::uint16_t bufferCount = 256;
 constexpr unsigned cqesPerTurn = 1024;
 constexpr auto spinTime = std::chrono::microseconds(60);
 
 // What a request is for: the low bits of its user data, above them the token; and a bit of Watch::armed.
-constexpr unsigned kindBits = 3;
-enum Kind : unsigned { receive, input, output, hangUp, edges, other };
+constexpr unsigned kindBits = 4;
+enum Kind : unsigned { receive, input, output, hangUp, edges, sending, taking, giving, other, splices };
 std::uint64_t userDataOf(std::uint64_t token, unsigned kind) { return token << kindBits | kind; }
 std::uint8_t bitOf(unsigned kind) { return static_cast<std::uint8_t>(1u << kind); }
 static_assert(Watch::receive == 1u << receive);
@@ -26,7 +32,7 @@ bool isArmed(const Watch& watch, unsigned kind) { return (watch.armed & bitOf(ki
 
 }  // namespace
 
-UringPoller::UringPoller() : ring_(entries, completions), buffers_(ring_, bufferCount) {}
+UringPoller::UringPoller() : ring_(entries, completions, Ring::deferred), buffers_(ring_, bufferCount) {}
 
 // A request holds its socket open, and closing a ring ends its requests some time later: here they have ended.
 UringPoller::~UringPoller() {
@@ -75,9 +81,65 @@ void UringPoller::want(int fd, Watch& watch, const Wanted& wanted) {
 }
 
 void UringPoller::forget(Watch& watch) {
-  for (unsigned kind = 0; kind < other; ++kind)
+  for (unsigned kind = 0; kind < sending; ++kind)  // sending does not wait
     if (isArmed(watch, kind)) cancel(userDataOf(watch.token, kind));
   watch.armed = 0;
+}
+
+bool UringPoller::send(int fd, Watch& watch, std::span<const std::byte> bytes) {
+  io_uring_sqe& sqe = ring_.getSqe();
+  sqe.opcode = IORING_OP_SEND;
+  sqe.fd = fd;
+  sqe.addr = reinterpret_cast<std::uint64_t>(bytes.data());
+  sqe.len = static_cast<std::uint32_t>(bytes.size());
+  sqe.msg_flags = MSG_DONTWAIT | MSG_NOSIGNAL;
+  sqe.user_data = userDataOf(watch.token, sending);
+  watch.armed |= bitOf(sending);
+  ++inFlight_;
+  return true;
+}
+
+bool UringPoller::splice(int in, int out, std::size_t bytes, Watch& watch, bool toSocket) {
+  if (!splices_) {
+    try {
+      splices_.emplace(entries, completions, 0u);
+      splices_->limitWorkers(std::max(2u, std::thread::hardware_concurrency()));
+    } catch (const socket::Error&) {
+      splices_.reset();
+      return false;
+    }
+  }
+  io_uring_sqe& sqe = splices_->getSqe();
+  sqe.opcode = IORING_OP_SPLICE;
+  sqe.fd = out;
+  sqe.off = ~std::uint64_t{0};
+  sqe.splice_fd_in = in;
+  sqe.splice_off_in = ~std::uint64_t{0};
+  sqe.len = static_cast<std::uint32_t>(bytes);
+  sqe.splice_flags = SPLICE_F_MOVE | SPLICE_F_NONBLOCK;
+  sqe.user_data = userDataOf(watch.token, toSocket ? giving : taking);
+  watch.armed |= bitOf(toSocket ? giving : taking);
+  ++splicing_;
+  return true;
+}
+
+void UringPoller::finishSplicing() {
+  std::swap(ready_, early_);  // somebody may be reading ready_
+  while (splicing_ > 0) {
+    splices_->submitAndWait(-1);
+    splices_->forEachCqe(completions, [this](const io_uring_cqe& cqe) { translate(cqe); });
+  }
+  std::swap(ready_, early_);
+}
+
+void UringPoller::close(UniqueFd fd, Watch& watch) {
+  forget(watch);
+  if (!fd) return;
+  io_uring_sqe& sqe = ring_.getSqe();
+  sqe.opcode = IORING_OP_CLOSE;
+  sqe.flags = IOSQE_CQE_SKIP_SUCCESS;
+  sqe.fd = fd.release();
+  sqe.user_data = other;
 }
 
 void UringPoller::poll(int fd, std::uint64_t token, unsigned kind, unsigned events, bool multishot) {
@@ -125,13 +187,19 @@ std::span<Ready> UringPoller::wait(int timeoutMs) {
     wakeArmed_ = true;
   }
   ready_.clear();
-  waitForCqes(timeoutMs);
+  if (!early_.empty()) std::swap(ready_, early_);
+  if (splicing_ > 0) {
+    if (!std::exchange(splicesArmed_, true)) poll(splices_->fd(), 0, splices, EPOLLIN, false);
+    splices_->submit();
+  }
+  waitForCqes(ready_.empty() ? timeoutMs : 0);
   ring_.forEachCqe(cqesPerTurn, [this](const io_uring_cqe& cqe) { translate(cqe); });
+  if (splices_) splices_->forEachCqe(completions, [this](const io_uring_cqe& cqe) { translate(cqe); });
   return ready_;
 }
 
 void UringPoller::waitForCqes(int timeoutMs) {
-  if (timeoutMs == 0 || ring_.hasCqe()) return ring_.submitAndGetEvents();
+  if (timeoutMs == 0 || hasCqe()) return ring_.submitAndGetEvents();
   if (credit_.granted() && spin()) return;
   ring_.submitAndWait(timeoutMs);
 }
@@ -142,7 +210,7 @@ bool UringPoller::spin() {
   const auto end = std::chrono::steady_clock::now() + spinTime;
   do {
     ring_.submitAndGetEvents();
-    if (ring_.hasCqe()) {
+    if (hasCqe()) {
       credit_.hit();
       return true;
     }
@@ -156,12 +224,27 @@ void UringPoller::translate(const io_uring_cqe& cqe) {
   const auto kind = static_cast<unsigned>(cqe.user_data & ((1u << kindBits) - 1));
   if (kind == other) return;  // a cancellation that came too late
   const bool more = (cqe.flags & IORING_CQE_F_MORE) != 0;
-  if (!more) --inFlight_;
+  if (kind == taking || kind == giving)
+    --splicing_;
+  else if (!more)
+    --inFlight_;
+  if (kind == splices) {
+    splicesArmed_ = false;
+    return;
+  }
   Ready& ready = ready_.emplace_back();
   ready.token = cqe.user_data >> kindBits;
   if (!more) ready.disarmed = bitOf(kind);
   if (ready.token == 0) wakeArmed_ = more;
 
+  if (kind == sending) {
+    ready.sent = cqe.res;
+    return;
+  }
+  if (kind == taking || kind == giving) {
+    (kind == taking ? ready.taken : ready.spliced) = cqe.res;
+    return;
+  }
   if (kind == receive) {
     if (cqe.flags & IORING_CQE_F_BUFFER)
       ready.received.emplace(buffers_, static_cast<std::uint16_t>(cqe.flags >> IORING_CQE_BUFFER_SHIFT),

@@ -3,6 +3,7 @@
 // reading or writing said EAGAIN. While nothing else is armed on a socket, a poll of its end is.
 #pragma once
 #include <chrono>
+#include <optional>
 #include <vector>
 
 #include "relay/poller.h"
@@ -42,7 +43,11 @@ class UringPoller : public Poller {
   void add(int, Watch&) override {}
   void want(int fd, Watch& watch, const Wanted& wanted) override;
   void remove(int, Watch& watch) override { forget(watch); }
-  void forget(Watch& watch) override;
+  bool send(int fd, Watch& watch, std::span<const std::byte> bytes) override;
+  bool splice(int in, int out, std::size_t bytes, Watch& watch, bool toSocket) override;
+  void finishSplicing() override;
+  void close(UniqueFd fd, Watch& watch) override;
+  void finishClosing() override { ring_.submitAndGetEvents(); }
   std::span<Ready> wait(int timeoutMs) override;
 
  private:
@@ -50,9 +55,11 @@ class UringPoller : public Poller {
   void armPoll(int fd, Watch& watch, unsigned kind, unsigned events, bool multishot = false);
   void armReceive(int fd, Watch& watch);
   void cancel(std::uint64_t userData);
+  void forget(Watch& watch);
   void waitForCqes(int timeoutMs);
   bool spin();
   void translate(const io_uring_cqe& cqe);
+  bool hasCqe() const { return ring_.hasCqe() || (splices_ && splices_->hasCqe()); }
 
   Ring ring_;
   ReceiveBuffers buffers_;
@@ -61,6 +68,11 @@ class UringPoller : public Poller {
   bool wakeArmed_ = false;
   std::size_t inFlight_ = 0;  // requests that a completion without IORING_CQE_F_MORE will end
   std::vector<Ready> ready_;
+  // IORING_OP_SPLICE is always done by worker threads, which end a request at once only in a ring that does not defer.
+  std::optional<Ring> splices_;
+  bool splicesArmed_ = false;  // the one ring polls the other
+  std::size_t splicing_ = 0;
+  std::vector<Ready> early_;  // for the next wait
 };
 
 }  // namespace tproxy::relay

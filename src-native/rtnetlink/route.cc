@@ -78,8 +78,6 @@ void deleteRoute(netlink::Connection& connection, Route route) {
 }
 
 std::vector<Route> listRoutes(netlink::Connection& connection, const RouteFilter& filter) {
-  std::unordered_map<uint32_t, std::string> names;
-  for (const Link& link : listLinks(connection)) names[link.index] = link.name;
   std::vector<Route> routes;
   forEachFamily(filter.family, [&](uint8_t family) {
     rtmsg header{};
@@ -90,10 +88,14 @@ std::vector<Route> listRoutes(netlink::Connection& connection, const RouteFilter
     for (const Bytes& message : unlessMissing([&] { return connection.dump("list routes", std::move(request)); })) {
       Route route = decodeRoute(message);
       if (route.family != family || (filter.table && route.table != *filter.table)) continue;
-      if (route.device) route.device->name = names[route.device->index];
       routes.push_back(std::move(route));
     }
   });
+  if (routes.empty()) return routes;
+  std::unordered_map<uint32_t, std::string> names;
+  for (const Link& link : listLinks(connection)) names[link.index] = link.name;
+  for (Route& route : routes)
+    if (route.device) route.device->name = names[route.device->index];
   return routes;
 }
 

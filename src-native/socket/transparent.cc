@@ -19,13 +19,6 @@ void setOption(int fd, int level, int option, const Value& value, const char* na
   if (setsockopt(fd, level, option, &value, sizeof value) < 0) throw Error(errno, std::string("setsockopt ") + name);
 }
 
-bool isV6(int fd) {
-  int domain = AF_UNSPEC;
-  socklen_t size = sizeof domain;
-  getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size);
-  return domain == AF_INET6;
-}
-
 UniqueFd open(int family) {
   UniqueFd fd(::socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP));
   if (!fd) throw Error(errno, "socket");
@@ -39,7 +32,7 @@ Error failed(const char* call, const Address& address) { return {errno, call, ad
 void bindForeign(int fd, const Address& from) {
   std::optional<Error> refused;
   try {
-    setTransparent(fd);
+    setTransparent(fd, from.family());
   } catch (const Error& failure) {
     refused = failure;
   }
@@ -66,7 +59,6 @@ UniqueFd openFrom(const ConnectOptions& options, const std::optional<Address>& f
 
 Connecting connectFrom(const ConnectOptions& options, const std::optional<Address>& from) {
   UniqueFd fd = openFrom(options, from);
-  setNoDelay(fd.get());
   setUrgentInline(fd.get());
   const bool established = ::connect(fd.get(), options.to.data(), options.to.size()) == 0;
   if (!established && errno != EINPROGRESS) throw failed("connect", options.to);
@@ -75,23 +67,32 @@ Connecting connectFrom(const ConnectOptions& options, const std::optional<Addres
 
 }  // namespace
 
-void setTransparent(int fd) {
+void setTransparent(int fd, sa_family_t family) {
   setOption(fd, SOL_IP, IP_TRANSPARENT, 1, "IP_TRANSPARENT");
-  if (isV6(fd)) setOption(fd, SOL_IPV6, IPV6_TRANSPARENT, 1, "IPV6_TRANSPARENT");
+  if (family == AF_INET6) setOption(fd, SOL_IPV6, IPV6_TRANSPARENT, 1, "IPV6_TRANSPARENT");
 }
 void setReuseAddress(int fd) { setOption(fd, SOL_SOCKET, SO_REUSEADDR, 1, "SO_REUSEADDR"); }
 void setReusePort(int fd) { setOption(fd, SOL_SOCKET, SO_REUSEPORT, 1, "SO_REUSEPORT"); }
 void setV6Only(int fd, bool only) { setOption(fd, SOL_IPV6, IPV6_V6ONLY, int{only}, "IPV6_V6ONLY"); }
 void setMark(int fd, std::uint32_t mark) { setOption(fd, SOL_SOCKET, SO_MARK, mark, "SO_MARK"); }
 void setBindAddressNoPort(int fd) { setOption(fd, SOL_IP, IP_BIND_ADDRESS_NO_PORT, 1, "IP_BIND_ADDRESS_NO_PORT"); }
-void setNoDelay(int fd) { setOption(fd, IPPROTO_TCP, TCP_NODELAY, 1, "TCP_NODELAY"); }
 void setUrgentInline(int fd) { setOption(fd, SOL_SOCKET, SO_OOBINLINE, 1, "SO_OOBINLINE"); }
+
+void setNoDelay(int fd) {
+  const int on = 1;
+  setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);  // a socket that is not TCP never delays
+}
 
 void setKeepAlive(int fd, std::int64_t milliseconds) {
   const auto seconds = static_cast<int>(std::clamp<std::int64_t>(milliseconds / 1000, 1, 32767));  // the kernel's limit
   setOption(fd, SOL_SOCKET, SO_KEEPALIVE, 1, "SO_KEEPALIVE");
   setOption(fd, IPPROTO_TCP, TCP_KEEPIDLE, seconds, "TCP_KEEPIDLE");
   setOption(fd, IPPROTO_TCP, TCP_KEEPINTVL, seconds, "TCP_KEEPINTVL");
+}
+
+void setUserTimeout(int fd, std::int64_t milliseconds) {
+  const std::int64_t most = std::numeric_limits<int>::max();
+  setOption(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, static_cast<int>(std::min(milliseconds, most)), "TCP_USER_TIMEOUT");
 }
 
 void setNonBlocking(int fd) {
@@ -118,7 +119,7 @@ UniqueFd listen(const ListenOptions& options) {
   setUrgentInline(fd.get());
   if (options.reusePort) setReusePort(fd.get());
   if (options.address.family() == AF_INET6) setV6Only(fd.get(), options.v6Only);
-  if (options.transparent) setTransparent(fd.get());
+  if (options.transparent) setTransparent(fd.get(), options.address.family());
   if (options.mark) setMark(fd.get(), *options.mark);
   if (::bind(fd.get(), options.address.data(), options.address.size()) < 0) throw failed("bind", options.address);
   if (::listen(fd.get(), options.backlog) < 0) throw failed("listen", options.address);

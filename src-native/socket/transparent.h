@@ -10,15 +10,16 @@
 
 namespace tproxy::socket {
 
-void setTransparent(int fd);        // IP_TRANSPARENT, and IPV6_TRANSPARENT on AF_INET6
-void setReuseAddress(int fd);       // SO_REUSEADDR
-void setReusePort(int fd);          // SO_REUSEPORT
-void setV6Only(int fd, bool only);  // IPV6_V6ONLY
+void setTransparent(int fd, sa_family_t family);  // IP_TRANSPARENT, and IPV6_TRANSPARENT on AF_INET6
+void setReuseAddress(int fd);                     // SO_REUSEADDR
+void setReusePort(int fd);                        // SO_REUSEPORT
+void setV6Only(int fd, bool only);                // IPV6_V6ONLY
 void setMark(int fd, std::uint32_t mark);
 void setBindAddressNoPort(int fd);  // IP_BIND_ADDRESS_NO_PORT: the port is chosen at connect, per 4-tuple
 void setNoDelay(int fd);            // TCP_NODELAY
 void setUrgentInline(int fd);       // SO_OOBINLINE
-void setKeepAlive(int fd, std::int64_t milliseconds);  // SO_KEEPALIVE, TCP_KEEPIDLE and TCP_KEEPINTVL
+void setKeepAlive(int fd, std::int64_t milliseconds);    // SO_KEEPALIVE, TCP_KEEPIDLE and TCP_KEEPINTVL
+void setUserTimeout(int fd, std::int64_t milliseconds);  // TCP_USER_TIMEOUT
 void setNonBlocking(int fd);
 // close() from now on sends RST and forgets what was not sent yet.
 void setResetOnClose(int fd);

@@ -60,8 +60,13 @@ const options: readonly Option[] = [
     flag: 'engine',
     argument: 'ENGINE',
     key: 'engine',
-    help: 'What moves the bytes: uring (io_uring and splice), epoll (epoll and splice), copy (no splice). Default: auto, which is the fastest that this kernel allows.',
-    complete: ['auto', 'uring', 'epoll', 'copy'],
+    help: 'What moves the bytes: uring (io_uring and splice), uring-splice (all by io_uring, slower on few CPUs), epoll (epoll and splice), copy (no splice). Default: auto, which is the fastest that this kernel allows.',
+    complete: ['auto', 'uring', 'uring-splice', 'epoll', 'copy'],
+  },
+  {
+    flag: 'threads',
+    argument: 'NUMBER',
+    help: 'So many threads accept and relay. Default: 1; more pay where as many CPUs have nothing else to do.',
   },
   {
     flag: 'connect-timeout',
@@ -162,6 +167,7 @@ async function serverOf(values: Values, files: readonly SetFile[], target: Relay
     intercept: onlyReachable(intercept, target),
     relay: target,
     ...(values['engine'] !== undefined && { engine: values['engine'] as 'auto' }),
+    ...(values['threads'] !== undefined && { threads: Number(values['threads']) }),
     ...(idleTimeoutMs !== undefined && { idleTimeoutMs }),
     ...(connectTimeoutMs !== undefined && { connectTimeoutMs }),
   });

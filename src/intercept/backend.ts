@@ -75,8 +75,9 @@ const iptables: Backend = {
   watched: ['mangle'],
 };
 
-export const backends: Readonly<Record<Plan['backend'], Backend>> = { nftables, iptables };
-export const backendOf = ({ backend }: Pick<Plan, 'backend'>): Backend => backends[backend];
+/** The one place where it is chosen. */
+export const backendOf = ({ backend }: Pick<Plan, 'backend'>): Backend =>
+  backend === 'iptables' ? iptables : nftables;
 
 /** The table with nothing in it: the marks stop, and what belongs to it stays claimed. */
 export const emptied = (table: NftTable): NftOperation[] => [

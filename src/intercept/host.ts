@@ -5,7 +5,8 @@
 import { InterceptError } from '../errors.js';
 import type { NftablesSocket } from '../netlink/nftables.js';
 import type { RouteSocket } from '../netlink/route.js';
-import type { NftExpression, NftTable, Route, Rule } from '../netlink/types.js';
+import { sequence } from '../netlink/sequence.js';
+import type { Address, Link, NftExpression, NftTable, Route, Rule } from '../netlink/types.js';
 import { decodeComment } from '../netlink/userdata.js';
 import type { Family, Fwmark } from '../types.js';
 import { namesInMangle } from './mangle.js';
@@ -14,6 +15,8 @@ import { type Claim, parseClaim } from './nftables.js';
 import { nameOfTable, type PlanOptions, PRIORITIES, planIntercept, ROUTE_PROTOCOL } from './plan.js';
 
 export interface Kernel {
+  /** Which network namespace it is of. */
+  readonly namespace: string;
   readonly route: RouteSocket;
   readonly nftables: NftablesSocket;
 }
@@ -28,16 +31,26 @@ export interface HostState {
   readonly inMangle: readonly string[];
   /** Mark bits that the host's nf_tables rules read or write. */
   readonly markBits: number;
+  readonly links: readonly Link[];
+  readonly addresses: readonly Address[];
 }
 
 export async function lookAtHost({ route, nftables }: Kernel): Promise<HostState> {
-  const { id: generation } = await nftables.generation();
-  // Policy rules first: whoever made one of ours had claimed it by a table before. So a rule without a claim is stale.
-  const rules = await route.ruleList();
-  const inMangle = namesInMangle(await nftables.list('chain'));
-  const tables = await nftables.list('table');
-  const markBits = (await nftables.list('rule')).reduce((bits, rule) => bits | markBitsOf(rule.expressions), 0) >>> 0;
-  return { generation, rules, inMangle, tables, claims: tables.flatMap(claimOf), markBits };
+  // Policy rules before tables: whoever made one of ours had claimed it by a table before. So a rule without a claim is stale.
+  const [{ id: generation }, rules, chains, tables, nftRules, links, addresses] = await Promise.all(
+    sequence(() => [
+      nftables.generation(),
+      route.ruleList(),
+      nftables.list('chain'),
+      nftables.list('table'),
+      nftables.list('rule'),
+      route.linkList(),
+      route.addressList(),
+    ]),
+  );
+  const markBits = nftRules.reduce((bits, rule) => bits | markBitsOf(rule.expressions), 0) >>> 0;
+  const inMangle = namesInMangle(chains);
+  return { generation, rules, inMangle, tables, claims: tables.flatMap(claimOf), markBits, links, addresses };
 }
 
 export function claimOf(table: NftTable): Claim[] {
@@ -89,8 +102,8 @@ export async function staleRoutes(
 
 /** The options with mark, table, priority and families that are free and work on this host. */
 export async function completeOptions(kernel: Kernel, host: HostState, options: PlanOptions): Promise<PlanOptions> {
-  const families = options.families ?? (await familiesOf(kernel));
-  await checkInterfaces(kernel, options.interfaces ?? []);
+  const families = options.families ?? familiesOf(host);
+  checkInterfaces(host, options.interfaces ?? []);
   checkName(host, planIntercept(options).nftTable);
   // Claimed is in use, also where its rule or route is missing at the moment.
   const claimed = host.claims.flatMap(({ fwmark, table, priority }) =>
@@ -121,8 +134,7 @@ async function usesConntrack({ nftables }: Kernel): Promise<boolean> {
 const CONNTRACK_NAMES = /^(flow_offload|connlimit|synproxy|conntrack|state|connmark|connbytes|CONNMARK|CT|SYNPROXY)$/;
 
 /** The families that the loopback interface speaks: IPv6 may be disabled. */
-async function familiesOf({ route }: Kernel): Promise<Family[]> {
-  const [links, addresses] = await Promise.all([route.linkList(), route.addressList()]);
+function familiesOf({ links, addresses }: HostState): Family[] {
   const lo = links.find(({ name }) => name === 'lo');
   if (!lo || (lo.flags & 1) === 0)
     throw new InterceptError(
@@ -135,9 +147,8 @@ async function familiesOf({ route }: Kernel): Promise<Family[]> {
   );
 }
 
-async function checkInterfaces({ route }: Kernel, interfaces: readonly string[]): Promise<void> {
-  if (interfaces.length === 0) return;
-  const names = (await route.linkList()).map(({ name }) => name);
+function checkInterfaces({ links }: HostState, interfaces: readonly string[]): void {
+  const names = links.map(({ name }) => name);
   for (const name of interfaces)
     if (!names.includes(name))
       throw new InterceptError(

@@ -4,11 +4,13 @@
  * batch; removal in reverse. So at no moment is a packet marked that the routing does not know what to do with.
  */
 import { EventEmitter } from 'node:events';
+import { setTimeout as startTimer } from 'node:timers';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { type InstallStep, InterceptError, NetlinkError } from '../errors.js';
+import { closedSocket, type InstallStep, InterceptError, NetlinkError } from '../errors.js';
 import { NftablesSocket } from '../netlink/nftables.js';
 import { RouteSocket } from '../netlink/route.js';
-import type { NftOperation, Route, Rule } from '../netlink/types.js';
+import { sequence } from '../netlink/sequence.js';
+import type { NftOperation, Route, RouteOperation, Rule } from '../netlink/types.js';
 import { backendOf, unmakeMangle } from './backend.js';
 import { type Counters, sumCounters } from './counters.js';
 import {
@@ -24,7 +26,7 @@ import {
 } from './host.js';
 import { findRoutingLosses } from './intact.js';
 import { mangleChanges } from './mangle.js';
-import { announceMark } from './marks.js';
+import { announceMark, namespaceOf } from './marks.js';
 import { ruleChanges, tableObject } from './nftables.js';
 import { type Plan, type PlanOptions, planIntercept, withOnDown, withSets } from './plan.js';
 import { type LiveSets, liveSets, type Rewrite } from './sets.js';
@@ -89,25 +91,46 @@ export async function installIntercept(options: InstallOptions): Promise<Install
       return installed(kernel, plan, removal, announceMark(netns, plan.socketMark), options.repair ?? true);
     });
   } catch (error) {
-    closeKernel(kernel);
+    // What could not be undone the kernel deletes then.
+    await close(kernel);
     throw error;
   }
 }
+
+/**
+ * Sockets that nobody uses, for a while: one to nf_tables that is closed right after a deletion keeps the rule set locked
+ * until the kernel has cleared away what was deleted, some 10 to 20 ms.
+ */
+const idle = new Map<Kernel, NodeJS.Timeout>();
+const IDLE_MS = 100;
 
 export function openKernel(netns: string | undefined): Kernel {
+  const namespace = `${netns} ${namespaceOf(netns)}`;
+  for (const [kernel, timer] of idle)
+    if (kernel.namespace === namespace) {
+      clearTimeout(timer);
+      idle.delete(kernel);
+      return kernel;
+    }
   const route = new RouteSocket({ ...(netns !== undefined && { netns }) });
   try {
-    return { route, nftables: new NftablesSocket({ ...(netns !== undefined && { netns }) }) };
+    return { namespace, route, nftables: new NftablesSocket({ ...(netns !== undefined && { netns }) }) };
   } catch (error) {
-    route.close();
+    void route.close();
     throw error;
   }
 }
 
-export function closeKernel({ route, nftables }: Kernel): void {
-  route.close();
-  nftables.close();
+/** Once nothing belongs to it any more. */
+export function closeKernel(kernel: Kernel): void {
+  const later = () => {
+    idle.delete(kernel);
+    void close(kernel);
+  };
+  idle.set(kernel, startTimer(later, IDLE_MS).unref());
 }
+
+const close = ({ route, nftables }: Kernel) => Promise.all([route.close(), nftables.close()]);
 
 /** Looks at the host, clears away what a killed process of ours left, and plans with what is free. */
 async function choose(kernel: Kernel, options: PlanOptions): Promise<{ plan: Plan; host: HostState }> {
@@ -185,34 +208,51 @@ async function apply(kernel: Kernel, plan: Plan, host: HostState): Promise<Remov
   const table = tableObject(plan);
   const undo: (() => Promise<unknown>)[] = [];
   /** What failed may have happened all the same (its answer was lost), so it is undone too, unless it surely has not. */
-  const step = async (name: InstallStep, doIt: Promise<void>, undoIt: () => Promise<unknown>) => {
+  const step = async (name: InstallStep, doIt: Promise<void>, undoIt: (failure?: unknown) => Promise<unknown>) => {
     undo.push(undoIt);
     try {
       await doIt;
     } catch (error) {
-      if (error instanceof NetlinkError && ['EEXIST', 'ERESTART'].includes(error.code)) undo.pop();
+      undo.pop();
+      if (isOfMany(name) || !isRefused(error)) undo.push(() => undoIt(error));
       throw atStep(name, error);
     }
   };
+  const added = changesOf('add', plan);
+  const removed = changesOf('delete', plan);
   try {
-    // Everything at once and without an end: the kernel checks it all and keeps nothing. What it cannot do is known now.
+    // The kernel is not asked beforehand whether it can do all of it: to take back a batch takes it 10 ms.
     const first = await frame(kernel, plan);
-    await nftables
-      .commit([{ verb: 'create', object: table }, ...first, ...make(plan)], { dryRun: true })
-      .catch((error) => Promise.reject(atStep('check', error)));
     const takeOutAll = async () => takeOut(kernel, await unmake(kernel, plan, table));
     await step('table', claim(kernel, plan, host), () => nftables.commit([{ verb: 'delete', object: table }]));
     if (first.length > 0) await step('table', nftables.commit(first), takeOutAll);
     const removal = await removalOf(kernel, plan);
     undo.push(async () => removal.endGuard());
-    for (const each of plan.routes) await step('routes', route.routeAdd(each), () => route.routeDelete(each));
-    for (const each of plan.rules) await step('rules', route.ruleAdd(each), () => route.ruleDelete(each));
-    await step('batch', nftables.commit(make(plan)), takeOutAll);
+    const calls = sequence(() => [route.commit(added.routes), route.commit(added.rules), nftables.commit(make(plan))]);
+    for (const each of calls) each.catch(() => {}); // told here, one after the other
+    await step('routes', calls[0], (failure) => route.commit(ours(removed.routes, failure)));
+    await step('rules', calls[1], (failure) => route.commit(ours(removed.rules, failure)));
+    await step('batch', calls[2], takeOutAll);
     return removal;
   } catch (error) {
     for (const undoIt of undo.reverse()) await undoIt().catch(() => {});
     throw error;
   }
+}
+
+/** Each of them fails for itself. */
+const isOfMany = (step: InstallStep) => step === 'routes' || step === 'rules';
+const isRefused = (error: unknown) => error instanceof NetlinkError && ['EEXIST', 'ERESTART'].includes(error.code);
+
+const changesOf = (verb: RouteOperation['verb'], { rules, routes }: Pick<Plan, 'rules' | 'routes'>) => ({
+  rules: rules.map((rule): RouteOperation => ({ verb, kind: 'rule', rule })),
+  routes: routes.map((route): RouteOperation => ({ verb, kind: 'route', route })),
+});
+
+/** Without those that were there before: they are somebody else's. */
+function ours(removed: readonly RouteOperation[], failure: unknown): RouteOperation[] {
+  const errors = (failure instanceof NetlinkError && failure.errors) || [];
+  return removed.filter((_, at) => !errors.some(({ index, code }) => index === at && code === 'EEXIST')).reverse();
 }
 
 /** Of what is there now, with a guard that begins its life. */
@@ -252,12 +292,20 @@ function installed(
   /** With what is in its sets, where those are rules. */
   let present = initial;
   let changing: Promise<void> = Promise.resolve();
+  let over = false;
+  /** The sockets may be somebody else's by then. */
+  const checkOver = () => {
+    if (over) throw closedSocket();
+  };
   const table = tableObject(plan);
   const ofTable = { family: table.family, table: table.name };
   const remove: NftOperation[] = [{ verb: 'delete', object: table }];
   const { live, contents } = liveSets(
     plan,
-    (operations) => nftables.commit(operations),
+    async (operations) => {
+      checkOver();
+      await nftables.commit(operations);
+    },
     plan.backend === 'iptables' ? (sets) => inTurn(() => rewrite(sets)) : undefined,
   );
   /** Rules made anew are other ones. */
@@ -272,7 +320,10 @@ function installed(
 
   /** While nobody compares what is there with what should be, and one after the other. */
   const inTurn = (change: () => Promise<void>): Promise<void> => {
-    const turn = changing.then(() => (watch ? watch.between(change) : change()));
+    const turn = changing.then(() => {
+      checkOver();
+      return watch ? watch.between(change) : change();
+    });
     changing = turn.catch(() => {});
     return turn;
   };
@@ -283,6 +334,8 @@ function installed(
     present = next;
   };
 
+  const { rules, routes } = changesOf('delete', plan);
+  const removed = { rules: rules.reverse(), routes: routes.reverse() };
   // Reverse of apply: the marks stop first, then the rules that read them, then the routes, and the claim last: until then
   // nobody takes what we have not removed yet for left over, or for free. One failure does not keep the others.
   const uninstall = async () => {
@@ -293,24 +346,26 @@ function installed(
       if (plan.lifetime !== 'process' || !(error instanceof NetlinkError && error.code === 'EPERM')) throw error;
       // This process has given up its privileges since. The table goes with its socket, and the guard has kept its own.
       ended();
+      await close(kernel);
       removal.endGuard('work');
       return;
     }
     const failures: unknown[] = [];
     const attempt = (removed: Promise<void>) =>
       ignoring(['ENOENT', 'ESRCH'], removed).catch((error) => failures.push(error));
-    for (const rule of [...plan.rules].reverse()) await attempt(route.ruleDelete(rule));
-    for (const each of [...plan.routes].reverse()) await attempt(route.routeDelete(each));
+    await attempt(route.commit(removed.rules));
+    await attempt(route.commit(removed.routes));
     if (failures.length > 0) throw failures[0];
     await ignoring(['ENOENT'], nftables.commit(remove));
     // If any of it failed, the guard tries once more in the end.
     removal.endGuard();
     ended();
+    closeKernel(kernel);
   };
   const ended = () => {
+    over = true;
     atExit.delete(uninstallNow);
     forgetMark();
-    closeKernel(kernel);
   };
   const uninstallNow = () => {
     void watch?.stop();
@@ -324,8 +379,8 @@ function installed(
       }
     };
     for (const batch of removal.batches) attempt(() => nftables.commitSync(batch));
-    for (const rule of [...plan.rules].reverse()) attempt(() => route.ruleDeleteSync(rule));
-    for (const each of [...plan.routes].reverse()) attempt(() => route.routeDeleteSync(each));
+    attempt(() => route.commitSync(removed.rules));
+    attempt(() => route.commitSync(removed.routes));
     attempt(() => nftables.commitSync(remove));
     if (!failed) removal.endGuard();
   };
@@ -347,8 +402,12 @@ function installed(
     setOnDown(onDown: Plan['onDown']) {
       return inTurn(() => switchOnDown(onDown));
     },
-    counters: async () => sumCounters(await backend.rules(kernel, plan), backend.commentOf),
+    async counters() {
+      checkOver();
+      return sumCounters(await backend.rules(kernel, plan), backend.commentOf);
+    },
     async verify() {
+      checkOver();
       const losses = await Promise.all([findRoutingLosses(kernel, present), backend.losses(kernel, present)]);
       const missing = losses.flat().map(({ what }) => what);
       return { intact: missing.length === 0, missing };
@@ -404,6 +463,7 @@ function atStep(step: InstallStep, error: unknown): unknown {
 
 export async function ignoring(codes: readonly string[], attempt: Promise<void>): Promise<void> {
   await attempt.catch((error) => {
-    if (!(error instanceof NetlinkError && codes.includes(error.code))) throw error;
+    if (!(error instanceof NetlinkError && [error, ...(error.errors ?? [])].every(({ code }) => codes.includes(code))))
+      throw error;
   });
 }

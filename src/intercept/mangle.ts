@@ -3,6 +3,7 @@
  * them, and take them out again, and what of them is missing. Somebody else's chains and rules are never touched; the table
  * and its built-in chains are made as iptables makes them where they are not there, and go again when nobody uses them. Pure.
  */
+import { InterceptError } from '../errors.js';
 import type { NftChain, NftExpression, NftFamily, NftOperation, NftRule, NftTable } from '../netlink/types.js';
 import { decodeComment, encodeComment } from '../netlink/userdata.js';
 import type { Family } from '../types.js';
@@ -74,6 +75,7 @@ export function mangleFrame(plan: PlanFacts, found: Mangle): NftOperation[] {
   return families.flatMap(([family]): NftOperation[] => {
     const chains = chainsOf(plan).filter((chain) => chain.family === family);
     if (chains.length === 0) return [];
+    for (const chain of found.chains) if (chain.family === family && chain.name in builtIn) checkBuiltIn(chain);
     const isMissing = (kind: 'tables' | 'chains', name: string) =>
       !found[kind].some((each) => each.family === family && each.name === name);
     return [
@@ -93,6 +95,17 @@ export function mangleFrame(plan: PlanFacts, found: Mangle): NftOperation[] {
       ...chains.flatMap(waysIn),
     ];
   });
+}
+
+/** Somebody may have made one of that name by `nft`, where no packet comes by. */
+function checkBuiltIn({ family, name, type, hook, priority }: NftChain): void {
+  const expected = builtIn[name as keyof typeof builtIn];
+  if (type === expected.type && hook === expected.hook && priority === PRIORITY) return;
+  throw new InterceptError(
+    'ERR_TPROXY_UNSUPPORTED',
+    `The chain ${name} of table ${family} ${TABLE} is not as iptables makes it, and iptables refuses to work with it, too. Remove it (\`nft delete chain ${family} ${TABLE} ${name}\`), or use backend 'nftables'`,
+    'check',
+  );
 }
 
 export const mangleRules = (plan: PlanFacts): NftOperation[] => chainsOf(plan).flatMap(rulesOf);

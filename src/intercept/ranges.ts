@@ -43,8 +43,8 @@ export function parsePrefixes(name: string, prefixes: readonly string[]): Readon
   if (!Array.isArray(prefixes)) throw invalidType(name, 'a list of prefixes', prefixes);
   const ranges: Record<Family, Range[]> = { ipv4: [], ipv6: [] };
   for (const prefix of prefixes) {
-    const { family, ...range } = parsePrefix(name, prefix);
-    ranges[family].push(range);
+    const { family, start, end } = parsePrefix(name, prefix);
+    ranges[family].push({ start, end });
   }
   return { ipv4: merge(ranges.ipv4), ipv6: merge(ranges.ipv6) };
 }
@@ -52,6 +52,8 @@ export function parsePrefixes(name: string, prefixes: readonly string[]): Readon
 /** `10.0.0.0/8`, `fd00::/8`, or an address alone. Bits set beyond the prefix are an error, since they hide a mistake. */
 export function parsePrefix(name: string, prefix: string): Range & { readonly family: Family } {
   if (typeof prefix !== 'string') throw invalidType(`${name}: a prefix`, 'a string', prefix);
+  const plain = parsePlainIpv4(prefix);
+  if (plain) return plain;
   const [address = '', length, ...rest] = prefix.split('/');
   const version = isIP(address);
   if (version === 0 || rest.length > 0 || address.includes('%') || (length !== undefined && !/^\d{1,3}$/.test(length)))
@@ -67,6 +69,18 @@ export function parsePrefix(name: string, prefix: string): Range & { readonly fa
     throw invalidValue(`${name}: a prefix`, `without host bits ('${network}/${prefixLength}')`, prefix);
   }
   return { family, start, end: start | hostMask };
+}
+
+/** What nearly all prefixes are, of which there may be thousands; nothing for all others, and for wrong ones. */
+function parsePlainIpv4(prefix: string): (Range & { readonly family: Family }) | undefined {
+  const match = /^(\d{1,3})\.(\d{1,3})\.(\d{1,3})\.(\d{1,3})(?:\/(\d{1,2}))?$/.exec(prefix);
+  if (!match || isIP(prefix.slice(0, match[5] === undefined ? undefined : -match[5].length - 1)) === 0)
+    return undefined;
+  const length = Number(match[5] ?? 32);
+  const start = Number(match[1]) * 2 ** 24 + Number(match[2]) * 2 ** 16 + Number(match[3]) * 2 ** 8 + Number(match[4]);
+  const size = 2 ** (32 - length);
+  if (length > 32 || start % size !== 0) return undefined;
+  return { family: 'ipv4', start: BigInt(start), end: BigInt(start + size - 1) };
 }
 
 /** Sorted, with overlapping and adjacent ranges made one. */
@@ -106,10 +120,31 @@ export function intervalElements(type: RangeType, ranges: readonly Range[]): Nft
 /** The elements of one range: its first key, then the end behind it, if there can be one. */
 export function rangeElements(type: RangeType, { start, end }: Range): readonly [NftElement, ...NftElement[]] {
   const key = toBytes(start, type.bytes);
-  const beyond = end + 1n;
-  return beyond === 1n << BigInt(type.bytes * 8)
-    ? [{ key, userdata: encodeOpenInterval() }]
-    : [{ key }, intervalEnd(type, beyond)];
+  return isOpen(type, end) ? [{ key, userdata: encodeOpenInterval() }] : [{ key }, intervalEnd(type, end + 1n)];
+}
+
+/** Up to the last number there is: it has no end behind it. */
+export const isOpen = (type: RangeType, end: bigint) => end + 1n === 1n << BigInt(type.bytes * 8);
+
+/** The keys of many ranges, none of them open: of each its first key, then that of the end behind it. */
+export function intervalKeys({ bytes }: RangeType, ranges: readonly Range[]): Uint8Array {
+  const keys = new Uint8Array(ranges.length * 2 * bytes);
+  const view = new DataView(keys.buffer);
+  let at = 0;
+  const put = (value: bigint) => {
+    if (bytes === 2) view.setUint16(at, Number(value));
+    else if (bytes === 4) view.setUint32(at, Number(value));
+    else {
+      view.setBigUint64(at, value >> 64n);
+      view.setBigUint64(at + 8, value & 0xffffffffffffffffn);
+    }
+    at += bytes;
+  };
+  for (const { start, end } of ranges) {
+    put(start);
+    put(end + 1n);
+  }
+  return keys;
 }
 
 const intervalEnd = (type: RangeType, value: bigint): NftElement => ({

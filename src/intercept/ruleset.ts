@@ -365,7 +365,10 @@ function zoneChains(plan: PlanFacts, zone: number): ChainOfRules[] {
         // To a listener on a foreign address. Its answer may be a SYN cookie, which has no socket: the flow is remembered.
         rule(socketWildcard(0), socketTransparent, goTo('zone_listener')),
         rule(socketWildcard(0), returnToCaller),
-        ...(tcp ? [rule(jump('skip')), rule(...arriving(plan, 'tcp'), setZone(zone))] : []),
+        ...(tcp ? [rule(jump('skip')), rule(...arriving(plan, 'tcp'), setZone(zone), returnToCaller)] : []),
+        // Half-open or in TIME_WAIT, of such a listener.
+        rule(socketWildcard(1), returnToCaller),
+        rule(socketTransparent, goTo('zone_listener')),
       ],
     },
     {

@@ -2,8 +2,8 @@
  * What a live set holds: ranges in ascending order that never overlap, each with the time until which it is there. Adding
  * and deleting cut and join them; what changes by that are the kernel's elements to delete and to create. Pure.
  */
-import type { NftElement } from '../netlink/types.js';
-import { merge, type Range, type RangeType, rangeElements } from './ranges.js';
+import type { NftElement, NftElements } from '../netlink/types.js';
+import { intervalKeys, isOpen, merge, type Range, type RangeType, rangeElements } from './ranges.js';
 
 export interface Segment extends Range {
   /** In the caller's milliseconds; Infinity: until deleted. */
@@ -19,14 +19,15 @@ export interface Change {
 
 /** Adds ranges until a time. What is there for longer already stays so. */
 export function adding(segments: readonly Segment[], ranges: readonly Range[], until: number, now: number): Change {
-  return change(segments, ranges, now, (old, added) => [
-    ...subtract(old, added),
-    ...subtract(
-      added.map((range) => ({ ...range, until })),
-      old,
-    ),
-    ...intersect(old, added).map((each) => ({ ...each, until: Math.max(each.until, until) })),
-  ]);
+  return change(segments, ranges, now, (old, added) => {
+    const fresh = added.map(({ start, end }) => ({ start, end, until }));
+    if (old.length === 0) return fresh;
+    return [
+      ...subtract(old, added),
+      ...subtract(fresh, old),
+      ...intersect(old, added).map((each) => ({ ...each, until: Math.max(each.until, until) })),
+    ];
+  });
 }
 
 export function deleting(segments: readonly Segment[], ranges: readonly Range[], now: number): Change {
@@ -113,6 +114,7 @@ export function difference(
 }
 
 function without(some: readonly Segment[], others: readonly Segment[]): Segment[] {
+  if (others.length === 0) return [...some];
   const byStart = new Map(others.map((each) => [each.start, each]));
   return some.filter((each) => {
     const other = byStart.get(each.start);
@@ -121,10 +123,22 @@ function without(some: readonly Segment[], others: readonly Segment[]): Segment[
 }
 
 /** The elements of an interval set that are these segments, each with the time that it still has. */
-export function timedElements(type: RangeType, segments: readonly Segment[], now: number): NftElement[] {
-  return segments.flatMap((segment) => {
-    const [start, ...end] = rangeElements(type, segment);
-    if (segment.until === Number.POSITIVE_INFINITY) return [start, ...end];
-    return [{ ...start, timeoutMs: BigInt(Math.max(1, Math.ceil(segment.until - now))) }, ...end];
-  });
+export function timedElements(
+  type: RangeType,
+  segments: readonly Segment[],
+  now: number,
+): Pick<NftElements, 'elements' | 'intervals'> {
+  const isPlain = ({ until, end }: Segment) => until === Number.POSITIVE_INFINITY && !isOpen(type, end);
+  const plain = segments.filter(isPlain);
+  const elements = segments
+    .filter((each) => !isPlain(each))
+    .flatMap((segment): NftElement[] => {
+      const [start, ...end] = rangeElements(type, segment);
+      if (segment.until === Number.POSITIVE_INFINITY) return [start, ...end];
+      return [{ ...start, timeoutMs: BigInt(Math.max(1, Math.ceil(segment.until - now))) }, ...end];
+    });
+  return {
+    elements,
+    ...(plain.length > 0 && { intervals: { keyLength: type.bytes, keys: intervalKeys(type, plain) } }),
+  };
 }

@@ -3,7 +3,7 @@
  * each, works out the fewest elements to delete and create, and leaves the sending to install.ts.
  */
 import { checkOptions, InterceptError, invalidValue, NetlinkError, outOfRange } from '../errors.js';
-import type { NftElement, NftOperation } from '../netlink/types.js';
+import type { NftElements, NftOperation } from '../netlink/types.js';
 import type { Family, LiveSet, PortSet, PortSpec, PrefixSet } from '../types.js';
 import { setFor } from './named-sets.js';
 import type { Plan, PrefixRanges } from './plan.js';
@@ -16,7 +16,6 @@ import {
   portRange,
   type Range,
   type RangeType,
-  rangeElements,
   toPrefixes,
 } from './ranges.js';
 import { adding, type Change, deleting, difference, type Segment, timedElements } from './segments.js';
@@ -56,9 +55,8 @@ const DISAGREEMENTS = ['ENOENT', 'EEXIST', 'ENOBUFS', 'EINTR'];
 const TICK_MS = 10;
 
 /** What a set holds, to make it anew. */
-export interface Content {
+export interface Content extends Pick<NftElements, 'elements' | 'intervals'> {
   readonly set: string;
-  readonly elements: readonly NftElement[];
 }
 
 /** Sets that are no sets in the kernel, but rules: writes those that follow them. */
@@ -109,10 +107,11 @@ export function liveSets(
   };
   return {
     live: sets,
-    contents: () => all.map(({ name, type, segments }) => ({ set: name, elements: lasting(type, segments) })),
+    contents: () => all.map(({ name, type, segments }) => ({ set: name, ...lasting(type, segments) })),
   };
 }
 
+type Elements = Pick<NftElements, 'elements' | 'intervals'>;
 const kernelSet = (name: string, type: RangeType, ranges: readonly Range[]): KernelSet => ({
   name,
   type,
@@ -120,7 +119,7 @@ const kernelSet = (name: string, type: RangeType, ranges: readonly Range[]): Ker
 });
 
 /** The elements of those segments whose time is not over. */
-function lasting(type: RangeType, segments: readonly Segment[]): NftElement[] {
+function lasting(type: RangeType, segments: readonly Segment[]): Elements {
   const now = performance.now();
   return timedElements(
     type,
@@ -175,7 +174,11 @@ function liveSet<Spec>(
         elements(
           'delete',
           set,
-          gone.flatMap((each) => rangeElements(set.type, each)),
+          timedElements(
+            set.type,
+            gone.map((each) => ({ ...each, until: Number.POSITIVE_INFINITY })),
+            now,
+          ),
         ),
       ),
       ...differences.map(({ set, created }) => elements('create', set, timedElements(set.type, created, now))),
@@ -188,16 +191,16 @@ function liveSet<Spec>(
     // The kernel counts from the commit on, and from nothing else does anybody know when that was.
     const late = performance.now() - now + TICK_MS;
     differences.forEach(({ set, created }, index) => {
-      const fresh = new Set(created);
+      const fresh = new Set(created.filter(({ until }) => until !== Number.POSITIVE_INFINITY));
       set.segments = (after[index] ?? []).map((each) =>
         fresh.has(each) ? { ...each, until: each.until + late } : each,
       );
     });
   }
 
-  function elements(verb: 'delete' | 'create', { name }: KernelSet, list: readonly NftElement[]): NftOperation[] {
-    if (list.length === 0) return [];
-    return [{ verb, object: { kind: 'elements', family: 'inet', table, set: name, elements: list } }];
+  function elements(verb: 'delete' | 'create', { name }: KernelSet, list: Elements): NftOperation[] {
+    if (list.elements.length === 0 && !list.intervals) return [];
+    return [{ verb, object: { kind: 'elements', family: 'inet', table, set: name, ...list } }];
   }
 
   function anew(set: KernelSet, segments: readonly Segment[]): NftOperation[] {

@@ -13,7 +13,12 @@ interface Shared {
 
 const installed = new Map<string, Shared>();
 const ending = new Map<string, Promise<void>>();
-const NAME = `divert-${process.pid}${threadId === 0 ? '' : `-${threadId}`}`;
+
+/** Iptables' chains have short names, where the numbers must be short, too. */
+export function sharedName(backend: InstallOptions['backend'], pid: number, thread: number): string {
+  const [prefix, base] = backend === 'iptables' ? (['d', 36] as const) : (['divert-', 10] as const);
+  return `${prefix}${pid.toString(base)}${thread === 0 ? '' : `-${thread.toString(base)}`}`;
+}
 
 export interface SharedRules {
   readonly rules: InstalledRules;
@@ -27,7 +32,12 @@ export async function shareDivert({ address: _, port, netns, ...options }: Insta
   await ending.get(key);
   const shared = installed.get(key) ?? {
     users: 0,
-    rules: installIntercept({ name: NAME, ...options, port, ...(netns !== undefined && { netns }) }),
+    rules: installIntercept({
+      name: sharedName(options.backend, process.pid, threadId),
+      ...options,
+      port,
+      ...(netns !== undefined && { netns }),
+    }),
   };
   installed.set(key, shared);
   shared.users++;

@@ -215,7 +215,7 @@ export class Watch extends EventEmitter<WatchEvents> {
     return [
       ...nftables.filter(({ object }) => object.kind !== 'elements' || !contents.some(({ set }) => set === object.set)),
       ...contents
-        .filter(({ elements }) => elements.length > 0)
+        .filter(({ elements, intervals }) => elements.length > 0 || intervals)
         .map((content): NftOperation => ({ verb: 'add', object: { kind: 'elements', family, table, ...content } })),
     ];
   }

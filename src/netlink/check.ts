@@ -1,5 +1,5 @@
 /**
- * Checks arguments before native code takes them: one schema for each object, one word for each member. Whether a word
+ * Checks arguments before native code takes them: one schema for each object, one check for each member. Whether a word
  * such as `prerouting` is known is native code's to say, which has the tables of them.
  */
 import { isIPv4, isIPv6 } from 'node:net';
@@ -7,296 +7,367 @@ import { invalidType, invalidValue, outOfRange } from '../errors.js';
 import type { Family } from '../types.js';
 import type { NftOperation, Route, Rule } from './types.js';
 
-/** With `?` behind: may be absent. `word` is a name or the kernel's number, `words` a list of them. */
-type Kind = 'text' | 'flag' | 'bytes' | 'u8' | 'u16' | 'u32' | 'i32' | 'u64' | 'word' | 'words' | 'family' | 'ifname';
-type Check = (name: string, value: unknown, object: Readonly<Record<string, unknown>>) => void;
-type Field = Kind | `${Kind}?` | Check;
-type Schema = Readonly<Record<string, Field>>;
+/** Where a value is; put into words only when something is wrong with it, since thousands are right. */
+interface Place {
+  readonly in?: Place;
+  readonly key: string | number;
+}
+/** Of the member `key` of `object`, which is at `place`. */
+type Check = (value: unknown, place: Place, key: string | number, object: Readonly<Record<string, unknown>>) => void;
 
-const LIMITS = { u8: [0, 0xff], u16: [0, 0xffff], u32: [0, 0xffffffff], i32: [-0x80000000, 0x7fffffff] } as const;
-const IFNAMSIZ = 16;
-
-function check(name: string, value: unknown, schema: Schema): void {
-  if (typeof value !== 'object' || value === null) throw invalidType(name, 'an object', value);
-  const object = value as Readonly<Record<string, unknown>>;
-  for (const key of Object.keys(object))
-    if (!(key in schema)) throw invalidValue(name, `an object of ${Object.keys(schema).join(', ')}`, key);
-  for (const [key, field] of Object.entries(schema)) {
-    if (typeof field === 'function') field(`${name}.${key}`, object[key], object);
-    else if (object[key] !== undefined || !field.endsWith('?'))
-      checkField(`${name}.${key}`, object[key], field.replace('?', '') as Kind);
-  }
+const ROOT: Place = { key: '' };
+function at(place: Place, key: string | number): string {
+  if (place === ROOT) return String(key);
+  const whole = at(place.in ?? ROOT, place.key);
+  return typeof key === 'number' ? `${whole}[${key}]` : `${whole}.${key}`;
 }
 
-function checkField(name: string, value: unknown, kind: Kind): void {
-  switch (kind) {
-    case 'text':
-      if (typeof value !== 'string') throw invalidType(name, 'a string', value);
-      if (value.includes('\0')) throw invalidValue(name, 'without NUL', value);
-      return;
-    case 'ifname':
-      checkField(name, value, 'text');
-      if (value === '' || Buffer.byteLength(value as string) >= IFNAMSIZ)
-        throw invalidValue(name, `an interface name of 1 to ${IFNAMSIZ - 1} bytes`, value);
-      return;
-    case 'flag':
-      if (typeof value !== 'boolean') throw invalidType(name, 'a boolean', value);
-      return;
-    case 'bytes':
-      if (!(value instanceof Uint8Array)) throw invalidType(name, 'a Uint8Array', value);
-      return;
-    case 'u64':
-      if (typeof value !== 'bigint') throw invalidType(name, 'a bigint', value);
-      if (BigInt.asUintN(64, value) !== value) throw outOfRange(name, '0 to 2^64 - 1', value);
-      return;
-    case 'word':
-      if (typeof value !== 'string') checkField(name, value, 'u32');
-      return;
-    case 'words':
-      checkList(name, value, (each, one) => checkField(each, one, 'word'));
-      return;
-    case 'family':
-      if (value !== 'ipv4' && value !== 'ipv6') throw invalidValue(name, `'ipv4' or 'ipv6'`, value);
-      return;
-    default: {
-      if (typeof value !== 'number') throw invalidType(name, 'a number', value);
-      const [least, most] = LIMITS[kind];
-      if (!Number.isInteger(value) || value < least || value > most)
-        throw outOfRange(name, `${least} to ${most}`, value);
-    }
-  }
-}
-
-function checkList(name: string, value: unknown, each: (name: string, value: unknown) => void): void {
-  if (!Array.isArray(value)) throw invalidType(name, 'an array', value);
-  for (const [i, one] of value.entries()) each(`${name}[${i}]`, one);
-}
-
-const optional =
-  (field: Check): Check =>
-  (name, value, object) => {
-    if (value !== undefined) field(name, value, object);
+const absentAllowed = new WeakSet<Check>();
+const optional = (member: Check): Check => {
+  const check: Check = (value, place, key, object) => {
+    if (value !== undefined) member(value, place, key, object);
   };
-const objectOf = (schema: Schema) => (name: string, value: unknown) => check(name, value, schema);
-const listOf = (each: (name: string, value: unknown) => void) => (name: string, value: unknown) =>
-  checkList(name, value, each);
+  absentAllowed.add(check);
+  return check;
+};
+const objectOf = (members: Readonly<Record<string, Check>>): Check => {
+  const checks = new Map(Object.entries(members));
+  const required = Object.keys(members).filter((key) => !absentAllowed.has(members[key] as Check));
+  return (value, whole, name) => {
+    if (typeof value !== 'object' || value === null) throw invalidType(at(whole, name), 'an object', value);
+    const object = value as Readonly<Record<string, unknown>>;
+    const place = { in: whole, key: name };
+    for (const key of Object.keys(object)) {
+      const check = checks.get(key);
+      if (!check) throw invalidValue(at(whole, name), `an object of ${Object.keys(members).join(', ')}`, key);
+      check(object[key], place, key, object);
+    }
+    for (const key of required) if (object[key] === undefined) (members[key] as Check)(undefined, place, key, object);
+  };
+};
+const listOf =
+  (each: Check): Check =>
+  (value, whole, name) => {
+    if (!Array.isArray(value)) throw invalidType(at(whole, name), 'an array', value);
+    const place = { in: whole, key: name };
+    for (let key = 0; key < value.length; key++) each(value[key], place, key, value as never);
+  };
+const oneOf =
+  (...words: readonly string[]): Check =>
+  (value, place, key) => {
+    if (!words.includes(value as string)) throw invalidValue(at(place, key), `one of ${words.join(', ')}`, value);
+  };
+const number =
+  (least: number, most: number): Check =>
+  (value, place, key) => {
+    if (typeof value !== 'number') throw invalidType(at(place, key), 'a number', value);
+    if (!Number.isInteger(value) || value < least || value > most)
+      throw outOfRange(at(place, key), `${least} to ${most}`, value);
+  };
+
+const u8 = number(0, 0xff);
+const u16 = number(0, 0xffff);
+const u32 = number(0, 0xffffffff);
+const i32 = number(-0x80000000, 0x7fffffff);
+const u64: Check = (value, place, key) => {
+  if (typeof value !== 'bigint') throw invalidType(at(place, key), 'a bigint', value);
+  if (BigInt.asUintN(64, value) !== value) throw outOfRange(at(place, key), '0 to 2^64 - 1', value);
+};
+const string: Check = (value, place, key) => {
+  if (typeof value !== 'string') throw invalidType(at(place, key), 'a string', value);
+  if (value.includes('\0')) throw invalidValue(at(place, key), 'without NUL', value);
+};
+const flag: Check = (value, place, key) => {
+  if (typeof value !== 'boolean') throw invalidType(at(place, key), 'a boolean', value);
+};
+const bytes: Check = (value, place, key) => {
+  if (!(value instanceof Uint8Array)) throw invalidType(at(place, key), 'a Uint8Array', value);
+};
+/** A name, or the kernel's number. */
+const word: Check = (value, place, key, object) => {
+  if (typeof value !== 'string') u32(value, place, key, object);
+};
+const words = listOf(word);
+const family: Check = (value, place, key) => {
+  if (value !== 'ipv4' && value !== 'ipv6') throw invalidValue(at(place, key), `'ipv4' or 'ipv6'`, value);
+};
+const IFNAMSIZ = 16;
+const ifname: Check = (value, place, key, object) => {
+  string(value, place, key, object);
+  if (value === '' || Buffer.byteLength(value as string) >= IFNAMSIZ)
+    throw invalidValue(at(place, key), `an interface name of 1 to ${IFNAMSIZ - 1} bytes`, value);
+};
+
+/** Of an argument of that name. */
+function checkArgument(key: string, value: unknown, member: Check): void {
+  member(value, ROOT, key, {});
+}
 
 // ---- rtnetlink ------------------------------------------------------------------------------------------------------------
 
 const isOf = (family: unknown, address: string): boolean => (family === 'ipv6' ? isIPv6(address) : isIPv4(address));
 
-const address: Check = (name, value, { family }) => {
+const address: Check = (value, place, key, { family }) => {
   if (typeof value !== 'string' || !isOf(family, value) || value.includes('%'))
-    throw invalidValue(name, `an ${family} address`, value);
+    throw invalidValue(at(place, key), `an ${family} address`, value);
 };
-const prefix: Check = (name, value, { family }) => {
+const prefix: Check = (value, place, key, { family }) => {
   if (value === 'default') return;
   const [, ip, length] = /^([^/%]+)(?:\/(\d{1,3}))?$/.exec(String(value)) ?? [];
   if (!ip || !isOf(family, ip) || Number(length ?? 0) > (family === 'ipv6' ? 128 : 32))
-    throw invalidValue(name, `an ${family} prefix or 'default'`, value);
+    throw invalidValue(at(place, key), `an ${family} prefix or 'default'`, value);
 };
-const range =
-  (kind: 'u16' | 'u32'): Check =>
-  (name, value) => {
-    check(name, value, { start: kind, end: kind });
+const range = (number: Check): Check => {
+  const startAndEnd = objectOf({ start: number, end: number });
+  return (value, place, key, object) => {
+    startAndEnd(value, place, key, object);
     const { start, end } = value as { start: number; end: number };
-    if (start > end) throw outOfRange(name, 'a start not above its end', `${start}-${end}`);
+    if (start > end) throw outOfRange(at(place, key), 'a start not above its end', `${start}-${end}`);
   };
+};
 
-const ruleSchema: Schema = {
-  family: 'family',
-  action: 'word',
-  priority: 'u32?',
-  table: 'u32?',
-  goto: 'u32?',
-  invert: 'flag?',
-  fwmark: optional(objectOf({ value: 'u32', mask: 'u32' })),
-  iif: 'ifname?',
-  oif: 'ifname?',
+const checkRuleObject = objectOf({
+  family: family,
+  action: word,
+  priority: optional(u32),
+  table: optional(u32),
+  goto: optional(u32),
+  invert: optional(flag),
+  fwmark: optional(objectOf({ value: u32, mask: u32 })),
+  iif: optional(ifname),
+  oif: optional(ifname),
   from: optional(prefix),
   to: optional(prefix),
-  tos: 'u8?',
-  ipProtocol: 'u8?',
-  sourcePorts: optional(range('u16')),
-  destinationPorts: optional(range('u16')),
-  users: optional(range('u32')),
-  suppressPrefixLength: 'u32?',
-  protocol: 'u8?',
-  l3mdev: 'flag?',
-};
+  tos: optional(u8),
+  ipProtocol: optional(u8),
+  sourcePorts: optional(range(u16)),
+  destinationPorts: optional(range(u16)),
+  users: optional(range(u32)),
+  suppressPrefixLength: optional(u32),
+  protocol: optional(u8),
+  l3mdev: optional(flag),
+});
 
-const routeSchema: Schema = {
-  family: 'family',
-  type: 'word',
+const checkRouteObject = objectOf({
+  family: family,
+  type: word,
   destination: prefix,
-  table: 'u32',
-  scope: 'word?',
-  protocol: 'u8?',
-  dev: optional((name, value) => {
-    checkField(name, value, typeof value === 'number' ? 'u32' : 'ifname');
-  }),
+  table: u32,
+  scope: optional(word),
+  protocol: optional(u8),
+  dev: optional((value, place, key, object) => (typeof value === 'number' ? u32 : ifname)(value, place, key, object)),
   gateway: optional(address),
   preferredSource: optional(address),
-  metric: 'u32?',
+  metric: optional(u32),
+});
+
+const rule: Check = (value, place, key, object) => {
+  checkRuleObject(value, place, key, object);
+  const { action, goto } = value as Rule;
+  if (action === 'goto' && goto === undefined) throw invalidType(`${at(place, key)}.goto`, 'a priority', undefined);
+};
+const routeOperations: Readonly<Record<string, Check>> = {
+  rule: objectOf({ verb: oneOf('add', 'delete'), kind: string, rule }),
+  route: objectOf({ verb: oneOf('add', 'delete'), kind: string, route: checkRouteObject }),
 };
 
-export function checkRule(rule: Rule): void {
-  check('rule', rule, ruleSchema);
-  if (rule.action === 'goto' && rule.goto === undefined) throw invalidType('rule.goto', 'a priority', undefined);
+export function checkRule(value: Rule): void {
+  checkArgument('rule', value, rule);
 }
 
-export function checkRoute(route: Route): void {
-  check('route', route, routeSchema);
+export function checkRoute(value: Route): void {
+  checkArgument('route', value, checkRouteObject);
 }
 
-export function checkFamily(family: Family | undefined): void {
-  if (family !== undefined) checkField('family', family, 'family');
+export function checkRouteOperations(operations: unknown): void {
+  checkArgument(
+    'operations',
+    operations,
+    listOf((value, place, key) => checkUnion(value, place, key, routeOperations)),
+  );
 }
 
+export function checkFamily(value: Family | undefined): void {
+  checkArgument('family', value, optional(family));
+}
+
+const routeFilter = objectOf({ family: optional(family), table: optional(u32) });
 export function checkRouteFilter(filter: unknown): void {
-  check('filter', filter, { family: 'family?', table: 'u32?' });
+  checkArgument('filter', filter, routeFilter);
 }
 
-/** `kind` is that of the filter's one member. */
-export function checkWatch(filter: unknown, onChanges: unknown, kind: 'u32' | 'text'): void {
-  check('filter', filter, { table: `${kind}?` });
+export function checkRouteWatch(filter: unknown, onChanges: unknown): void {
+  checkWatch(filter, onChanges, u32);
+}
+
+export function checkNftWatch(filter: unknown, onChanges: unknown): void {
+  checkWatch(filter, onChanges, string);
+}
+
+function checkWatch(filter: unknown, onChanges: unknown, table: Check): void {
+  checkArgument('filter', filter, objectOf({ table: optional(table) }));
   if (typeof onChanges !== 'function') throw invalidType('onChanges', 'a function', onChanges);
 }
 
 export function checkSocketOptions(options: unknown): void {
-  check('options', options, { netns: 'text?' });
+  checkArgument('options', options, objectOf({ netns: optional(string) }));
 }
 
 // ---- nf_tables ------------------------------------------------------------------------------------------------------------
 
 /** nf_tables keeps at most this much userdata with an object. */
-const userdata = optional((name, value) => {
-  checkField(name, value, 'bytes');
+const userdata = optional((value, place, key, object) => {
+  bytes(value, place, key, object);
   if ((value as Uint8Array).length > 256)
-    throw outOfRange(`${name}.length`, 'at most 256', (value as Uint8Array).length);
+    throw outOfRange(`${at(place, key)}.length`, 'at most 256', (value as Uint8Array).length);
 });
 
-const expressionSchemas: Readonly<Record<string, Schema>> = {
-  meta: { key: 'word', dreg: 'u32?', sreg: 'u32?' },
-  payload: { base: 'word', offset: 'u32', length: 'u32', dreg: 'u32' },
-  cmp: { op: 'word', sreg: 'u32', data: 'bytes' },
-  bitwise: { sreg: 'u32', dreg: 'u32', length: 'u32', mask: 'bytes', xor: 'bytes' },
-  immediate: { dreg: 'u32', data: 'bytes' },
-  verdict: { verdict: 'word', chain: 'text?' },
-  lookup: { set: 'text', setId: 'u32?', sreg: 'u32', dreg: 'u32?', invert: 'flag?' },
-  dynset: { set: 'text', setId: 'u32?', op: 'word', sregKey: 'u32', timeoutMs: 'u64?', invert: 'flag?' },
-  fib: { result: 'word', flags: 'words', dreg: 'u32' },
-  socket: { key: 'word', level: 'u32?', dreg: 'u32' },
-  tproxy: { family: 'word', regAddr: 'u32?', regPort: 'u32?' },
-  redir: { regProtoMin: 'u32?', regProtoMax: 'u32?', flags: 'words?' },
-  ct: { key: 'word', direction: 'word?', dreg: 'u32?', sreg: 'u32?' },
-  counter: { packets: 'u64', bytes: 'u64' },
-  byteorder: { op: 'word', sreg: 'u32', dreg: 'u32', length: 'u32', size: 'u32' },
-  match: { name: 'text', revision: 'u32', info: 'bytes' },
-  target: { name: 'text', revision: 'u32', info: 'bytes' },
-  unknown: { name: 'text', data: 'bytes' },
-};
+/** A schema for each `kind`. */
+const unionOf = (kinds: Readonly<Record<string, Readonly<Record<string, Check>>>>): Readonly<Record<string, Check>> =>
+  Object.fromEntries(Object.entries(kinds).map(([kind, members]) => [kind, objectOf({ kind: string, ...members })]));
 
-const elementSchema: Schema = {
-  key: 'bytes',
-  keyEnd: 'bytes?',
-  flags: 'words?',
-  timeoutMs: 'u64?',
-  expiresMs: 'u64?',
-  userdata,
-};
-
-const objectSchemas: Readonly<Record<string, Schema>> = {
-  table: { family: 'word', name: 'text', flags: 'words?', userdata, handle: 'u64?', owner: 'u32?' },
-  chain: {
-    family: 'word',
-    table: 'text',
-    name: 'text',
-    type: 'text?',
-    hook: 'word?',
-    priority: 'i32?',
-    policy: 'word?',
-    userdata,
-    handle: 'u64?',
-  },
-  rule: {
-    family: 'word',
-    table: 'text',
-    chain: 'text',
-    expressions: listOf((name, value) => checkUnion(name, value, expressionSchemas)),
-    compatProtocol: 'u32?',
-    compatFlags: 'u32?',
-    userdata,
-    handle: 'u64?',
-    position: 'u64?',
-  },
-  set: {
-    family: 'word',
-    table: 'text',
-    name: 'text',
-    id: 'u32?',
-    flags: 'words?',
-    keyType: 'u32',
-    keyLength: 'u32',
-    concatenation: optional(listOf((name, value) => checkField(name, value, 'u32'))),
-    timeoutMs: 'u64?',
-    gcIntervalMs: 'u32?',
-    size: 'u32?',
-    policy: 'word?',
-    userdata,
-    handle: 'u64?',
-  },
-  elements: {
-    family: 'word',
-    table: 'text',
-    set: 'text',
-    setId: 'u32?',
-    elements: listOf((name, value) => check(name, value, elementSchema)),
-  },
-};
-
-function checkUnion(name: string, value: unknown, schemas: Readonly<Record<string, Schema>>): void {
+function checkUnion(value: unknown, place: Place, key: string | number, kinds: Readonly<Record<string, Check>>): void {
   const kind = String((value as { kind?: unknown } | null | undefined)?.kind);
-  const schema = Object.hasOwn(schemas, kind) ? schemas[kind] : undefined;
-  if (!schema) throw invalidValue(`${name}.kind`, `one of ${Object.keys(schemas).join(', ')}`, kind);
-  check(name, value, { kind: 'text', ...schema });
+  const member = Object.hasOwn(kinds, kind) ? kinds[kind] : undefined;
+  if (!member) throw invalidValue(`${at(place, key)}.kind`, `one of ${Object.keys(kinds).join(', ')}`, kind);
+  member(value, place, key, {});
 }
 
+const expressions = unionOf({
+  meta: { key: word, dreg: optional(u32), sreg: optional(u32) },
+  payload: { base: word, offset: u32, length: u32, dreg: u32 },
+  cmp: { op: word, sreg: u32, data: bytes },
+  bitwise: { sreg: u32, dreg: u32, length: u32, mask: bytes, xor: bytes },
+  immediate: { dreg: u32, data: bytes },
+  verdict: { verdict: word, chain: optional(string) },
+  lookup: { set: string, setId: optional(u32), sreg: u32, dreg: optional(u32), invert: optional(flag) },
+  dynset: {
+    set: string,
+    setId: optional(u32),
+    op: word,
+    sregKey: u32,
+    timeoutMs: optional(u64),
+    invert: optional(flag),
+  },
+  fib: { result: word, flags: words, dreg: u32 },
+  socket: { key: word, level: optional(u32), dreg: u32 },
+  tproxy: { family: word, regAddr: optional(u32), regPort: optional(u32) },
+  redir: { regProtoMin: optional(u32), regProtoMax: optional(u32), flags: optional(words) },
+  ct: { key: word, direction: optional(word), dreg: optional(u32), sreg: optional(u32) },
+  counter: { packets: u64, bytes: u64 },
+  byteorder: { op: word, sreg: u32, dreg: u32, length: u32, size: u32 },
+  match: { name: string, revision: u32, info: bytes },
+  target: { name: string, revision: u32, info: bytes },
+  unknown: { name: string, data: bytes },
+});
+
+const element = objectOf({
+  key: bytes,
+  keyEnd: optional(bytes),
+  flags: optional(words),
+  timeoutMs: optional(u64),
+  expiresMs: optional(u64),
+  userdata,
+});
+
+const keysOfIntervals = objectOf({ keyLength: number(1, 64), keys: bytes });
+const intervals: Check = (value, place, key, object) => {
+  keysOfIntervals(value, place, key, object);
+  const { keyLength, keys } = value as { keyLength: number; keys: Uint8Array };
+  if (keys.length % (2 * keyLength) !== 0)
+    throw outOfRange(`${at(place, key)}.keys.length`, `a multiple of ${2 * keyLength}`, keys.length);
+};
+
+const objects = unionOf({
+  table: { family: word, name: string, flags: optional(words), userdata, handle: optional(u64), owner: optional(u32) },
+  chain: {
+    family: word,
+    table: string,
+    name: string,
+    type: optional(string),
+    hook: optional(word),
+    priority: optional(i32),
+    policy: optional(word),
+    userdata,
+    handle: optional(u64),
+  },
+  rule: {
+    family: word,
+    table: string,
+    chain: string,
+    expressions: listOf((value, place, key) => checkUnion(value, place, key, expressions)),
+    compatProtocol: optional(u32),
+    compatFlags: optional(u32),
+    userdata,
+    handle: optional(u64),
+    position: optional(u64),
+  },
+  set: {
+    family: word,
+    table: string,
+    name: string,
+    id: optional(u32),
+    flags: optional(words),
+    keyType: u32,
+    keyLength: u32,
+    concatenation: optional(listOf(u32)),
+    timeoutMs: optional(u64),
+    gcIntervalMs: optional(u32),
+    size: optional(u32),
+    policy: optional(word),
+    userdata,
+    handle: optional(u64),
+  },
+  elements: {
+    family: word,
+    table: string,
+    set: string,
+    setId: optional(u32),
+    elements: listOf(element),
+    intervals: optional(intervals),
+  },
+});
+
 const VERBS: Readonly<Record<NftOperation['verb'], readonly string[]>> = {
-  add: Object.keys(objectSchemas),
-  create: Object.keys(objectSchemas),
-  delete: Object.keys(objectSchemas),
+  add: Object.keys(objects),
+  create: Object.keys(objects),
+  delete: Object.keys(objects),
   deleteEmpty: ['table', 'chain', 'set'],
   insert: ['rule'],
   flush: ['table', 'chain', 'set'],
 };
 
-export function checkOperations(operations: readonly NftOperation[]): void {
-  checkList('operations', operations, (name, value) => {
-    check(name, value, { verb: 'text', object: (each, object) => checkUnion(each, object, objectSchemas) });
-    const { verb, object } = value as NftOperation;
-    if (!Object.hasOwn(VERBS, verb))
-      throw invalidValue(`${name}.verb`, `one of ${Object.keys(VERBS).join(', ')}`, verb);
-    if (!VERBS[verb].includes(object.kind))
-      throw invalidValue(`${name}.object.kind`, VERBS[verb].join(', '), object.kind);
-  });
+const operation = objectOf({ verb: string, object: (value, place, key) => checkUnion(value, place, key, objects) });
+const operations = listOf((value, place, key, list) => {
+  operation(value, place, key, list);
+  const { verb, object } = value as NftOperation;
+  if (!Object.hasOwn(VERBS, verb))
+    throw invalidValue(`${at(place, key)}.verb`, `one of ${Object.keys(VERBS).join(', ')}`, verb);
+  if (!VERBS[verb].includes(object.kind))
+    throw invalidValue(`${at(place, key)}.object.kind`, VERBS[verb].join(', '), object.kind);
+});
+
+export function checkOperations(value: readonly NftOperation[]): void {
+  checkArgument('operations', value, operations);
 }
 
+const commitOptions = objectOf({ generation: optional(u32), dryRun: optional(flag) });
 export function checkCommitOptions(options: unknown): void {
-  check('options', options, { generation: 'u32?', dryRun: 'flag?' });
+  checkArgument('options', options, commitOptions);
 }
 
 export function checkKind(kind: string): void {
-  if (!Object.hasOwn(objectSchemas, kind)) throw invalidValue('kind', Object.keys(objectSchemas).join(', '), kind);
+  if (!Object.hasOwn(objects, kind)) throw invalidValue('kind', Object.keys(objects).join(', '), kind);
 }
 
+const listFilter = objectOf({
+  family: optional(word),
+  table: optional(string),
+  chain: optional(string),
+  set: optional(string),
+});
 /** Elements are listed of one set, which has to be named. */
+const elementsFilter = objectOf({ family: word, table: string, chain: optional(string), set: string });
 export function checkListFilter(kind: string, filter: unknown): void {
-  const named = kind === 'elements';
-  check('filter', filter, {
-    family: named ? 'word' : 'word?',
-    table: named ? 'text' : 'text?',
-    chain: 'text?',
-    set: named ? 'text' : 'text?',
-  });
+  checkArgument('filter', filter, kind === 'elements' ? elementsFilter : listFilter);
 }

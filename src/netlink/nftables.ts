@@ -4,9 +4,9 @@ import {
   checkCommitOptions,
   checkKind,
   checkListFilter,
+  checkNftWatch,
   checkOperations,
   checkSocketOptions,
-  checkWatch,
 } from './check.js';
 import type { NetlinkSocketOptions } from './route.js';
 import type { NftChange, NftFamily, NftGeneration, NftObject, NftOperation } from './types.js';
@@ -95,7 +95,7 @@ export class NftablesSocket {
    * closed or the function that this gives is called. Does not keep the process alive.
    */
   watch(onChanges: (changes: NftChange[]) => void, filter: { readonly table?: string } = {}): () => void {
-    checkWatch(filter, onChanges, 'text');
+    checkNftWatch(filter, onChanges);
     const end = this.#native.watch(filter, onChanges);
     this.#watches.add(end);
     return () => {
@@ -105,12 +105,12 @@ export class NftablesSocket {
   }
 
   /**
-   * Makes the kernel delete the tables that the socket owns, and ends the watches. A call under way is finished first; those that wait for it,
-   * and later ones, fail with `EBADF`.
+   * Makes the kernel delete the tables that the socket owns, and ends the watches; done when the promise is kept, which may
+   * take some milliseconds. A call under way is finished first; those that wait for it, and later ones, fail with `EBADF`.
    */
-  close(): void {
+  close(): Promise<void> {
     for (const end of this.#watches) end();
     this.#watches.clear();
-    this.#native.close();
+    return this.#native.close();
   }
 }

@@ -6,11 +6,12 @@ import {
   checkOperations,
   checkRoute,
   checkRouteFilter,
+  checkRouteOperations,
+  checkRouteWatch,
   checkRule,
   checkSocketOptions,
-  checkWatch,
 } from './check.js';
-import type { Address, Link, NftOperation, Route, RouteChange, Rule } from './types.js';
+import type { Address, Link, NftOperation, Route, RouteChange, RouteOperation, Rule } from './types.js';
 
 export interface NetlinkSocketOptions {
   /** Path of the network namespace to work in, such as `/run/netns/router`. Default: that of the process. */
@@ -35,6 +36,21 @@ export class RouteSocket {
   /** What `watch` tells as the origin of changes made through this socket. */
   get portId(): number {
     return this.#native.portId;
+  }
+
+  /**
+   * Equivalent to: `ip -force -batch`, in one message to the kernel. Each operation is one of its own: those that can be
+   * done are done. `NetlinkError.errors` has those that could not, each with its index.
+   */
+  async commit(operations: readonly RouteOperation[]): Promise<void> {
+    checkRouteOperations(operations);
+    await this.#native.commit(operations);
+  }
+
+  /** The same at once, for `process.on('exit')`. */
+  commitSync(operations: readonly RouteOperation[]): void {
+    checkRouteOperations(operations);
+    this.#native.commitSync(operations);
   }
 
   /**
@@ -110,8 +126,6 @@ export class RouteSocket {
    * (`kill -9` too), and before that commits these batches of nf_tables. It outlives everything but a signal to itself. Call what this gives when they are deleted, or need
    * not be: it ends the guard.
    * Equivalent to: `( while read _; do :; done; ip rule del ...; ip route del ... ) <pipe &`
-   *
-   * Throws `SocketError` where it cannot be started.
    */
   guard(
     rules: readonly Rule[],
@@ -129,7 +143,7 @@ export class RouteSocket {
    * is closed or the function that this gives is called. Does not keep the process alive.
    */
   watch(onChanges: (changes: RouteChange[]) => void, filter: { readonly table?: number } = {}): () => void {
-    checkWatch(filter, onChanges, 'u32');
+    checkRouteWatch(filter, onChanges);
     const end = this.#native.watch(filter, onChanges);
     this.#watches.add(end);
     return () => {
@@ -139,9 +153,9 @@ export class RouteSocket {
   }
 
   /** Ends the watches. A call under way is finished first; those that wait for it, and later ones, fail with `EBADF`. */
-  close(): void {
+  close(): Promise<void> {
     for (const end of this.#watches) end();
     this.#watches.clear();
-    this.#native.close();
+    return this.#native.close();
   }
 }

@@ -99,6 +99,12 @@ export type RouteChange =
       ))
   | { readonly kind: 'lost' };
 
+/** One change of many that go to the kernel together. */
+export type RouteOperation = { readonly verb: 'add' | 'delete' } & (
+  | { readonly kind: 'rule'; readonly rule: Rule }
+  | { readonly kind: 'route'; readonly route: Route }
+);
+
 // ---- nf_tables: linux/netfilter/nf_tables.h ---------------------------------------------------------------------------
 
 export type NftFamily = 'ip' | 'ip6' | 'inet' | 'arp' | 'bridge' | 'netdev';
@@ -189,6 +195,11 @@ export interface NftElements {
   readonly set: string;
   readonly setId?: number;
   readonly elements: readonly NftElement[];
+  /**
+   * More elements, of an interval set, without an object for each, which takes longer than the kernel does: pairs of keys
+   * one behind the other, the first of an interval and the first behind it. Read back they are `elements`.
+   */
+  readonly intervals?: { readonly keyLength: number; readonly keys: Uint8Array };
 }
 
 export interface NftElement {

@@ -16,6 +16,8 @@ const beyondIptables = {
   'what is dropped is counted apart': 'it is the same rule that delivers and that drops',
   'elements that expire': 'its rules do not',
   'an owned table': 'chains of a table that is not ours have no owner',
+  'redirect mode': 'it is there for hosts without TPROXY; iptables has a REDIRECT of its own',
+  'a conntrack zone': 'the CT target sets one in table raw, where there is no match on sockets',
 } as const;
 
 export const expresses = (backend: Backend, what: keyof typeof beyondIptables): boolean =>

@@ -33,7 +33,7 @@ export class Relays {
 
   constructor({ engine = 'epoll' as Engine, ...options }: { netns?: string; engine?: Engine } = {}) {
     this.engine = engine;
-    const waitsBy = engine === 'uring' ? 'uring' : 'epoll';
+    const waitsBy = engine.startsWith('uring') ? 'uring' : 'epoll';
     this.thread = new native.RelayThread({ ...options, engine: waitsBy }, (events) => {
       for (const event of events) {
         this.events.push(event);

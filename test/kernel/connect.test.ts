@@ -5,6 +5,7 @@ import * as assert from 'uvu/assert';
 import {
   connectTransparent,
   createTransparentServer,
+  type Relay,
   type RelayDecision,
   type SocketError,
   type TransparentConnection,
@@ -137,7 +138,11 @@ for (const family of ['ipv4', 'ipv6'] as const) {
         await ask(lab, 'router', target, 80);
         assert.match((await relayed).code, /^EADDR(INUSE|NOTAVAIL)$/);
       } else {
+        const relaying = new Promise<Relay>((resolve) => {
+          server.on('relay', resolve);
+        });
         const call = await dial(lab, 'router', target, 80);
+        assert.is((await relaying).localPortKept, sourcePort === 'prefer' ? false : undefined);
         assert.is(call.sawAddress, addresses.routerUpstream[family]);
         assert.is.not(call.sawPort, call.socket.localPort);
         await call.hangUp();

@@ -7,6 +7,7 @@ import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
 import type { NetlinkError, SocketError } from '../../src/errors.js';
 import { RouteSocket } from '../../src/netlink/route.js';
+import { sequence } from '../../src/netlink/sequence.js';
 import type { Route, Rule } from '../../src/netlink/types.js';
 import { enterNamespaces } from '../helpers/namespaces.js';
 
@@ -451,6 +452,57 @@ test('LINUX_TPROXY_DEBUG=netlink shows every message', () => {
   });
   assert.match(stderr, /netlink \w+ > type 0x12 flags 0x301 seq 1 length 32\n/); // RTM_GETLINK
   assert.match(stderr, /netlink \w+ < type 0x10 flags 0x2 seq 1 length \d+\n/); // RTM_NEWLINK
+});
+
+// ---- several at once ------------------------------------------------------------------------------------------------------
+
+test('commit: each change for itself, and which failed is told', async () => {
+  const rule = (priority: number): Rule => ({ family: 'ipv4', action: 'lookup', table: 7, priority });
+  const before = ip('rule');
+  await socket.ruleAdd(rule(61));
+  const error = await refusal(
+    socket.commit([60, 61, 62].map((priority) => ({ verb: 'add', kind: 'rule', rule: rule(priority) }))),
+  );
+  assert.is(error.code, 'EEXIST');
+  assert.equal(
+    error.errors?.map(({ index, code, request }) => [index, code, request]),
+    [[1, 'EEXIST', 'RTM_NEWRULE']],
+  );
+  assert.match(ip('rule'), /^60:.*\n61:.*\n62:/m);
+  const route: Route = { family: 'ipv4', type: 'unicast', destination: '192.0.2.0/24', dev: 'eth0', table: 7 };
+  await socket.commit([
+    { verb: 'add', kind: 'route', route },
+    ...[60, 61, 62].map((priority) => ({ verb: 'delete', kind: 'rule', rule: rule(priority) }) as const),
+  ]);
+  assert.match(ip('route', 'show', 'table', '7'), '192.0.2.0/24 dev eth0');
+  socket.commitSync([{ verb: 'delete', kind: 'route', route }]);
+  assert.is(ip('rule'), before);
+  await socket.commit([]);
+  const wrong = await refusal(socket.commit([{ verb: 'add', kind: 'rule', rule: { ...rule(60), table: -1 } }]));
+  assert.match(wrong.message, /^operations\[0\]\.rule\.table must be 0 to 4294967295/);
+});
+
+test('sequence: one after the other on several sockets, until one fails', async () => {
+  const other = new RouteSocket();
+  const rule: Rule = { family: 'ipv4', action: 'lookup', table: 7, priority: 60 };
+  const [, rules] = await Promise.all(sequence(() => [socket.ruleAdd(rule), other.ruleList('ipv4')]));
+  assert.ok(rules.some(({ priority }) => priority === 60));
+  const results = await Promise.allSettled(
+    sequence(() => [other.linkList(), socket.ruleAdd(rule), other.ruleDelete(rule)]),
+  );
+  assert.equal(
+    results.map((each) => (each.status === 'rejected' ? each.reason.code : 'done')),
+    ['done', 'EEXIST', 'EEXIST'],
+  );
+  assert.match(ip('rule'), /^60:/m); // what is behind a failure is not done
+  const refused = await refusal(
+    Promise.all(sequence(() => [other.ruleDelete({ ...rule, table: -1 }), socket.ruleDelete(rule)])),
+  );
+  assert.match(refused.message, /^rule\.table must be/);
+  assert.match(ip('rule'), /^60:/m);
+  await socket.ruleDelete(rule);
+  assert.throws(() => sequence(() => sequence(() => [socket.linkList()])), /a sequence inside a sequence/);
+  await other.close();
 });
 
 test.run();

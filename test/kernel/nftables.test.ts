@@ -525,4 +525,30 @@ test('arguments are checked before the kernel sees them', async () => {
   assert.match((await refusal(socket.list('elements', { table: 'x' }))).message, /filter\.family/);
 });
 
+test('intervals are elements without an object for each', async () => {
+  const set: NftSet = {
+    kind: 'set',
+    family: 'inet',
+    table: 'x',
+    name: 's',
+    flags: ['interval'],
+    keyType: 13,
+    keyLength: 2,
+  };
+  const of = { kind: 'elements', family: 'inet', table: 'x', set: 's' } as const;
+  const intervals = { keyLength: 2, keys: new Uint8Array([0, 80, 0, 81, 1, 187, 1, 188]) };
+  await socket.commit(add(tableX, set, { ...of, elements: [], intervals }));
+  assert.match(listed(), 'elements = { 80, 443 }');
+  const [found] = await socket.list('elements', { family: 'inet', table: 'x', set: 's' });
+  assert.equal(found?.elements, [
+    { key: new Uint8Array([0, 80]) },
+    { key: new Uint8Array([0, 81]), flags: ['intervalEnd'] },
+    { key: new Uint8Array([1, 187]) },
+    { key: new Uint8Array([1, 188]), flags: ['intervalEnd'] },
+  ]);
+  const half = { keyLength: 2, keys: new Uint8Array(6) };
+  const { message } = await refusal(socket.commit(add({ ...of, elements: [], intervals: half })));
+  assert.match(message, /intervals\.keys\.length must be a multiple of 4/);
+});
+
 test.run();

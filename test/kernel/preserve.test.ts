@@ -105,6 +105,26 @@ for (const family of ['ipv4', 'ipv6'] as const) {
     await stop(server);
   });
 
+  test(`${family}: the tuple of a foreign listener's TIME_WAIT again at once`, async () => {
+    firewall({ masquerade: false });
+    const server = await start(createTransparentServer({ intercept: { zone: 84 }, netns }));
+    const foreign = createTransparentServer({ netns }, (socket) => {
+      socket.on('error', () => {});
+      socket.end('foreign\n'); // we close first, so the TIME_WAIT is ours
+    });
+    await start(foreign, 9001, target);
+    for (let round = 0; round < 3; round++) {
+      const call = await dial(lab, 'client', target, 9001, { localAddress: client, localPort: 41001 });
+      assert.is(call.who, 'foreign');
+      await hangUp(call);
+      assert.match(lab.exec('router', 'ss', '-tanH', 'state', 'time-wait'), ':41001');
+      if (round > 0) assert.ok(call.milliseconds < 500, `${call.milliseconds} ms`);
+    }
+    assert.is(invalid(), 0);
+    await stop(foreign);
+    await stop(server);
+  });
+
   for (const syncookies of [1, 2] as const)
     test(`${family}: listeners on foreign addresses beside it, and what is not intercepted; syncookies ${syncookies}`, async () => {
       firewall({ masquerade: false });
@@ -133,6 +153,21 @@ for (const family of ['ipv4', 'ipv6'] as const) {
       cookies(1);
     });
 }
+
+test('a server whose every connection keeps its port has the zone by itself', async () => {
+  firewall({ masquerade: false });
+  for (const [relay, zone] of [
+    [{ kind: 'relay', sourcePort: 'preserve' }, 84],
+    [{ kind: 'relay' }, undefined],
+  ] as const) {
+    const server = await start(createTransparentServer({ intercept: { tcp: [80] }, netns, relay }));
+    assert.is(rulesOf(server).plan.zone, zone);
+    const call = await dial(lab, 'client', addresses.server.ipv4, 80);
+    assert.is(call.sawPort === call.socket.localPort, zone !== undefined);
+    await hangUp(call);
+    await stop(server);
+  }
+});
 
 test('auto: a zone only where the rules of the host use conntrack, in nft or in iptables', async () => {
   const zoneOf = async (zone: number | 'auto') => {

@@ -115,7 +115,7 @@ function start(command: string[]): { child: ChildProcess; next(wanted: (line: Li
   };
 }
 
-for (const wanted of ['epoll', 'uring', 'copy'] satisfies Engine[]) {
+for (const wanted of ['epoll', 'uring', 'uring-splice', 'copy'] satisfies Engine[]) {
   const it = (what: string, body: () => Promise<void>) => testWith(wanted, what, body);
 
   it('64 MiB of random chunks both ways at once arrive byte for byte', async () => {
@@ -246,8 +246,13 @@ except ConnectionResetError:
 
   it('a reset after a clean end does not cost the other side a byte', async () => {
     let got: ReturnType<typeof drain> | undefined;
+    let clientGone = () => {};
+    const gone = new Promise<void>((resolve) => {
+      clientGone = resolve;
+    });
     const server = await serve(
       async (socket) => {
+        await gone;
         await sleep(100);
         socket.write('nobody listens any more'); // is answered with RST
         await sleep(200);
@@ -256,12 +261,14 @@ except ConnectionResetError:
       { pauseOnConnect: true },
     );
     const client = await dial(relays.relayTo(server.port, engine).port);
-    const sent = await pour(client, 4 * MiB, 3);
+    const sent = await pour(client, 2 * MiB, 3);
     client.end();
     client.destroySoon();
+    await once(client, 'close');
+    clientGone();
     assert.is((await relays.event('ended')).reason, 'reset');
     await until(() => got !== undefined, 'the server reads');
-    assert.equal(await got, { bytes: 4 * MiB, hash: sent });
+    assert.equal(await got, { bytes: 2 * MiB, hash: sent });
     server.close();
   });
 
@@ -989,20 +996,27 @@ test('a blocked event loop does not slow a relay', async () => {
   assert.ok(rounds > 1000 && slowest < 700, `${rounds} rounds, the slowest ${slowest} ms`);
 });
 
-test('where splice is forbidden, bytes are copied and none is lost', async () => {
-  const server = await echo();
-  const launcher = new URL('../helpers/refuse.py', import.meta.url).pathname;
-  const { child: relay, next } = start(['python3', launcher, 'splice=EPERM', '--', ...relayChild(server.port, engine)]);
-  const client = await dial((await next((line) => line.port !== undefined)).port as number);
-  const reading = drain(client);
-  const sent = await pour(client, 16 * MiB, 9);
-  client.end();
-  assert.equal(await reading, { bytes: 16 * MiB, hash: sent });
-  const { counters } = await next((line) => line.kind === 'ended');
-  assert.equal([counters?.[Counter.spliced], counters?.[Counter.copied]], ['0', `${32 * MiB}`]);
-  relay.kill();
-  server.close();
-});
+for (const code of ['EPERM', 'EACCES', 'ENOSYS', 'EINVAL'])
+  test(`where splice gives ${code}, bytes are copied and none is lost`, async () => {
+    const server = await echo();
+    const launcher = new URL('../helpers/refuse.py', import.meta.url).pathname;
+    const { child: relay, next } = start([
+      'python3',
+      launcher,
+      `splice=${code}`,
+      '--',
+      ...relayChild(server.port, engine),
+    ]);
+    const client = await dial((await next((line) => line.port !== undefined)).port as number);
+    const reading = drain(client);
+    const sent = await pour(client, 16 * MiB, 9);
+    client.end();
+    assert.equal(await reading, { bytes: 16 * MiB, hash: sent });
+    const { counters } = await next((line) => line.kind === 'ended');
+    assert.equal([counters?.[Counter.spliced], counters?.[Counter.copied]], ['0', `${32 * MiB}`]);
+    relay.kill();
+    server.close();
+  });
 
 for (const code of ['EPERM', 'EACCES', 'ENOSYS'])
   testWith('uring', `where io_uring_setup gives ${code}, the engine is epoll, and nothing else changes`, async () => {
@@ -1071,6 +1085,71 @@ test('a thread keeps the process alive only when it is asked to', async () => {
   assert.is(kept.exitCode, null);
   kept.kill();
   assert.equal(await once(kept, 'exit'), [null, 'SIGTERM']);
+});
+
+test('no descriptors for pipes: what has none is copied', async () => {
+  const server = await echo();
+  const { child: relay, next } = start([
+    'sh',
+    '-c',
+    'ulimit -n 40; exec "$@"',
+    'sh',
+    ...relayChild(server.port, engine),
+  ]);
+  const port = (await next((line) => line.port !== undefined)).port as number;
+  const descriptors = () => resources(relay.pid as number).descriptors;
+  const clients: net.Socket[] = [];
+  // Until two more would not fit, so that a pipe does not either.
+  while (descriptors() < 38) {
+    const before = descriptors();
+    clients.push(await dial(port));
+    await until(() => descriptors() > before, 'it is accepted');
+  }
+  await Promise.all(
+    clients.map(async (client, seed) => {
+      const reading = drain(client);
+      const hash = await pourAll(client, MiB, seed);
+      assert.equal(await reading, { bytes: MiB, hash });
+    }),
+  );
+  relay.kill();
+  server.close();
+});
+
+test('signals are for the threads of Node: none reaches the relay', async () => {
+  const server = await echo();
+  await dial(relays.relayTo(server.port, engine).port).then((client) => client.destroy());
+  const threads = readdirSync('/proc/self/task').map((id) => readFileSync(`/proc/self/task/${id}/status`, 'utf8'));
+  const blocked = threads
+    .filter((status) => /^Name:\ttproxy-relay$/m.test(status))
+    .map((status) => /SigBlk:\t(.*)/.exec(status)?.[1]);
+  assert.is(blocked.length, 1);
+  // SIGHUP, SIGINT, SIGUSR1, SIGUSR2, SIGPIPE, SIGALRM, SIGTERM, SIGCHLD, SIGPROF
+  for (const signal of [1, 2, 10, 12, 13, 14, 15, 17, 27])
+    assert.ok(BigInt(`0x${blocked[0]}`) & (1n << BigInt(signal - 1)), `signal ${signal} in ${blocked[0]}`);
+  server.close();
+});
+
+test('bulk beside small messages: those are not held up', async () => {
+  const [bulk, small] = [await sink(), await echo()];
+  const flood = await dial(relays.relayTo(bulk.port, engine).port);
+  pour(flood, 4000 * MiB, 1).catch(() => {});
+  const client = await dial(relays.relayTo(small.port, engine).port);
+  client.setNoDelay();
+  const times: number[] = [];
+  for (let i = 0; i < 100; i++) {
+    const sent = performance.now();
+    client.write('ping');
+    await once(client, 'data');
+    times.push(performance.now() - sent);
+  }
+  times.sort((a, b) => a - b);
+  // This process pours and receives as well, so it is its own event loop that takes the time.
+  assert.ok((times[50] as number) < 50, `half of them within ${times[50]} ms`);
+  flood.destroy();
+  client.destroy();
+  bulk.close();
+  small.close();
 });
 
 test('out of descriptors: accept fails once, waits, and goes on', async () => {

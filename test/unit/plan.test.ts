@@ -2,6 +2,7 @@ import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
 import { claimText, parseClaim } from '../../src/intercept/nftables.js';
 import { type PlanOptions, planIntercept, withOnDown } from '../../src/intercept/plan.js';
+import { sharedName } from '../../src/intercept/shared.js';
 
 const test = suite('plan');
 const plan = (options: Partial<PlanOptions> = {}) => planIntercept({ port: 50080, ...options });
@@ -201,6 +202,12 @@ test('the claim counts the rules, but for those of onDown', () => {
   assert.is(claimOf({ tcp: [80] })?.rules, open);
   assert.is(claimOf({ tcp: [80], onDown: 'closed' })?.rules, open);
   assert.equal(claimOf({ tcp: [80], families: ['ipv6'] })?.families, ['ipv6']);
+});
+
+test('the name of shared rules fits into those of chains, whatever the process', () => {
+  const longest = sharedName('iptables', 4 << 20, 35); // PID_MAX_LIMIT
+  plan({ name: longest, backend: 'iptables' });
+  assert.is(sharedName(undefined, 4711, 0), 'divert-4711');
 });
 
 test('a plan prints without a look at who its users are', () => {

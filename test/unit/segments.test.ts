@@ -66,17 +66,22 @@ test('expired segments are not deleted again, and what is added in their place i
 });
 
 test('elements: the time that is left; no end behind the last number', () => {
-  const elements = timedElements(portRange, [segment(80, 80), segment(90, 99, 130.5), segment(65535, 65535)], 100);
+  const now = 100;
+  const { elements, intervals } = timedElements(
+    portRange,
+    [segment(80, 80), segment(90, 99, 130.5), segment(443, 8079), segment(65535, 65535)],
+    now,
+  );
   assert.equal(
     elements.map(({ key, flags, timeoutMs }) => [key[0], key[1], flags?.[0], timeoutMs]),
     [
-      [0, 80, undefined, undefined],
-      [0, 81, 'intervalEnd', undefined],
       [0, 90, undefined, 31n],
       [0, 100, 'intervalEnd', undefined],
       [255, 255, undefined, undefined],
     ],
   );
+  const keys = new Uint8Array([0, 80, 0, 81, 443 >> 8, 443 & 255, 8080 >> 8, 8080 & 255]);
+  assert.equal(intervals, { keyLength: 2, keys });
 });
 
 test('random additions, deletions and waits do what a plain table does, and the kernel is told the difference', () => {

@@ -1,0 +1,63 @@
+#include "bindings/transaction.h"
+
+namespace tproxy::bindings {
+
+void Job::add(const std::shared_ptr<Session>& session, std::unique_ptr<AnyTask> task) {
+  tasks_.push_back(std::move(task));
+  if (std::find(sessions_.begin(), sessions_.end(), session) == sessions_.end()) sessions_.push_back(session);
+}
+
+void Job::submit() {
+  for (const auto& session : sessions_) session->jobs_.push_back(shared_from_this());
+  startIfReady();
+}
+
+void Job::startIfReady() {
+  if (self_) return;
+  for (const auto& session : sessions_)
+    if (session->jobs_.front().get() != this) return;
+  self_ = shared_from_this();
+  for (const auto& task : tasks_) task->start();
+  Queue();
+}
+
+void Job::discard() {
+  const auto why = std::make_exception_ptr(netlink::Error("go on", {.errnum = ECANCELED, .request = "none"}));
+  for (const auto& task : tasks_) task->skip(why);
+  // Through the pool all the same, so that whoever waits for all hears first of the call that was refused.
+  discarded_ = true;
+  sessions_.clear();
+  startIfReady();
+}
+
+void Job::Execute() {
+  if (discarded_) return;
+  std::exception_ptr failure;
+  for (const auto& task : tasks_) {
+    if (failure)
+      task->skip(failure);
+    else
+      failure = task->run();
+  }
+}
+
+void Job::settle(Napi::Env env) {
+  for (const auto& task : tasks_) task->settle(env);
+}
+
+void Job::OnWorkComplete(Napi::Env env, napi_status) {
+  const auto self = std::move(self_);
+  try {
+    settle(env);
+  } catch (const Napi::Error&) {
+    // The environment is being torn down: nobody is left to tell.
+    for (const auto& session : sessions_) session->jobs_.clear();
+    return;
+  }
+  for (const auto& session : sessions_) {
+    session->jobs_.pop_front();
+    if (!session->jobs_.empty()) session->jobs_.front()->startIfReady();
+  }
+}
+
+}  // namespace tproxy::bindings
