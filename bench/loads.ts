@@ -70,7 +70,17 @@ const calls = (
 
 export const loads = {
   bulk1: bulk(1, ['forwarding', 'haproxyAuto', 'haproxy', 'haproxy1M', 'ours', 'epoll']),
-  bulk8: bulk(8, ['forwarding', 'haproxyAuto', 'haproxy', 'haproxy1M', 'nginx', 'node', 'ours', 'epoll']),
+  bulk8: bulk(8, [
+    'forwarding',
+    'haproxyAuto',
+    'haproxy',
+    'haproxy1M',
+    'nginx',
+    'node',
+    'ours',
+    'epoll',
+    'uringSplice',
+  ]),
   bulk64: bulk(64, ['forwarding', 'haproxyAuto', 'haproxy', 'haproxy1M', 'ours', 'epoll']),
   cheap8: {
     title: 'bulk, 8 connections, cheap end points (sendfile, MSG_TRUNC)',
@@ -133,7 +143,7 @@ export const loads = {
     unit: '/s',
     per: 'µs/round trip',
     scale: 1e6,
-    peers: ['ours', 'uring', 'epoll'],
+    peers: ['ours', 'epoll'],
     async run(lab, seconds) {
       const { count, seconds: took, p99 } = await ask(lab, 'paced', target, ports.echo, 2000, seconds);
       return { rate: count / took, amount: count, p99 };

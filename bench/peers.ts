@@ -114,7 +114,6 @@ export const peers = {
   nginx,
   node: own('node a.pipe(b)', 'pipe'),
   ours: own('linux-tproxy', 'auto'),
-  uring: own('uring'),
   epoll: own('epoll'),
   uringSplice: own('uring-splice'),
   decide: own('decision callback', 'decide'),
