@@ -80,7 +80,8 @@ export class InterceptError extends Error {
   }
 }
 
-export type InstallStep = 'check' | 'table' | 'routes' | 'rules' | 'batch';
+/** `takeover`: in the place of the last four, where a predecessor left its table (`lifetime: 'persist'`). */
+export type InstallStep = 'check' | 'table' | 'routes' | 'rules' | 'batch' | 'takeover';
 
 /** A failed system call on a socket, in the shape Node's own have: `code`, `errno`, `syscall`, `address`, `port`. */
 export class SocketError extends Error {
@@ -192,6 +193,14 @@ function netlinkRemedy({ code, request }: NetlinkFailure): string | undefined {
     case 'ENOENT':
       return request === 'NFT_MSG_NEWRULE'
         ? 'The kernel knows no such expression: interception needs nft_tproxy, nft_socket and nft_fib_inet (CONFIG_NFT_TPROXY, CONFIG_NFT_SOCKET, CONFIG_NFT_FIB_INET); with backend iptables nft_compat, xt_TPROXY, xt_socket, xt_connmark, xt_conntrack, xt_addrtype, xt_multiport and xt_comment.'
+        : undefined;
+    case 'EOPNOTSUPP':
+      return request === 'NFT_MSG_NEWTABLE'
+        ? 'This kernel has no such tables: those of one process (flag owner) need Linux 5.12, those that outlive it (persist) Linux 6.9.'
+        : undefined;
+    case 'EACCES':
+      return request === 'RTM_NEWROUTE'
+        ? 'IPv6 is switched off on this interface: `sysctl net.ipv6.conf.lo.disable_ipv6=0`, or intercept IPv4 alone (families).'
         : undefined;
     case 'ENETDOWN':
       return 'The interface is down: `ip link set lo up`.';

@@ -67,6 +67,26 @@ export type NativeFailure =
  */
 type NativeWatch<Filter, Change> = (filter: Filter, onChanges: (changes: Change[]) => void) => () => void;
 
+export interface GuardOptions {
+  /** Batches of nf_tables, committed before, each for itself. */
+  readonly batches?: readonly (readonly NftOperation[])[];
+  /**
+   * A table of family inet, with the flags owner and persist, that the socket of this port owns now. It has this long to be
+   * taken over by somebody else: the guard deletes the rest only if nobody has, and then the table too.
+   */
+  readonly orphan?: { readonly table: string; readonly owner: number; readonly graceMs: number };
+  /** Called once when somebody has ended the guard. */
+  readonly onEnd?: () => void;
+}
+
+/** When nothing refers to it any more it is as if the process had ended. */
+export interface Guard {
+  /** Ends the guard before it does anything. */
+  end(): void;
+  /** Has it do its work now, as if the process had ended; waits for that up to a second, but not for the grace. */
+  release(): void;
+}
+
 export interface NativeRouteSocket {
   readonly portId: number;
   /** Each for itself: those behind one that fails are made all the same, and the failure's `errors` tells which failed. */
@@ -82,16 +102,12 @@ export interface NativeRouteSocket {
   routeList(filter?: { family?: Family; table?: number }): Promise<Route[]>;
   linkList(): Promise<Link[]>;
   addressList(family?: Family): Promise<Address[]>;
-  /**
-   * Starts a child process that deletes these, in this order, when this process has ended, however. What this gives ends
-   * the child before it does so; with `work`, when it has. When nothing refers to that any more it is as if the process
-   * had ended. `batches`: of nf_tables, committed before, each for itself.
-   */
+  /** Starts a child process that deletes these, in this order, when this process has ended, however. */
   guard(
     rules: readonly Rule[],
     routes: readonly Route[],
-    batches: readonly (readonly NftOperation[])[],
-  ): (work?: 'work') => void;
+    options: Required<Pick<GuardOptions, 'batches'>> & GuardOptions,
+  ): Guard;
   /** `ip monitor rule route link`. `table`: of routes only those in it. */
   watch: NativeWatch<{ readonly table?: number }, RouteChange>;
   close(): Promise<void>;

@@ -8,8 +8,9 @@ import { checkPort } from './connect.js';
 import { originalDestination } from './destination.js';
 import { checkMilliseconds, checkOptions, invalidType, invalidValue, outOfRange } from './errors.js';
 import { type Acceptor, acceptFlows, checkTarget } from './flows.js';
-import { type InstalledRules, installIntercept } from './intercept/install.js';
+import { type InstalledRules, installIntercept, leave } from './intercept/install.js';
 import { OWN_KEEPALIVE_MS } from './intercept/named-sets.js';
+import type { Owner } from './intercept/owner.js';
 import { planIntercept } from './intercept/plan.js';
 import { parsePorts } from './intercept/ranges.js';
 import { shareDivert } from './intercept/shared.js';
@@ -28,6 +29,7 @@ import {
 import { passedListener } from './systemd.js';
 import { relayThread, startBroker } from './thread.js';
 import type {
+  ChangedBy,
   Endpoint,
   Engine,
   Flow,
@@ -43,6 +45,10 @@ export interface TransparentServerOptions extends ServerOpts, RelayLimits {
    * The rules that bring connections here: live from 'listening' to 'close'. `{}` installs the divert part alone, for
    * listeners on foreign addresses, and once for all of them in this process. Omitted: the administrator's own rules deliver
    * (TPROXY, REDIRECT or DNAT).
+   *
+   * With `lifetime: 'persist'` and a `name` a program is replaced by its next version without losing a connection: start that
+   * one on another port (`listen(0)`); once it listens it has the rules, and this server emits 'handover', ends its connections
+   * in peace, and closes.
    */
   readonly intercept?: InterceptOptions;
   /**
@@ -101,6 +107,10 @@ export interface TransparentServerEvents {
   relay: [relay: Relay, flow: Flow];
   /** Somebody else had changed the rules, and they are again as they were. */
   repaired: [report: RepairReport];
+  /** Another process has taken the rules over: this server takes what was on its way to it, and then closes. */
+  handover: [successor: Owner];
+  /** Somebody has taken the rules down on purpose (`linux-tproxy down`): nothing new comes by them. */
+  uninstalled: [by: ChangedBy | undefined];
   error: [error: Error];
   drop: [data: object | undefined];
   close: [];
@@ -125,6 +135,8 @@ const OPTIONS = [
   'highWaterMark',
 ];
 
+/** Handshakes that are under way when the rules go to another process: the kernel repeats a lost answer after 1 and 3 s. */
+const HANDSHAKES_MS = 4_000;
 /** SYNs wait here while we are busy; the kernel cuts it to net.core.somaxconn. A short queue means SYN cookies. */
 const BACKLOG = 4096;
 const MOST_THREADS = 128;
@@ -238,7 +250,10 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
     return { address, family: family === 'ipv4' ? 'IPv4' : 'IPv6', port };
   }
 
-  /** Takes no more connections; when those that are open have ended, the rules go, and 'close' is emitted. */
+  /**
+   * Takes no more connections; when those that are open have ended, the rules go, and 'close' is emitted. With `lifetime:
+   * 'persist'` they stay for the next process (see `rules.release`).
+   */
   close(callback?: (error?: Error) => void): this {
     if (this.#state === 'idle') {
       const error = Object.assign(new Error('The server is not running'), { code: 'ERR_SERVER_NOT_RUNNING' });
@@ -328,14 +343,21 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
     } else {
       const rules = await installIntercept(options);
       this.rules = rules;
-      uninstall = () => rules.uninstall();
+      uninstall = () => leave(rules);
     }
     const { rules } = this;
     const repaired = (report: RepairReport) => this.emit('repaired', report);
     const failed = (error: Error) => this.emit('error', error);
+    const uninstalled = (by: ChangedBy | undefined) => this.emit('uninstalled', by);
+    const handover = (successor: Owner) => {
+      this.emit('handover', successor);
+      // close() may come first, and be through by then.
+      setTimeout(() => this.#state === 'listening' && this.close(), HANDSHAKES_MS).unref();
+    };
     rules.setMaxListeners(0).on('repaired', repaired).on('error', failed);
+    rules.on('uninstalled', uninstalled).on('handover', handover);
     this.#endings.push(async () => {
-      rules.off('repaired', repaired).off('error', failed);
+      rules.off('repaired', repaired).off('error', failed).off('uninstalled', uninstalled).off('handover', handover);
       this.rules = undefined;
       await uninstall();
     });

@@ -99,8 +99,15 @@ export interface InterceptOptions {
    * connection to a listener on a foreign address. A `name` has at most 8 characters. Sets are live, but for `ttlMs`.
    */
   readonly backend?: 'nftables' | 'iptables';
-  /** `process` (default): the nf_tables table dies with this process. `permanent`: all of it stays until uninstalled. */
-  readonly lifetime?: 'process' | 'permanent';
+  /**
+   * `process` (default): the nf_tables table dies with this process, and with it all the rest. `permanent`: all of it stays
+   * until uninstalled. `persist` (Linux 6.9): it is protected as a process's own, but outlives it, with its rules in force,
+   * until a process that installs the same `name` takes it over, in one atomic batch: what is intercepted is so without a
+   * gap. Also of a process that lives: asked by the new one, it lets go (`handover` event), and no connection is lost.
+   */
+  readonly lifetime?: 'process' | 'permanent' | 'persist';
+  /** With `lifetime: 'persist'`: all of it goes when for this long no process has taken over. Default 60,000. */
+  readonly graceMs?: number;
   /**
    * While this process lives, what somebody else removes or changes is put back at once, and a `repaired` event tells of it.
    * Default true.
@@ -118,7 +125,7 @@ export interface RepairReport {
   readonly milliseconds: number;
 }
 
-/** The id as seen by that process itself, should it be in a container. The name is missing where it ended too fast. */
+/** A process. Its id is as seen by that process itself, should it be in a container. The name is missing where it ended too fast. */
 export interface ChangedBy {
   readonly processId: number;
   readonly processName?: string;

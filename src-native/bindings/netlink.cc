@@ -5,12 +5,12 @@
 #include <stdexcept>
 
 #include "bindings/define.h"
+#include "bindings/guard.h"
 #include "bindings/instance.h"
 #include "bindings/socket_values.h"
 #include "bindings/transaction.h"
 #include "bindings/watches.h"
 #include "errno_name.h"
-#include "guard/process.h"
 #include "nftables/batch.h"
 #include "nftables/query.h"
 #include "nftables/watch.h"
@@ -348,11 +348,12 @@ class RouteSocket : public Napi::ObjectWrap<RouteSocket> {
   Napi::Value guard(const Napi::CallbackInfo& info) {
     return guarded(info.Env(), [&] {
       const auto& connection = session_->open();
+      const Napi::Value orphan = member(info[2], "orphan");
+      const auto batches = member(info[2], "batches").As<Napi::Array>();
       std::vector<guard::Datagram> work;
       std::optional<Connection> nftables;
-      const auto batches = info[2].As<Napi::Array>();
+      if (batches.Length() > 0 || !orphan.IsUndefined()) nftables.emplace(NETLINK_NETFILTER, netns_);
       for (uint32_t i = 0; i < batches.Length(); ++i) {
-        if (!nftables) nftables.emplace(NETLINK_NETFILTER, netns_);
         const Napi::Value operations = batches[i];
         work.push_back({nftables->descriptor(), batchBytes(operationsArgument(operations), {})});
       }
@@ -368,14 +369,8 @@ class RouteSocket : public Napi::ObjectWrap<RouteSocket> {
       for (const auto& rule : rules) append(encodeRule(rtnetlink::Verb::erase, rule));
       for (auto& route : routes) append(encodeRoute(rtnetlink::Verb::erase, resolved(*connection, std::move(route))));
       work.push_back({connection->descriptor(), std::move(requests)});
-      // Deleted with the function that ends it.
-      auto process = std::make_shared<guard::Process>(work);
-      return Napi::Function::New(info.Env(), [process](const Napi::CallbackInfo& how) {
-        if (how[0].ToBoolean())
-          process->work();
-        else
-          process->disarm();
-      });
+      return startGuard(info.Env(), std::move(work), nftables ? nftables->descriptor() : -1, orphan,
+                        member(info[2], "onEnd"));
     });
   }
   Napi::Value watch(const Napi::CallbackInfo& info) {

@@ -27,6 +27,8 @@ class Process {
   Process& operator=(const Process&) = delete;
   ~Process() { end(); }
 
+  // It becomes readable when the child has ended.
+  int pidfd() const { return pidfd_.get(); }
   void waitForEnd(int timeoutMs) const;
   // Kills it, unless it has ended.
   void end();

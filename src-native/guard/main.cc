@@ -2,19 +2,90 @@
 // broker/serve.h says.
 //
 // The guard: a process whose only work is to outlive another. The kernel deletes an owned nf_tables table when its
-// owner dies, but keeps policy rules, routes and rules in tables of iptables; the guard deletes those. It is started
-// with the requests in a pipe on its standard input, whose other end its parent holds open for life, and with netlink
+// owner dies, but keeps policy rules, routes and rules in tables of iptables; the guard deletes those. A table that
+// outlives its owner (persist) it leaves for a while to whoever takes it over, and then deletes it, too. It is started
+// with what to do in a pipe on its standard input, whose other end its parent holds open for life, and with netlink
 // sockets as standard output and standard error. So it needs no namespace, no file and no argument (the one that it
 // gets is for the eyes of `ps`), and links with libc only.
+#include <linux/netfilter/nf_tables.h>
+#include <linux/netfilter/nfnetlink.h>
+#include <linux/netlink.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <cstring>
+#include <ctime>
 
 #include "broker/serve.h"
 #include "guard/process.h"
+
+namespace {
+
+using tproxy::guard::Header;
+using tproxy::guard::Preface;
+
+// Somebody may take the table over and die within the grace: that is a new grace, with a guard of its own. This is how
+// short a life may be to be overlooked.
+constexpr long lookEveryMs = 100;
+
+struct Bytes {
+  const char* data;
+  size_t size;
+};
+
+// The kernel works it off inside this call.
+bool tell(int socket, Bytes requests) { return send(socket, requests.data, requests.size, 0) >= 0; }
+
+// Whether it is orphaned, or will be: its owner may be dying this moment.
+bool isOrphan(int socket, Bytes question, unsigned owner) {
+  if (!tell(socket, question)) return false;
+  alignas(nlmsghdr) static char answer[8192];
+  const ssize_t size = recv(socket, answer, sizeof answer, 0);
+  nlmsghdr header;
+  if (size < static_cast<ssize_t>(sizeof header)) return false;
+  std::memcpy(&header, answer, sizeof header);
+  if (header.nlmsg_type != (NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWTABLE)) return false;  // an error: it is gone
+  for (size_t at = NLMSG_LENGTH(sizeof(nfgenmsg)); at + sizeof(nlattr) <= static_cast<size_t>(size);) {
+    nlattr attribute;
+    std::memcpy(&attribute, answer + at, sizeof attribute);
+    if (attribute.nla_len < sizeof attribute) return false;
+    if ((attribute.nla_type & NLA_TYPE_MASK) == NFTA_TABLE_OWNER && at + NLA_HDRLEN + 4 <= static_cast<size_t>(size)) {
+      const auto* bytes = reinterpret_cast<const unsigned char*>(answer + at + NLA_HDRLEN);
+      const unsigned found = static_cast<unsigned>(bytes[0]) << 24 | static_cast<unsigned>(bytes[1]) << 16 |
+                             static_cast<unsigned>(bytes[2]) << 8 | bytes[3];
+      return found == owner;
+    }
+    at += NLA_ALIGN(attribute.nla_len);
+  }
+  return true;
+}
+
+// Owned by this process nobody can take it over any more. Refused: somebody was faster. The kernel answers a batch with
+// its errors only.
+bool takeOver(int socket, Bytes request) {
+  char answer[sizeof(nlmsghdr)];
+  return tell(socket, request) && recv(socket, answer, sizeof answer, MSG_DONTWAIT) < 0;
+}
+
+bool outlastsGrace(const Preface& orphan, Bytes question) {
+  timespec until{};
+  clock_gettime(CLOCK_BOOTTIME, &until);
+  until.tv_sec += orphan.graceMs / 1000;
+  until.tv_nsec += static_cast<long>(orphan.graceMs % 1000) * 1'000'000;
+  for (;;) {
+    if (!isOrphan(static_cast<int>(orphan.descriptor), question, orphan.owner)) return false;
+    timespec now{};
+    clock_gettime(CLOCK_BOOTTIME, &now);
+    const long left = (until.tv_sec - now.tv_sec) * 1000 + (until.tv_nsec - now.tv_nsec) / 1'000'000;
+    if (left <= 0) return true;
+    const timespec pause{.tv_sec = 0, .tv_nsec = (left < lookEveryMs ? left : lookEveryMs) * 1'000'000};
+    nanosleep(&pause, nullptr);
+  }
+}
+
+}  // namespace
 
 int main(int count, char** arguments) {
   // Out of the way of its parent's terminal, directory and inherited files. Its signals are blocked since before it
@@ -24,23 +95,39 @@ int main(int count, char** arguments) {
   syscall(SYS_close_range, 3U, ~0U, 0U);
   if (count > 0 && std::strstr(arguments[0], "broker")) return tproxy::broker::serve();
 
-  static char requests[tproxy::guard::capacity + 1];
+  static char given[tproxy::guard::capacity + 1];
   size_t length = 0;
   for (;;) {
-    const ssize_t size = read(STDIN_FILENO, requests + length, sizeof requests - length);
+    const ssize_t size = read(STDIN_FILENO, given + length, sizeof given - length);
     if (size == 0) break;  // the parent is gone
     if (size > 0) length += static_cast<size_t>(size);
     if (size < 0 && errno != EINTR) return 1;
   }
+  Preface preface{};
+  if (length < sizeof preface) return 1;  // cut short: nothing was installed yet
+  std::memcpy(&preface, given, sizeof preface);
+  const Bytes question{given + sizeof preface, preface.question};
+  const Bytes takeover{question.data + question.size, preface.takeover};
+  const size_t first = sizeof preface + question.size + takeover.size;
+  Header header{};
+  size_t end = first;
+  for (; end + sizeof header <= length; end += sizeof header + header.length)
+    std::memcpy(&header, given + end, sizeof header);
+  if (end > length) return 1;
+  if (end < length) preface.owner = 0;  // it has let go (see Process::release)
+
+  if (question.size != 0) {
+    // The parent may live on, having let go of the table: it is not to wait for the rest.
+    if (fork() != 0) return 0;
+    if (!outlastsGrace(preface, question) || !takeOver(static_cast<int>(preface.descriptor), takeover)) return 0;
+  }
   // The kernel works each datagram off inside the call. A request that fails (for what it is about is gone already) does
   // not keep it from the next one. The answers are for nobody.
   int failed = 0;
-  tproxy::guard::Header header{};
-  for (size_t at = 0; at + sizeof header <= length; at += header.length) {
-    memcpy(&header, requests + at, sizeof header);
-    at += sizeof header;
-    if (header.length > length - at) return 1;  // cut short: nothing was installed yet
-    if (send(static_cast<int>(header.descriptor), requests + at, header.length, 0) < 0) failed = 1;
+  for (size_t at = first; at + sizeof header <= length; at += sizeof header + header.length) {
+    std::memcpy(&header, given + at, sizeof header);
+    if (header.length > 0 && !tell(static_cast<int>(header.descriptor), {given + at + sizeof header, header.length}))
+      failed = 1;
   }
   return failed;
 }

@@ -19,17 +19,32 @@ constexpr int capabilities[] = {CAP_NET_ADMIN};
 
 }  // namespace
 
-Process::Process(std::span<const Datagram> datagrams) {
+Process::Process(std::span<const Datagram> datagrams, const Orphan* orphan) {
   // They are its standard output and standard error.
   std::vector<int> sockets;
+  const auto descriptorOf = [&sockets](int socket) {
+    auto known = std::ranges::find(sockets, socket);
+    if (known == sockets.end()) known = sockets.insert(known, socket);
+    return static_cast<std::uint32_t>(STDOUT_FILENO + (known - sockets.begin()));
+  };
   std::vector<std::uint8_t> bytes;
+  const auto append = [&bytes](const auto& object) {
+    const auto* raw = reinterpret_cast<const std::uint8_t*>(&object);
+    bytes.insert(bytes.end(), raw, raw + sizeof object);
+  };
+  Preface preface{};
+  if (orphan)
+    preface = {.descriptor = descriptorOf(orphan->socket),
+               .question = static_cast<std::uint32_t>(orphan->question.size()),
+               .takeover = static_cast<std::uint32_t>(orphan->takeover.size()),
+               .graceMs = orphan->graceMs,
+               .owner = orphan->owner};
+  append(preface);
+  if (orphan)
+    for (const auto& part : {orphan->question, orphan->takeover}) bytes.insert(bytes.end(), part.begin(), part.end());
   for (const Datagram& datagram : datagrams) {
-    auto known = std::ranges::find(sockets, datagram.socket);
-    if (known == sockets.end()) known = sockets.insert(known, datagram.socket);
-    const Header header{.descriptor = static_cast<std::uint32_t>(STDOUT_FILENO + (known - sockets.begin())),
-                        .length = static_cast<std::uint32_t>(datagram.bytes.size())};
-    const auto* raw = reinterpret_cast<const std::uint8_t*>(&header);
-    bytes.insert(bytes.end(), raw, raw + sizeof header);
+    append(Header{.descriptor = descriptorOf(datagram.socket),
+                  .length = static_cast<std::uint32_t>(datagram.bytes.size())});
     bytes.insert(bytes.end(), datagram.bytes.begin(), datagram.bytes.end());
   }
   if (bytes.size() > capacity) throw socket::Error(EMSGSIZE, "guard");
@@ -43,17 +58,27 @@ Process::Process(std::span<const Datagram> datagrams) {
                                 .standardError = sockets.size() > 1 ? sockets[1] : -1,
                                 .capabilities = capabilities,
                                 .netns = {}});
-  // Until all of it is there the guard could only do a part: nothing is installed yet.
-  for (std::span<const std::uint8_t> rest = bytes; !rest.empty();) {
-    const ssize_t size = write(life_.get(), rest.data(), rest.size());
+  write(bytes);  // until all of it is there the guard could only do a part: nothing is installed yet
+}
+
+void Process::write(std::span<const std::uint8_t> bytes) {
+  while (!bytes.empty()) {
+    const ssize_t size = ::write(life_.get(), bytes.data(), bytes.size());
     if (size < 0 && errno == EINTR) continue;
     if (size < 0) {
       const int errnum = errno;
       disarm();
       throw socket::Error(errnum, "write to the guard");
     }
-    rest = rest.subspan(static_cast<std::size_t>(size));
+    bytes = bytes.subspan(static_cast<std::size_t>(size));
   }
+}
+
+void Process::release() {
+  if (!life_) return;
+  const std::uint8_t word = 0;
+  write({&word, 1});
+  work();
 }
 
 void Process::work() {

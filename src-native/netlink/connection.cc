@@ -2,6 +2,7 @@
 
 #include <poll.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstddef>
@@ -102,6 +103,23 @@ class Membership {
   const unsigned group_;
 };
 
+// The port id shows the process (libnl's convention): its id, which the kernel gives to its first socket too, with a
+// number in the bits that no process id has. Gives it.
+uint32_t bindSocket(int fd) {
+  sockaddr_nl self{.nl_family = AF_NETLINK};
+  for (uint32_t number = 0; number < portsOfProcess; ++number) {
+    self.nl_pid = static_cast<uint32_t>(::getpid()) + (number << processIdBits);
+    if (::bind(fd, reinterpret_cast<sockaddr*>(&self), sizeof self) == 0) return self.nl_pid;
+    if (errno != EADDRINUSE) fail("open netlink socket", errno, "bind");
+  }
+  self.nl_pid = 0;  // any that is free
+  socklen_t length = sizeof self;
+  if (::bind(fd, reinterpret_cast<sockaddr*>(&self), sizeof self) != 0) fail("open netlink socket", errno, "bind");
+  if (::getsockname(fd, reinterpret_cast<sockaddr*>(&self), &length) != 0)
+    fail("open netlink socket", errno, "getsockname");
+  return self.nl_pid;
+}
+
 }  // namespace
 
 Connection::Connection(int protocol, const std::string& netns) {
@@ -111,13 +129,7 @@ Connection::Connection(int protocol, const std::string& netns) {
       fail("open netlink socket", errno,
            protocol == NETLINK_NETFILTER ? "socket NETLINK_NETFILTER" : "socket NETLINK_ROUTE");
   });
-  sockaddr_nl self{.nl_family = AF_NETLINK};
-  socklen_t length = sizeof self;
-  if (::bind(fd_.get(), reinterpret_cast<sockaddr*>(&self), sizeof self) != 0)
-    fail("open netlink socket", errno, "bind");
-  if (::getsockname(fd_.get(), reinterpret_cast<sockaddr*>(&self), &length) != 0)
-    fail("open netlink socket", errno, "getsockname");
-  portId_ = self.nl_pid;
+  portId_ = bindSocket(fd_.get());
 
   const int on = 1;
   for (const int option : {NETLINK_EXT_ACK, NETLINK_CAP_ACK})  // before Linux 4.12: no extended acks, whole echoes

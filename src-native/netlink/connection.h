@@ -1,6 +1,7 @@
 // One netlink socket and the transactions one can have with the kernel through it: a request with its acknowledgement,
 // a dump, a batch. Bytes in, bytes out; errors are netlink::Error with what the extended ack tells.
 #pragma once
+#include <cstdint>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -11,6 +12,11 @@
 #include "unique_fd.h"
 
 namespace tproxy::netlink {
+
+// Of the port ids that show their process: the bits of its id (PID_MAX_LIMIT), and how many a process can have. Those
+// that the kernel makes up when a process has more have the highest bit set.
+inline constexpr unsigned processIdBits = 22;
+inline constexpr uint32_t portsOfProcess = 1 << (31 - processIdBits);
 
 // A batch as it goes out: every message, and for each the index of the operation that it belongs to (none: begin, end).
 struct Batch {

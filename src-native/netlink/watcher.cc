@@ -11,6 +11,7 @@
 #include <fstream>
 #include <iterator>
 
+#include "netlink/connection.h"
 #include "netlink/error.h"
 #include "socket/netns.h"
 
@@ -22,16 +23,15 @@ namespace {
 constexpr size_t mostBytes = 4 << 20;
 // The kernel puts at most a page's worth into one notification, or one message that is larger.
 constexpr size_t datagramSize = 64 << 10;
-constexpr int idleMs = 500;                  // without a watch
-constexpr uint32_t mostProcesses = 4 << 20;  // PID_MAX_LIMIT
+constexpr int idleMs = 500;  // without a watch
 
 [[noreturn]] void fail(const char* request) { throw Error("watch", {.errnum = errno, .request = request}); }
 
-// The first netlink socket of a process has the process's id for its port id; others have large numbers.
 std::string processNameOf(uint32_t portId) {
   std::string name;
-  if (portId != 0 && portId < mostProcesses) {
-    std::ifstream comm("/proc/" + std::to_string(portId) + "/comm");
+  const uint32_t processId = portId % (1U << processIdBits);
+  if (processId != 0 && portId >> processIdBits < portsOfProcess) {
+    std::ifstream comm("/proc/" + std::to_string(processId) + "/comm");
     std::getline(comm, name);
   }
   return name;
@@ -40,22 +40,27 @@ std::string processNameOf(uint32_t portId) {
 }  // namespace
 
 Watcher::Id Watcher::watch(int protocol, const std::string& netns, const std::vector<int>& groups, Wanted wanted) {
-  auto added = std::make_shared<Watch>();
-  added->wanted = std::move(wanted);
+  Watch added{.wanted = std::move(wanted)};
   inNetns(netns, [&] {
-    added->fd.reset(::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC | SOCK_NONBLOCK, protocol));
-    if (!added->fd) fail("socket");
+    added.fd.reset(::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC | SOCK_NONBLOCK, protocol));
+    if (!added.fd) fail("socket");
   });
   const sockaddr_nl self{.nl_family = AF_NETLINK};
-  if (::bind(added->fd.get(), reinterpret_cast<const sockaddr*>(&self), sizeof self) != 0) fail("bind");
+  if (::bind(added.fd.get(), reinterpret_cast<const sockaddr*>(&self), sizeof self) != 0) fail("bind");
   for (const int group : groups)
-    if (::setsockopt(added->fd.get(), SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, &group, sizeof group) != 0)
+    if (::setsockopt(added.fd.get(), SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, &group, sizeof group) != 0)
       fail("NETLINK_ADD_MEMBERSHIP");
+  return add(std::move(added));
+}
+
+Watcher::Id Watcher::watch(UniqueFd descriptor) { return add({.fd = std::move(descriptor)}); }
+
+Watcher::Id Watcher::add(Watch watch) {
   Id id;
   {
     const std::lock_guard lock(mutex_);
     id = ++last_;
-    watches_.emplace(id, std::move(added));
+    watches_.emplace(id, std::make_shared<Watch>(std::move(watch)));
   }
   try {
     start();
@@ -148,6 +153,11 @@ void Watcher::main() {
 // All that is there.
 void Watcher::read(Id id, Watch& watch) {
   std::vector<Notification> notifications;
+  if (!watch.wanted) {
+    watch.fd.reset();  // poll(2) passes over it from now on
+    deliver({{.id = id}});
+    return;
+  }
   Bytes datagram(datagramSize);
   for (;;) {
     sockaddr_nl sender{};

@@ -34,6 +34,8 @@ class Watcher {
   // Joins groups (RTNLGRP_..., NFNLGRP_...) of NETLINK_ROUTE or NETLINK_NETFILTER in a namespace; an empty `netns` is
   // the calling thread's own. What happens after this call is told. Throws netlink::Error, socket::Error.
   Id watch(int protocol, const std::string& netns, const std::vector<int>& groups, Wanted wanted);
+  // Tells, once and without a message, that a descriptor (a pidfd) has become readable.
+  Id watch(UniqueFd descriptor);
   // The thread ends a while after the last one: to start another takes longer than one may think.
   void unwatch(Id id);
   std::vector<Notification> take();
@@ -42,9 +44,10 @@ class Watcher {
  private:
   struct Watch {
     UniqueFd fd;
-    Wanted wanted;
+    Wanted wanted;  // none: not a socket
   };
 
+  Id add(Watch watch);
   void start();
   void main();
   void read(Id id, Watch& watch);

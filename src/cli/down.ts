@@ -17,7 +17,7 @@ export const down: Verb = {
   description: [
     "Removes the nf_tables table (or the chains in iptables' table mangle), then the policy rules, then the routes. Afterwards the host is as it was before `up`. Connections through the proxy that are open lose it; all others go on.",
     'Also removes the policy rules and routes of processes that were killed, whatever their name: without the marks of their table, which the kernel deleted with them, they do nothing, but are in the way of reading `ip rule`.',
-    'An interception of a process that runs (`linux-tproxy run`, a proxy made with the Node package) is never taken down: end the process. That nothing is there to take down is no error.',
+    'An interception of a process that runs (`linux-tproxy run`, a proxy made with the Node package) is never taken down: end the process. What a process has left to the next one is. That nothing is there to take down is no error.',
   ],
   changes: [
     'Tables inet linux-tproxy-NAME that belong to no process; chains linux-tproxy-NAME in the tables mangle; policy rules and routes marked `proto 84` that belong to them or to no table.',

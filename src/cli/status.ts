@@ -13,7 +13,7 @@ export const status: Verb = {
     json,
   ],
   description: [
-    'Tells each interception in the network namespace, whoever installed it: by `linux-tproxy up` (permanent) or by a process, with its id; where it delivers to; its mark, routing table and priorities; its ports and prefixes as they are now; what its rules have counted since they were installed.',
+    'Tells each interception in the network namespace, whoever installed it: by `linux-tproxy up` (permanent) or by a process, with its id and name; whether it outlives that process for the next one to take over (persists), and waits for that now (ORPHAN); where it delivers to; its mark, routing table and priorities; its ports and prefixes as they are now; what its rules have counted since they were installed.',
     "Intact is one whose table, rules, policy rules and routes are all there. What is missing (deleted by a firewall's reload, by systemd-networkd, by `ip rule flush`) is named; `linux-tproxy down` and `up` bring it back.",
   ],
   changes: ['Nothing. CAP_NET_ADMIN is needed all the same: the kernel shows nf_tables to nobody else.'],
@@ -29,7 +29,13 @@ export const status: Verb = {
     const { installed: all, leftovers } = await listInstalled(netnsOf(values));
     const name = values['name'];
     const installed = name === undefined ? all : all.filter((each) => each.name === name);
-    const text = (each: Installed) => describe(each, each.owner ? ownerText(each.owner) : 'permanent');
+    const holder = ({ lifetime, owner }: Installed) =>
+      owner === undefined
+        ? lifetime === 'persist'
+          ? 'ORPHAN (its process has ended and left it to the next one)'
+          : 'permanent'
+        : `${ownerText(owner)}${lifetime === 'persist' ? ', persists' : ''}`;
+    const text = (each: Installed) => describe(each, holder(each));
     print(
       values,
       { installed, leftovers },

@@ -12,13 +12,15 @@ import type { Family, Fwmark } from '../types.js';
 import { namesInMangle } from './mangle.js';
 import { lookUpIds } from './names.js';
 import { type Claim, parseClaim } from './nftables.js';
+import { ownerOf, ownerText } from './owner.js';
 import { nameOfTable, type PlanOptions, PRIORITIES, planIntercept, ROUTE_PROTOCOL } from './plan.js';
 
 export interface Kernel {
   /** Which network namespace it is of. */
   readonly namespace: string;
   readonly route: RouteSocket;
-  readonly nftables: NftablesSocket;
+  /** Another one when a table that it owned has been let go of. */
+  nftables: NftablesSocket;
 }
 
 /** Everything that decides what is free; `generation` is that of the rule set it was read from. */
@@ -57,6 +59,18 @@ export function claimOf(table: NftTable): Claim[] {
   if (nameOfTable(table.name) === undefined) return [];
   const claim = parseClaim(decodeComment(table.userdata) ?? '');
   return claim ? [claim] : [];
+}
+
+/** A table that is there for the next process of its name to take over (`lifetime: 'persist'`). */
+export interface Predecessor {
+  readonly table: NftTable;
+  readonly claim: Claim;
+}
+
+export function predecessorOf({ tables }: HostState, nftTable: string): Predecessor | undefined {
+  const table = tables.find(({ family, name }) => family === 'inet' && name === nftTable);
+  const [claim] = table?.flags?.includes('persist') ? claimOf(table) : [];
+  return table && claim && { table, claim };
 }
 
 // ---- left over ----------------------------------------------------------------------------------------------------------
@@ -100,26 +114,36 @@ export async function staleRoutes(
 
 // ---- what is free -------------------------------------------------------------------------------------------------------
 
-/** The options with mark, table, priority and families that are free and work on this host. */
-export async function completeOptions(kernel: Kernel, host: HostState, options: PlanOptions): Promise<PlanOptions> {
+/** The options with mark, table, priority and families that are free, or the predecessor's, and work on this host. */
+export async function completeOptions(
+  kernel: Kernel,
+  host: HostState,
+  given: PlanOptions,
+  predecessor?: Predecessor,
+): Promise<PlanOptions> {
+  // One with mode `redirect` has no numbers.
+  const old = predecessor?.claim.fwmark.mask === 0 ? undefined : predecessor?.claim;
+  const options = { ...(old && { fwmark: old.fwmark, table: old.table, priority: old.priority }), ...given };
   const families = options.families ?? familiesOf(host);
   checkInterfaces(host, options.interfaces ?? []);
-  checkName(host, planIntercept(options).nftTable);
+  if (!predecessor) checkName(host, planIntercept(options).nftTable);
   // Claimed is in use, also where its rule or route is missing at the moment.
   const claimed = host.claims.flatMap(({ fwmark, table, priority }) =>
     Array.from({ length: PRIORITIES }, (_, index) => ({ fwmark, table, priority: priority + index })),
   );
   const rules = [...host.rules, ...claimed];
-  if (options.mode === 'redirect') return { ...options, families };
+  if (options.mode === 'redirect') return { ...given, families };
   const { zone, ...rest } = options;
+  const { fwmark, table, priority } = options;
+  const keepsMark = old && fwmark?.value === old.fwmark.value && fwmark.mask === old.fwmark.mask;
   return {
     ...rest,
     ...(zone !== undefined && (zone !== 'auto' || (await usesConntrack(kernel))) && { zone }),
     ids: lookUpIds(options.ownHost),
     families,
-    priority: freePriority(rules, options.priority),
-    fwmark: freeFwmark({ ...host, rules }, options.fwmark),
-    table: await freeTable(kernel, rules, options.table),
+    priority: old && priority === old.priority ? priority : freePriority(rules, priority),
+    fwmark: keepsMark ? fwmark : freeFwmark({ ...host, rules }, fwmark),
+    table: old && table === old.table ? table : await freeTable(kernel, rules, table),
   };
 }
 
@@ -160,12 +184,26 @@ function checkInterfaces({ links }: HostState, interfaces: readonly string[]): v
 
 function checkName({ tables }: HostState, nftTable: string): void {
   const taken = tables.find(({ family, name }) => family === 'inet' && name === nftTable);
-  if (!taken) return;
-  const remedy = taken.owner
-    ? // The kernel gives the first netlink socket of a process that process's id.
-      `it is in use by another process (netlink port ${taken.owner}, most likely its process id). Choose another \`name\`, or stop that process`
-    : `it belongs to no running process. Remove it with \`${claimOf(taken).length > 0 ? `linux-tproxy down --name ${nameOfTable(nftTable)}` : `nft delete table inet ${nftTable}`}\`, or choose another \`name\``;
-  throw new InterceptError('ERR_TPROXY_NAME_IN_USE', `The table 'inet ${nftTable}' exists already: ${remedy}`, 'check');
+  if (taken) throw nameInUse(taken);
+}
+
+export function nameInUse(table: NftTable): InterceptError {
+  return new InterceptError(
+    'ERR_TPROXY_NAME_IN_USE',
+    `The table 'inet ${table.name}' exists already: ${remedyFor(table)}, or choose another \`name\``,
+    'check',
+  );
+}
+
+function remedyFor(table: NftTable): string {
+  if (table.owner !== undefined)
+    return `it is held by ${ownerText(ownerOf(table.owner))}${table.flags?.includes('persist') ? ', which does not hand it over' : ''}. Stop that process`;
+  if (claimOf(table).length === 0)
+    return `it belongs to no running process. Remove it with \`nft delete table inet ${table.name}\``;
+  const name = nameOfTable(table.name);
+  if (table.flags?.includes('persist'))
+    return `a process that has ended left it to the next one. Take it over with \`lifetime: 'persist'\`, remove it with \`linux-tproxy down --name ${name}\``;
+  return `it belongs to no running process. Remove it with \`linux-tproxy down --name ${name}\``;
 }
 
 /** Two adjacent bits of the mark that no policy rule and no nf_tables rule looks at. */

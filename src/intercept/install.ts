@@ -1,18 +1,21 @@
 /**
- * The only file (with installed.ts and watch.ts) that changes the host: applies a plan, takes it down, and undoes what it
+ * The only file (with handover.ts, installed.ts and watch.ts) that changes the host: applies a plan, takes it down, and undoes what it
  * did when a step fails. Order: look, then the empty table as a claim, routes, policy rules, and at last everything in the table in one
  * batch; removal in reverse. So at no moment is a packet marked that the routing does not know what to do with.
  */
 import { EventEmitter } from 'node:events';
 import { setTimeout as startTimer } from 'node:timers';
-import { setTimeout as sleep } from 'node:timers/promises';
-import { closedSocket, type InstallStep, InterceptError, NetlinkError } from '../errors.js';
+import { closedSocket, type InstallStep, NetlinkError } from '../errors.js';
 import { NftablesSocket } from '../netlink/nftables.js';
 import { RouteSocket } from '../netlink/route.js';
 import { sequence } from '../netlink/sequence.js';
 import type { NftOperation, Route, RouteOperation, Rule } from '../netlink/types.js';
+import { atStep, ignoring, untilQuiet } from './attempt.js';
 import { backendOf, unmakeMangle } from './backend.js';
+import { type Content, tableWith } from './contents.js';
 import { type Counters, sumCounters } from './counters.js';
+import { Guarding } from './guard.js';
+import { askFor, handOver, hearRequests, takeOver } from './handover.js';
 import {
   claimOf,
   completeOptions,
@@ -20,6 +23,8 @@ import {
   isClaimed,
   type Kernel,
   lookAtHost,
+  type Predecessor,
+  predecessorOf,
   staleNames,
   staleRoutes,
   staleRules,
@@ -28,6 +33,7 @@ import { findRoutingLosses } from './intact.js';
 import { mangleChanges } from './mangle.js';
 import { announceMark, namespaceOf } from './marks.js';
 import { ruleChanges, tableObject } from './nftables.js';
+import { type Owner, ownerOf } from './owner.js';
 import { type Plan, type PlanOptions, planIntercept, withOnDown, withSets } from './plan.js';
 import { type LiveSets, liveSets, type Rewrite } from './sets.js';
 import { Watch, type WatchEvents } from './watch.js';
@@ -39,9 +45,11 @@ export interface InstallOptions extends PlanOptions {
 
 /**
  * What is installed. Emits `repaired` (RepairReport) when somebody else had changed it, and `error` (InterceptError) when
- * that cannot be repaired, or is changed again and again; without a listener for it that is a process warning.
+ * that cannot be repaired, or is changed again and again; without a listener for it that is a process warning. And `handover`
+ * (Owner) when another process has taken it over (`lifetime: 'persist'`): it is that one's now, and nothing of this process;
+ * `uninstalled` (ChangedBy) when somebody has taken it down on purpose.
  */
-export interface InstalledRules extends EventEmitter<WatchEvents>, LiveSets {
+export interface InstalledRules extends EventEmitter<InstalledEvents>, LiveSets {
   /** As installed; `setOnDown` changes it, the live sets do not. */
   readonly plan: Plan;
   /** Another `onDown`, at once, in one atomic batch: no packet meets a rule set in between, and no counter begins anew. */
@@ -52,29 +60,24 @@ export interface InstalledRules extends EventEmitter<WatchEvents>, LiveSets {
   verify(): Promise<{ readonly intact: boolean; readonly missing: readonly string[] }>;
   /** Takes everything down again. What somebody else has removed already is no error. After a failure it may be tried again. */
   uninstall(): Promise<void>;
+  /**
+   * Lets go of it. With `lifetime: 'persist'` the rules stay in force for `graceMs`, or until a process that installs the same
+   * `name` takes them over; with `permanent` they stay, and are not repaired any more; with `process` it is `uninstall`.
+   */
+  release(): Promise<void>;
   [Symbol.asyncDispose](): Promise<void>;
 }
 
-/** How often to begin anew when somebody else changed the host between our look at it and our change. */
-const ATTEMPTS = 50;
-
-/** A look and a change that belong together, again where somebody else came between them. */
-export async function untilQuiet<T>(lookAndChange: () => Promise<T>): Promise<T> {
-  for (let attempt = 1; ; attempt++) {
-    try {
-      return await lookAndChange();
-    } catch (error) {
-      if (attempt === ATTEMPTS || !isRace(error)) throw error;
-      // Several who get into each other's way part by waiting unequally long.
-      await sleep(Math.random() * Math.min(attempt, 20));
-    }
-  }
+export interface InstalledEvents extends WatchEvents {
+  handover: [successor: Owner];
 }
 
 /**
  * Makes the host deliver matching traffic to a proxy that listens on `port`, whoever that proxy is.
  * Equivalent to: the commands that `String(planIntercept(options))` prints, with mark, table and priority chosen free.
  * Needs CAP_NET_ADMIN in the namespace. With `lifetime: 'process'` the table goes when this process ends, however it ends.
+ * With `lifetime: 'persist'` it takes over what a process of the same `name` has left, or hands over when it is asked; who
+ * calls this must listen already, on another port, if the other one still does.
  *
  * @throws {TypeError | RangeError} options that cannot be meant
  * @throws {InterceptError} something is in use or missing; the host is as it was
@@ -86,9 +89,12 @@ export async function installIntercept(options: InstallOptions): Promise<Install
   const kernel = openKernel(netns);
   try {
     return await untilQuiet(async () => {
-      const { plan, host } = await choose(kernel, planOptions);
-      const removal = await apply(kernel, plan, host);
-      return installed(kernel, plan, removal, announceMark(netns, plan.socketMark), options.repair ?? true);
+      const { plan, host, predecessor } = await choose(kernel, planOptions);
+      const guarding = new Guarding(kernel, plan);
+      const kept = predecessor
+        ? await takeOver(kernel, plan, predecessor, guarding)
+        : await apply(kernel, plan, host, guarding);
+      return installed({ kernel, plan, netns, guarding, kept, repair: options.repair ?? true });
     });
   } catch (error) {
     // What could not be undone the kernel deletes then.
@@ -112,14 +118,16 @@ export function openKernel(netns: string | undefined): Kernel {
       idle.delete(kernel);
       return kernel;
     }
-  const route = new RouteSocket({ ...(netns !== undefined && { netns }) });
+  const route = new RouteSocket(socketOptions(netns));
   try {
-    return { namespace, route, nftables: new NftablesSocket({ ...(netns !== undefined && { netns }) }) };
+    return { namespace, route, nftables: new NftablesSocket(socketOptions(netns)) };
   } catch (error) {
     void route.close();
     throw error;
   }
 }
+
+const socketOptions = (netns: string | undefined) => ({ ...(netns !== undefined && { netns }) });
 
 /** Once nothing belongs to it any more. */
 export function closeKernel(kernel: Kernel): void {
@@ -133,16 +141,31 @@ export function closeKernel(kernel: Kernel): void {
 const close = ({ route, nftables }: Kernel) => Promise.all([route.close(), nftables.close()]);
 
 /** Looks at the host, clears away what a killed process of ours left, and plans with what is free. */
-async function choose(kernel: Kernel, options: PlanOptions): Promise<{ plan: Plan; host: HostState }> {
-  let host = await lookAtHost(kernel);
-  const stale = staleRules(host);
-  const routes = await staleRoutes(kernel, host, stale, planIntercept(options).table);
-  const names = staleNames(host);
-  if (stale.length + routes.length + names.length > 0) {
-    await reap(kernel, { names, rules: stale, routes });
+async function choose(
+  kernel: Kernel,
+  options: PlanOptions,
+): Promise<{ plan: Plan; host: HostState; predecessor: Predecessor | undefined }> {
+  const { nftTable, table, lifetime } = planIntercept(options);
+  let host = await clearAway(kernel, table);
+  const find = () => (lifetime === 'persist' ? predecessorOf(host, nftTable) : undefined);
+  let predecessor = find();
+  if (predecessor?.table.owner !== undefined) {
+    await askFor(kernel, predecessor.table);
     host = await lookAtHost(kernel);
+    predecessor = find();
   }
-  return { plan: planIntercept(await completeOptions(kernel, host, options)), host };
+  return { plan: planIntercept(await completeOptions(kernel, host, options, predecessor)), host, predecessor };
+}
+
+/** Gives the host without what is left over in it. */
+async function clearAway(kernel: Kernel, table: number): Promise<HostState> {
+  const host = await lookAtHost(kernel);
+  const stale = staleRules(host);
+  const routes = await staleRoutes(kernel, host, stale, table);
+  const names = staleNames(host);
+  if (stale.length + routes.length + names.length === 0) return host;
+  await reap(kernel, { names, rules: stale, routes });
+  return lookAtHost(kernel);
 }
 
 /**
@@ -195,14 +218,8 @@ async function claim(kernel: Kernel, plan: Plan, { generation }: HostState): Pro
   }
 }
 
-/** How what is installed goes again when nobody can look at it any more. */
-interface Removal {
-  /** Batches that leave the claim. */
-  readonly batches: NftOperation[][];
-  readonly endGuard: EndGuard;
-}
-
-async function apply(kernel: Kernel, plan: Plan, host: HostState): Promise<Removal> {
+/** What its sets had in them before: nothing. */
+async function apply(kernel: Kernel, plan: Plan, host: HostState, guarding: Guarding): Promise<[]> {
   const { route, nftables } = kernel;
   const { frame, make, unmake } = backendOf(plan);
   const table = tableObject(plan);
@@ -226,14 +243,14 @@ async function apply(kernel: Kernel, plan: Plan, host: HostState): Promise<Remov
     const takeOutAll = async () => takeOut(kernel, await unmake(kernel, plan, table));
     await step('table', claim(kernel, plan, host), () => nftables.commit([{ verb: 'delete', object: table }]));
     if (first.length > 0) await step('table', nftables.commit(first), takeOutAll);
-    const removal = await removalOf(kernel, plan);
-    undo.push(async () => removal.endGuard());
+    await guarding.renew();
+    undo.push(async () => guarding.end());
     const calls = sequence(() => [route.commit(added.routes), route.commit(added.rules), nftables.commit(make(plan))]);
     for (const each of calls) each.catch(() => {}); // told here, one after the other
     await step('routes', calls[0], (failure) => route.commit(ours(removed.routes, failure)));
     await step('rules', calls[1], (failure) => route.commit(ours(removed.rules, failure)));
     await step('batch', calls[2], takeOutAll);
-    return removal;
+    return [];
   } catch (error) {
     for (const undoIt of undo.reverse()) await undoIt().catch(() => {});
     throw error;
@@ -255,83 +272,85 @@ function ours(removed: readonly RouteOperation[], failure: unknown): RouteOperat
   return removed.filter((_, at) => !errors.some(({ index, code }) => index === at && code === 'EEXIST')).reverse();
 }
 
-/** Of what is there now, with a guard that begins its life. */
-async function removalOf(kernel: Kernel, plan: Plan): Promise<Removal> {
-  const { unmake, outlives } = backendOf(plan);
-  const batches = await unmake(kernel, plan, tableObject(plan));
-  return { batches, endGuard: startGuard(kernel.route, plan, outlives ? batches : []) };
+interface Installation {
+  readonly kernel: Kernel;
+  readonly plan: Plan;
+  readonly netns: string | undefined;
+  readonly guarding: Guarding;
+  readonly kept: readonly Content[];
+  readonly repair: boolean;
 }
 
-type EndGuard = ReturnType<RouteSocket['guard']>;
-/** The table dies with this process by itself. A guard sees to it that the rest does, too. */
-function startGuard(route: RouteSocket, plan: Plan, batches: readonly NftOperation[][]): EndGuard {
-  if (plan.lifetime !== 'process' || plan.rules.length === 0) return () => {};
-  try {
-    return route.guard([...plan.rules].reverse(), [...plan.routes].reverse(), batches);
-  } catch (error) {
-    // It is a net for the case of a crash, and what is left then does nothing: no reason to refuse.
-    process.emitWarning(
-      `Policy rules and routes will stay behind if this process is killed, until the next start: ${(error as Error).message}`,
-      { code: 'LINUX_TPROXY_NO_GUARD' },
-    );
-    return () => {};
-  }
-}
-
-function installed(
-  kernel: Kernel,
-  initial: Plan,
-  initialRemoval: Removal,
-  forgetMark: () => void,
-  repair: boolean,
-): InstalledRules {
-  const { route, nftables } = kernel;
+function installed({ kernel, plan: initial, netns, guarding, kept, repair }: Installation): InstalledRules {
   const backend = backendOf(initial);
   let plan = initial;
-  let removal = initialRemoval;
   /** With what is in its sets, where those are rules. */
   let present = initial;
   let changing: Promise<void> = Promise.resolve();
-  let over = false;
-  /** The sockets may be somebody else's by then. */
-  const checkOver = () => {
-    if (over) throw closedSocket();
-  };
   const table = tableObject(plan);
   const ofTable = { family: table.family, table: table.name };
   const remove: NftOperation[] = [{ verb: 'delete', object: table }];
   const { live, contents } = liveSets(
     plan,
+    kept,
     async (operations) => {
-      checkOver();
-      await nftables.commit(operations);
+      checkOurs();
+      await kernel.nftables.commit(operations);
     },
     plan.backend === 'iptables' ? (sets) => inTurn(() => rewrite(sets)) : undefined,
   );
-  /** Rules made anew are other ones. */
-  const rebuilt = async () => {
-    if (!backend.outlives) return;
-    const { endGuard } = removal;
-    removal = await removalOf(kernel, plan);
-    endGuard();
+  const forgetMark = announceMark(netns, plan.socketMark);
+  let isOurs = true;
+  /** The sockets may be somebody else's by then. */
+  const checkOurs = () => {
+    if (!isOurs) throw closedSocket();
   };
-  const watch = repair ? new Watch(kernel, () => present, contents, rebuilt) : undefined;
-  let uninstalling: Promise<void> | undefined;
+  let watch: Watch | undefined;
+  let endHearing: (() => void) | undefined;
+  let handingOver: Promise<void> | undefined;
+  let ending: Promise<void> | undefined;
 
-  /** While nobody compares what is there with what should be, and one after the other. */
-  const inTurn = (change: () => Promise<void>): Promise<void> => {
-    const turn = changing.then(() => {
-      checkOver();
-      return watch ? watch.between(change) : change();
-    });
-    changing = turn.catch(() => {});
-    return turn;
+  const begin = () => {
+    if (repair) {
+      watch = new Watch(kernel, () => present, contents, guarding);
+      watch.on('repaired', (report) => result.emit('repaired', report));
+      watch.on('error', tell);
+      watch.on('uninstalled', (by) => {
+        end(letGone).then(() => result.emit('uninstalled', by), tell);
+      });
+    }
+    if (plan.lifetime === 'persist')
+      endHearing = hearRequests(kernel.nftables, table, () => {
+        if (!ending) handingOver ??= giveAway().catch(tell);
+      });
   };
-  const rewrite = async (sets: Parameters<Rewrite>[0]) => {
-    const next = withSets(present, sets);
-    const operations = mangleChanges(present, next);
-    if (operations.length > 0) await nftables.commit(operations);
-    present = next;
+  const pause = async () => {
+    endHearing?.();
+    await watch?.stop();
+    watch = undefined;
+  };
+  const tell = (error: Error) => {
+    if (result.listenerCount('error') > 0) result.emit('error', error);
+    else process.emitWarning(error);
+  };
+
+  const giveAway = async () => {
+    await pause();
+    const successor = await handOver(kernel, table, {
+      open: () => new NftablesSocket(socketOptions(netns)),
+      remake: () => tableWith(plan, contents()),
+    });
+    if (successor !== undefined) {
+      isOurs = false;
+      guarding.end();
+      await close(kernel);
+      result.emit('handover', ownerOf(successor));
+    } else {
+      // The guard knows the table by its owner's socket.
+      await guarding.renew();
+      handingOver = undefined;
+      begin();
+    }
   };
 
   const { rules, routes } = changesOf('delete', plan);
@@ -339,15 +358,16 @@ function installed(
   // Reverse of apply: the marks stop first, then the rules that read them, then the routes, and the claim last: until then
   // nobody takes what we have not removed yet for left over, or for free. One failure does not keep the others.
   const uninstall = async () => {
-    await watch?.stop();
+    await pause();
+    const { route, nftables } = kernel;
     try {
       await takeOut(kernel, await backend.unmake(kernel, plan, table));
     } catch (error) {
       if (plan.lifetime !== 'process' || !(error instanceof NetlinkError && error.code === 'EPERM')) throw error;
       // This process has given up its privileges since. The table goes with its socket, and the guard has kept its own.
-      ended();
+      atExit.delete(uninstallNow);
       await close(kernel);
-      removal.endGuard('work');
+      guarding.release();
       return;
     }
     const failures: unknown[] = [];
@@ -357,18 +377,14 @@ function installed(
     await attempt(route.commit(removed.routes));
     if (failures.length > 0) throw failures[0];
     await ignoring(['ENOENT'], nftables.commit(remove));
+    atExit.delete(uninstallNow);
     // If any of it failed, the guard tries once more in the end.
-    removal.endGuard();
-    ended();
+    guarding.end();
     closeKernel(kernel);
   };
-  const ended = () => {
-    over = true;
-    atExit.delete(uninstallNow);
-    forgetMark();
-  };
   const uninstallNow = () => {
-    void watch?.stop();
+    void pause();
+    const { route, nftables } = kernel;
     let failed = false;
     const attempt = (what: () => void) => {
       try {
@@ -378,60 +394,98 @@ function installed(
         failed = true;
       }
     };
-    for (const batch of removal.batches) attempt(() => nftables.commitSync(batch));
+    for (const batch of guarding.batches) attempt(() => nftables.commitSync(batch));
     attempt(() => route.commitSync(removed.rules));
     attempt(() => route.commitSync(removed.routes));
     attempt(() => nftables.commitSync(remove));
-    if (!failed) removal.endGuard();
+    if (!failed) guarding.end();
   };
   if (plan.lifetime === 'process') onExit(uninstallNow);
+
+  const release = async () => {
+    await pause();
+    await kernel.nftables.generation().catch(() => {}); // what was asked of it before has been done
+    await close(kernel);
+    guarding.release();
+  };
+
+  /** Somebody has taken it down: of ours is only what we have repaired in that moment. */
+  const letGone = async () => {
+    await pause();
+    await clearAway(kernel, plan.table);
+    guarding.end();
+    closeKernel(kernel);
+  };
+
+  /** Once; and after a failure again. */
+  const end = (how: () => Promise<void>) => {
+    ending ??= (async () => {
+      await handingOver;
+      if (isOurs) await how();
+      isOurs = false;
+      forgetMark();
+    })().catch((error) => {
+      ending = undefined;
+      throw error;
+    });
+    return ending;
+  };
 
   const switchOnDown = async (onDown: Plan['onDown']) => {
     const next = withOnDown(plan, onDown);
     await untilQuiet(async () => {
-      const { id: generation } = await nftables.generation();
-      const operations = ruleChanges(plan, next, await nftables.list('rule', ofTable));
-      if (operations.length > 0) await nftables.commit(operations, { generation });
+      const { id: generation } = await kernel.nftables.generation();
+      const operations = ruleChanges(plan, next, await kernel.nftables.list('rule', ofTable));
+      if (operations.length > 0) await kernel.nftables.commit(operations, { generation });
     });
     plan = next;
     present = withOnDown(present, onDown);
   };
 
+  /** While nobody compares what is there with what should be, and one after the other. */
+  const inTurn = (change: () => Promise<void>): Promise<void> => {
+    const turn = changing.then(() => {
+      checkOurs();
+      return watch ? watch.between(change) : change();
+    });
+    changing = turn.catch(() => {});
+    return turn;
+  };
+  const rewrite = async (sets: Parameters<Rewrite>[0]) => {
+    const next = withSets(present, sets);
+    const operations = mangleChanges(present, next);
+    if (operations.length > 0) await kernel.nftables.commit(operations);
+    present = next;
+  };
+
   const methods = {
     ...live,
-    setOnDown(onDown: Plan['onDown']) {
-      return inTurn(() => switchOnDown(onDown));
-    },
+    setOnDown: (onDown: Plan['onDown']) => inTurn(() => switchOnDown(onDown)),
     async counters() {
-      checkOver();
+      checkOurs();
       return sumCounters(await backend.rules(kernel, plan), backend.commentOf);
     },
     async verify() {
-      checkOver();
+      checkOurs();
       const losses = await Promise.all([findRoutingLosses(kernel, present), backend.losses(kernel, present)]);
       const missing = losses.flat().map(({ what }) => what);
       return { intact: missing.length === 0, missing };
     },
-    uninstall() {
-      uninstalling ??= uninstall().catch((error) => {
-        uninstalling = undefined;
-        throw error;
-      });
-      return uninstalling;
-    },
+    uninstall: () => end(uninstall),
+    release: () => end(plan.lifetime === 'process' ? uninstall : release),
     [Symbol.asyncDispose]: () => methods.uninstall(),
   };
-  const result = Object.defineProperty(Object.assign(new EventEmitter<WatchEvents>(), methods), 'plan', {
+  const result = Object.defineProperty(Object.assign(new EventEmitter<InstalledEvents>(), methods), 'plan', {
     get: () => plan,
     enumerable: true,
   }) as unknown as InstalledRules;
-  watch?.on('repaired', (report) => result.emit('repaired', report));
-  watch?.on('error', (error) => {
-    if (result.listenerCount('error') > 0) result.emit('error', error);
-    else process.emitWarning(error);
-  });
+  begin();
   return result;
 }
+
+/** What who installed it for its own purposes does in the end. */
+export const leave = (rules: InstalledRules): Promise<void> =>
+  rules.plan.lifetime === 'persist' ? rules.release() : rules.uninstall();
 
 /** What is still installed when the process ends in good order; one listener for however many there are. */
 const atExit = new Set<() => void>();
@@ -442,28 +496,5 @@ function onExit(task: () => void): void {
   listening = true;
   process.once('exit', () => {
     for (const each of atExit) each();
-  });
-}
-
-/** Somebody took what we had found free, or changed the rule set meanwhile: look again. */
-function isRace(error: unknown): boolean {
-  const cause = error instanceof InterceptError ? error.cause : error;
-  return cause instanceof NetlinkError && ['EEXIST', 'ERESTART', 'EINTR', 'ENOBUFS'].includes(cause.code);
-}
-
-function atStep(step: InstallStep, error: unknown): unknown {
-  if (!(error instanceof NetlinkError)) return error;
-  return new InterceptError(
-    'ERR_TPROXY_INSTALL',
-    `Installing the interception failed at step '${step}', and what had been done is undone: ${error.message}`,
-    step,
-    error,
-  );
-}
-
-export async function ignoring(codes: readonly string[], attempt: Promise<void>): Promise<void> {
-  await attempt.catch((error) => {
-    if (!(error instanceof NetlinkError && [error, ...(error.errors ?? [])].every(({ code }) => codes.includes(code))))
-      throw error;
   });
 }

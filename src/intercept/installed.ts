@@ -2,29 +2,33 @@
  * What is installed on a host, by whatever process: finds it by the claims in our tables' comments, tells it, takes it
  * down. Also what processes that were killed have left.
  */
-import { readFileSync } from 'node:fs';
 import { checkOptions, InterceptError, NetlinkError } from '../errors.js';
 import type { NftExpression, NftRule, NftSet, NftTable, Route, Rule } from '../netlink/types.js';
+import { decodeComment, encodeComment } from '../netlink/userdata.js';
 import type { Family, Fwmark } from '../types.js';
-import { backendOf, readMangle } from './backend.js';
+import { ignoring, untilQuiet } from './attempt.js';
+import { backendOf, emptied, readMangle } from './backend.js';
 import { type Counters, commentOf, sumCounters } from './counters.js';
 import { claimOf, type HostState, type Kernel, lookAtHost, staleNames, staleRules } from './host.js';
-import { closeKernel, ignoring, openKernel, reap, takeOut, untilQuiet } from './install.js';
+import { closeKernel, openKernel, reap, takeOut } from './install.js';
 import { routingLosses } from './intact.js';
 import { commentOfRule, listenerOfMangle, nameOfChain, setsOfMangle, sizeOfMangle } from './mangle.js';
-import type { Claim } from './nftables.js';
-import { nameOfTable, ROUTE_PROTOCOL, routingOf } from './plan.js';
+import { type Claim, leaving } from './nftables.js';
+import { type Owner, ownerOf, ownerText } from './owner.js';
+import { nameOfTable, type Plan, ROUTE_PROTOCOL, routingOf } from './plan.js';
 import { addressRange, formatRange, fromBytes, portRange, type RangeType, rangesOfElements } from './ranges.js';
 import { counted } from './ruleset.js';
 import { datatype } from './statement.js';
+
+export { type Owner, ownerText } from './owner.js';
 
 /** One interception as the kernel has it. */
 export interface Installed {
   readonly name: string;
   readonly backend: 'nftables' | 'iptables';
   readonly nftTable: string;
-  readonly lifetime: 'process' | 'permanent';
-  /** Who owns the table, and takes it along when it ends. */
+  readonly lifetime: Plan['lifetime'];
+  /** Who owns the table. Missing where `lifetime` is `persist`: an orphan, left for the next process of this name. */
   readonly owner?: Owner;
   readonly families: readonly Family[];
   /** Where the proxy listens; missing where nothing is intercepted, only diverted. */
@@ -45,13 +49,6 @@ export interface Installed {
   readonly intact: boolean;
   /** What is not there any more, in words. */
   readonly missing: readonly string[];
-}
-
-export interface Owner {
-  /** Of the socket that made the table. The kernel gives the first one of a process that process's id. */
-  readonly netlinkPort: number;
-  /** Name of the process of that id, if there is one (in this pid namespace). */
-  readonly command?: string;
 }
 
 /** Policy rules and routes of ours that belong to no table: their process was killed. Without its marks they do nothing. */
@@ -94,8 +91,8 @@ export async function listInstalled(
 }
 
 /**
- * Takes down what was installed with `lifetime: 'permanent'`, by whichever process, and removes what killed processes have
- * left. Gives whether there was an interception of that name; that there is none is no error.
+ * Takes down what was installed with `lifetime: 'permanent'`, by whichever process, or left by one with `persist`, and
+ * removes what killed processes have left. A process that installed it, and looks after it, is told (`uninstalled`). Gives whether there was an interception of that name; that there is none is no error.
  * Equivalent to: `nft flush`ing its table, `ip rule del` and `ip route del` of what belongs to it, `nft delete table`.
  *
  * @throws {InterceptError} `ERR_TPROXY_OWNED`: it belongs to a process that runs
@@ -137,10 +134,12 @@ async function emptyTable(kernel: Kernel, name: string): Promise<NftTable | unde
   if (table.owner !== undefined)
     throw new InterceptError(
       'ERR_TPROXY_OWNED',
-      `The table 'inet ${table.name}' belongs to ${ownerText(ownerOf(table.owner))}, which is running: it goes when that ends`,
+      `The table 'inet ${table.name}' belongs to ${ownerText(ownerOf(table.owner))}, which is running: ${table.flags?.includes('persist') ? 'end that first' : 'it goes when that ends'}`,
     );
   const { kind, family, userdata } = table;
-  const empty: NftTable = { kind, family, name: table.name, ...(userdata && { userdata }) };
+  const comment = leaving(decodeComment(userdata) ?? '');
+  const empty: NftTable = { kind, family, name: table.name, userdata: encodeComment(comment) };
+  await takeOut(kernel, [emptied(empty)]);
   for (const claim of claimOf(table)) await takeOut(kernel, await backendOf(claim).unmake(kernel, { name }, empty));
   return empty;
 }
@@ -181,7 +180,7 @@ async function describe(
     name: nameOfTable(table.name) as string,
     backend: claim.backend,
     nftTable: table.name,
-    lifetime: table.owner === undefined ? 'permanent' : 'process',
+    lifetime: table.flags?.includes('persist') ? 'persist' : table.owner === undefined ? 'permanent' : 'process',
     ...(table.owner !== undefined && { owner: ownerOf(table.owner) }),
     families: claim.families,
     ownHost: claim.ownHost,
@@ -278,17 +277,4 @@ function elementTexts(set: NftSet, elements: Parameters<typeof rangesOfElements>
   if (set.keyType === datatype.ifname.number)
     return elements.map(({ key }) => Buffer.from(key).toString('latin1').replace(/\0.*$/, ''));
   return elements.map(({ key }) => `0x${Buffer.from(key).toString('hex')}`);
-}
-
-function ownerOf(netlinkPort: number): Owner {
-  try {
-    return { netlinkPort, command: readFileSync(`/proc/${netlinkPort}/comm`, 'utf8').trim() };
-  } catch {
-    return { netlinkPort };
-  }
-}
-
-/** `process 4711 (node)`, where the netlink port is a process's id. */
-export function ownerText({ netlinkPort, command }: Owner): string {
-  return command === undefined ? `a process (netlink port ${netlinkPort})` : `process ${netlinkPort} (${command})`;
 }

@@ -17,10 +17,14 @@ export type Loss =
   | { readonly kind: 'route'; readonly what: string; readonly route: Route; readonly instead: readonly Route[] }
   /** `gone`: all of it. */
   | { readonly kind: 'table'; readonly what: string; readonly gone: boolean }
+  /** The process that clears up behind this one. */
+  | { readonly kind: 'guard'; readonly what: string }
   /** With backend `iptables`: the table, which holds the claim alone; of our chains. */
   | { readonly kind: 'claim' | 'mangle'; readonly what: string };
 
-export async function findRoutingLosses({ route }: Kernel, plan: Plan): Promise<Loss[]> {
+export type RoutingLoss = Extract<Loss, { kind: 'rule' | 'route' }>;
+
+export async function findRoutingLosses({ route }: Kernel, plan: Plan): Promise<RoutingLoss[]> {
   if (plan.rules.length === 0) return [];
   const [rules, routes] = await Promise.all([route.ruleList(), route.routeList({ table: plan.table })]);
   return routingLosses(plan, { rules, routes });
@@ -29,14 +33,14 @@ export async function findRoutingLosses({ route }: Kernel, plan: Plan): Promise<
 /** What makes the kernel deliver the marked packets here. */
 export type Routing = Pick<Plan, 'rules' | 'routes'>;
 
-export function routingLosses(wanted: Routing, found: Routing): Loss[] {
+export function routingLosses(wanted: Routing, found: Routing): RoutingLoss[] {
   return [
     ...wanted.routes.flatMap((route) => routeLoss(route, found.routes)),
     ...wanted.rules.filter((rule) => !found.rules.some((each) => contains(each, rule))).map(ruleLoss),
   ];
 }
 
-function routeLoss(route: Route, found: readonly Route[]): Loss[] {
+function routeLoss(route: Route, found: readonly Route[]): RoutingLoss[] {
   // IPv6 routes have no scope: it reads back as another one.
   const { scope: _, ...wanted } = route;
   if (found.some((each) => contains(each, wanted))) return [];
@@ -47,7 +51,7 @@ function routeLoss(route: Route, found: readonly Route[]): Loss[] {
   return [{ kind: 'route', what: routeName(route), route, instead }];
 }
 
-const ruleLoss = (rule: Rule): Loss => ({ kind: 'rule', what: ruleName(rule), rule });
+const ruleLoss = (rule: Rule): RoutingLoss => ({ kind: 'rule', what: ruleName(rule), rule });
 
 export const ruleName = ({ priority, family }: Rule) => `policy rule ${priority} (${family})`;
 export const routeName = ({ type, destination, table, family }: Route) =>
@@ -78,12 +82,7 @@ export async function findTableLosses({ nftables }: Kernel, plan: Plan): Promise
 
   const wanted = <K extends NftObject['kind']>(kind: K) =>
     plan.nftables.flatMap(({ object }) => (object.kind === kind ? [object as Extract<NftObject, { kind: K }>] : []));
-  const isThere = (object: NftChain | NftSet) => {
-    // What has only a meaning inside a batch, and what is only for nft's eyes.
-    const { id: _, userdata: __, flags, ...rest } = object as NftSet;
-    const named = { ...rest, ...(flags?.length && { flags }) };
-    return [...chains, ...sets].some((each) => each.kind === object.kind && contains(each, named));
-  };
+  const isThere = (object: NftChain | NftSet) => isAsPlanned(object, [...chains, ...sets]);
   const changed = [
     ...(canonical(found.flags ?? []) === canonical(table.flags ?? []) ? [] : ['its flags']),
     ...wanted('chain')
@@ -97,6 +96,14 @@ export async function findTableLosses({ nftables }: Kernel, plan: Plan): Promise
       .map((chain) => `rules of chain ${chain.name}`),
   ];
   return changed.length === 0 ? [] : [{ kind: 'table', what: `${name}: ${changed.join(', ')}`, gone: false }];
+}
+
+/** Whether what the kernel lists has this in it. */
+export function isAsPlanned(object: NftChain | NftSet, found: readonly (NftChain | NftSet)[]): boolean {
+  // What has only a meaning inside a batch, and what is only for nft's eyes.
+  const { id: _, userdata: __, flags, ...rest } = object as NftSet;
+  const named = { ...rest, ...(flags?.length && { flags }) };
+  return found.some((each) => each.kind === object.kind && contains(each, named));
 }
 
 /** What the rules of a chain do, as text. */

@@ -50,10 +50,15 @@ function lastingRules(plan: PlanFacts): number {
   return rules.filter(({ comment }) => comment !== counted.dropped).length;
 }
 
+/** Behind the claim of a table that is being taken down on purpose: who watches it need not bring it back. */
+const LEAVING = ', being taken down';
+export const leaving = (claim: string): string => claim.replace(LEAVING, '') + LEAVING;
+export const isLeaving = (claim: string): boolean => claim.endsWith(LEAVING);
+
 export function parseClaim(comment: string): Claim | undefined {
   const match =
     /^fwmark 0x([0-9a-f]+)\/0x([0-9a-f]+) table (\d+) priority (\d+) (ipv4|ipv4 ipv6|ipv6)( own-host)? rules (\d+)( iptables)?$/.exec(
-      comment,
+      comment.replace(LEAVING, ''),
     );
   if (!match) return undefined;
   const [, value = '', mask = '', table, priority, families = '', ownHost, rules, iptables] = match;
@@ -72,13 +77,21 @@ export function parseClaim(comment: string): Claim | undefined {
 
 const FAMILY = 'inet' as const;
 
-/** The table alone, as the claim it is. `process`: the kernel deletes it when the socket that made it is closed. */
+/** Owned: nobody else can change it, and the kernel deletes it when the socket that made it is closed, or lets go of it. */
+const flagsOf: Record<Plan['lifetime'], NonNullable<NftTable['flags']>> = {
+  process: ['owner'],
+  persist: ['owner', 'persist'],
+  permanent: [],
+};
+
+/** The table alone, as the claim it is. */
 export function tableObject(plan: PlanFacts): NftTable {
+  const flags = flagsOf[plan.lifetime];
   return {
     kind: 'table',
     family: FAMILY,
     name: plan.nftTable,
-    ...(plan.lifetime === 'process' && { flags: ['owner' as const] }),
+    ...(flags.length > 0 && { flags }),
     userdata: encodeComment(claimOfPlan(plan)),
   };
 }

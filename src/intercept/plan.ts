@@ -21,6 +21,7 @@ const TABLE_PREFIX = 'linux-tproxy-';
 const DEFAULT_FWMARK: Fwmark = { value: 0x1, mask: 0x3 };
 const DEFAULT_TABLE = 100;
 const DEFAULT_PRIORITY = 97;
+const DEFAULT_GRACE_MS = 60_000;
 /** Policy rules take this many consecutive priorities. */
 export const PRIORITIES = 4;
 const DEFAULT_ZONE = 84;
@@ -69,7 +70,9 @@ export interface Plan {
   /** Conntrack zone of the clients' side. */
   readonly zone?: number;
   readonly onDown: 'open' | 'closed';
-  readonly lifetime: 'process' | 'permanent';
+  readonly lifetime: 'process' | 'permanent' | 'persist';
+  /** How long it outlives its process. */
+  readonly graceMs?: number;
   /** With mode `redirect` there are no marks, policy rules and routes: this and the numbers of them are 0. "Deliver here." Its value is also the mark for UDP sockets that answer from a foreign address. */
   readonly fwmark: Fwmark;
   /**
@@ -115,6 +118,7 @@ const OPTIONS = [
   'priority',
   'name',
   'lifetime',
+  'graceMs',
   'repair',
   'backend',
 ];
@@ -153,7 +157,7 @@ export function planIntercept(options: PlanOptions): Plan {
     mode,
     ...(options.zone !== undefined && { zone: parseZone(options.zone) }),
     onDown: parseOnDown(backend, options.onDown ?? (redirects ? 'closed' : undefined)),
-    lifetime: oneOf('lifetime', options.lifetime ?? 'process', ['process', 'permanent']),
+    ...parseLifetime(options),
     ...(redirects ? NO_ROUTING : parseRouting(options)),
   } satisfies PlanFacts;
   if (backend === 'iptables') checkForIptables(facts);
@@ -317,6 +321,14 @@ function parseFwmark(fwmark: Fwmark): Fwmark {
   return { value, mask };
 }
 
+function parseLifetime({ lifetime = 'process', graceMs }: PlanOptions): Pick<Plan, 'lifetime' | 'graceMs'> {
+  oneOf('lifetime', lifetime, ['process', 'permanent', 'persist']);
+  if (lifetime === 'persist')
+    return { lifetime, graceMs: integer('graceMs', graceMs ?? DEFAULT_GRACE_MS, 0, 0xffffffff) };
+  if (graceMs !== undefined) throw invalidValue('graceMs', "given with lifetime: 'persist'", graceMs);
+  return { lifetime };
+}
+
 /** Nobody's packet ever leaves iptables' TPROXY: who would have it is there, or it is dropped. */
 function parseOnDown(backend: Plan['backend'], onDown?: Plan['onDown']): Plan['onDown'] {
   if (backend === 'iptables' && onDown === 'open')
@@ -328,7 +340,13 @@ function parseOnDown(backend: Plan['backend'], onDown?: Plan['onDown']): Plan['o
   return oneOf('onDown', onDown ?? (backend === 'iptables' ? 'closed' : 'open'), ['open', 'closed']);
 }
 
-function checkForIptables({ name, mode, zone, interfaces = [], ownHost }: PlanFacts): void {
+function checkForIptables({ name, mode, zone, lifetime, interfaces = [], ownHost }: PlanFacts): void {
+  if (lifetime === 'persist')
+    throw invalidValue(
+      'lifetime',
+      "'process' or 'permanent' with backend 'iptables', whose tables have no owner",
+      lifetime,
+    );
   if (mode === 'redirect') throw invalidValue('mode', "'tproxy' with backend 'iptables'", mode);
   if (zone !== undefined)
     throw invalidValue('zone', "left out with backend 'iptables', where the connection's mark knows both sides", zone);

@@ -3,7 +3,7 @@
  * and deleting cut and join them; what changes by that are the kernel's elements to delete and to create. Pure.
  */
 import type { NftElement, NftElements } from '../netlink/types.js';
-import { intervalKeys, isOpen, merge, type Range, type RangeType, rangeElements } from './ranges.js';
+import { intervalKeys, isOpen, merge, type Range, type RangeType, rangeElements, rangesOfElements } from './ranges.js';
 
 export interface Segment extends Range {
   /** In the caller's milliseconds; Infinity: until deleted. */
@@ -141,4 +141,13 @@ export function timedElements(
     elements,
     ...(plain.length > 0 && { intervals: { keyLength: type.bytes, keys: intervalKeys(type, plain) } }),
   };
+}
+
+/** The other way round, of an interval set as the kernel lists it: those that have a time, and how much of it is left. */
+export function timedSegments(type: RangeType, elements: readonly NftElement[], now: number): Segment[] {
+  return elements.flatMap(({ expiresMs, flags }, index) => {
+    if (expiresMs === undefined || flags?.includes('intervalEnd')) return [];
+    const [range] = rangesOfElements(type, elements.slice(index, index + 2));
+    return range ? [{ ...range, until: now + Number(expiresMs) }] : [];
+  });
 }

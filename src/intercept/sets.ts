@@ -5,6 +5,7 @@
 import { checkOptions, InterceptError, invalidValue, NetlinkError, outOfRange } from '../errors.js';
 import type { NftElements, NftOperation } from '../netlink/types.js';
 import type { Family, LiveSet, PortSet, PortSpec, PrefixSet } from '../types.js';
+import type { Content } from './contents.js';
 import { setFor } from './named-sets.js';
 import type { Plan, PrefixRanges } from './plan.js';
 import {
@@ -18,7 +19,7 @@ import {
   type RangeType,
   toPrefixes,
 } from './ranges.js';
-import { adding, type Change, deleting, difference, type Segment, timedElements } from './segments.js';
+import { adding, type Change, deleting, difference, type Segment, timedElements, timedSegments } from './segments.js';
 
 export interface LiveSets {
   /** Never from or to these. */
@@ -54,22 +55,20 @@ const DISAGREEMENTS = ['ENOENT', 'EEXIST', 'ENOBUFS', 'EINTR'];
 /** The kernel counts in ticks of up to 10 ms; what we think to have expired must have expired there. */
 const TICK_MS = 10;
 
-/** What a set holds, to make it anew. */
-export interface Content extends Pick<NftElements, 'elements' | 'intervals'> {
-  readonly set: string;
-}
-
 /** Sets that are no sets in the kernel, but rules: writes those that follow them. */
 export type Rewrite = (sets: readonly { readonly set: string; readonly ranges: readonly Range[] }[]) => Promise<void>;
 
+/** `kept`: what the sets of a predecessor hold. What has a time limit there is in these sets, too, for the rest of it. */
 export function liveSets(
   plan: Plan,
+  kept: readonly Content[],
   commit: (operations: readonly NftOperation[]) => Promise<void>,
   rewrite?: Rewrite,
 ): { readonly live: LiveSets; readonly contents: () => Content[] } {
   const intercepts = plan.tcp !== undefined || plan.udp !== undefined;
   const all: KernelSet[] = [];
   const live = <Spec>(parts: Parts<Spec>) => {
+    for (const each of parts.sets) keep(each, kept);
     all.push(...parts.sets);
     return liveSet(parts, plan.nftTable, commit, rewrite);
   };
@@ -117,6 +116,19 @@ const kernelSet = (name: string, type: RangeType, ranges: readonly Range[]): Ker
   type,
   segments: ranges.map((range) => ({ ...range, until: Number.POSITIVE_INFINITY })),
 });
+
+/** What is in them at first. */
+export const contentsOf = (plan: Plan, kept: readonly Content[]): Content[] =>
+  liveSets(plan, kept, async () => {}).contents();
+
+function keep(set: KernelSet, kept: readonly Content[]): void {
+  const now = performance.now();
+  const elements = kept.find((content) => content.set === set.name)?.elements ?? [];
+  for (const each of timedSegments(set.type, elements, now)) {
+    const { at, old, next } = adding(set.segments, [each], each.until, now);
+    set.segments = set.segments.toSpliced(at, old.length, ...next);
+  }
+}
 
 /** The elements of those segments whose time is not over. */
 function lasting(type: RangeType, segments: readonly Segment[]): Elements {

@@ -3,7 +3,7 @@
  * ask for it, and stays until the last of them goes. So listeners come and go without a change of any rule.
  */
 import { threadId } from 'node:worker_threads';
-import { type InstalledRules, type InstallOptions, installIntercept } from './install.js';
+import { type InstalledRules, type InstallOptions, installIntercept, leave } from './install.js';
 import { namespaceOf } from './marks.js';
 
 interface Shared {
@@ -44,7 +44,7 @@ export async function shareDivert({ address: _, port, netns, ...options }: Insta
   const release = async () => {
     if (--shared.users > 0) return;
     installed.delete(key);
-    const end = shared.rules.then((rules) => rules.uninstall());
+    const end = shared.rules.then(leave);
     ending.set(
       key,
       end.catch(() => {}),

@@ -42,10 +42,16 @@ function ruleCommand(rule: Rule): string {
   return words.join(' ');
 }
 
+const OWNER: Record<Plan['lifetime'], readonly string[]> = {
+  process: ['\t# flags owner: it dies with the process that made it'],
+  persist: ['\t# flags owner, persist: only its process changes it, and leaves it to the next one'],
+  permanent: [],
+};
+
 /** The table as `nft -f` reads it. An owner's table lives as long as the owner's socket, which no shell command has: it is left out. */
 export function nftText(plan: Plan): string {
   const { sets, chains } = ruleSet(plan);
-  const owner = plan.lifetime === 'process' ? ['\t# flags owner: it dies with the process that made it'] : [];
+  const owner = OWNER[plan.lifetime];
   return [
     `table inet ${plan.nftTable} {`,
     `\tcomment "${claimOfPlan(plan)}"`,

@@ -7,13 +7,17 @@ import { setTimeout as startTimer } from 'node:timers';
 import { setTimeout } from 'node:timers/promises';
 import { InterceptError, NetlinkError } from '../errors.js';
 import type { NftChange, NftOperation, RouteChange } from '../netlink/types.js';
+import { decodeComment } from '../netlink/userdata.js';
 import type { ChangedBy, RepairReport } from '../types.js';
+import { ignoring } from './attempt.js';
 import { backendOf, rebuiltMangle } from './backend.js';
+import { type Content, isDynamic, readContents, tableWith } from './contents.js';
+import type { Guarding } from './guard.js';
 import type { Kernel } from './host.js';
-import { findRoutingLosses, type Loss, routeName, ruleName } from './intact.js';
-import { tableObject } from './nftables.js';
+import { findRoutingLosses, type Loss, type RoutingLoss, routeName, ruleName } from './intact.js';
+import { isLeaving, tableObject } from './nftables.js';
+import { processIdOf } from './owner.js';
 import type { Plan } from './plan.js';
-import type { Content } from './sets.js';
 
 /** One command makes several changes (`ip rule flush`): they are waited for, and are one repair. */
 const SETTLE_MS = 10;
@@ -25,19 +29,21 @@ const CONTESTED = { repairs: 5, withinMs: 10_000 };
 const RETRY_MS = 10_000;
 /** So many failures in a row may be a race with whoever changes things at this moment. */
 const RACES = 3;
-/** The largest process id there can be (PID_MAX_LIMIT); port ids above are no process's. */
-const MOST_PROCESSES = 4 << 20;
+/** What the guard is called in reports. */
+const GUARD = 'guard process';
 
 export interface WatchEvents {
   repaired: [report: RepairReport];
   error: [error: Error];
+  /** Somebody has taken it down on purpose (`uninstallIntercept`, `linux-tproxy down`): it is not brought back. */
+  uninstalled: [by: ChangedBy | undefined];
 }
 
 export class Watch extends EventEmitter<WatchEvents> {
   readonly #kernel: Kernel;
   readonly #current: () => Plan;
   readonly #contents: () => Content[];
-  readonly #onRebuilt: () => Promise<void>;
+  readonly #guarding: Guarding;
   /** The kernel lets nobody else change the table. */
   readonly #owned: boolean;
   readonly #ends: (() => void)[] = [];
@@ -50,21 +56,19 @@ export class Watch extends EventEmitter<WatchEvents> {
   readonly #heard = new Map<string, { readonly at: number; readonly by?: ChangedBy }>();
   #repairs: { readonly what: string; readonly at: number }[] = [];
 
-  /**
-   * `current`: the plan as it is at the moment; `contents`: of its sets; `onRebuilt`: rules have been made anew.
-   * Begins at once, with a look.
-   */
-  constructor(kernel: Kernel, current: () => Plan, contents: () => Content[], onRebuilt: () => Promise<void>) {
+  /** `current`: the plan as it is at the moment; `contents`: of its sets. Begins at once, with a look. */
+  constructor(kernel: Kernel, current: () => Plan, contents: () => Content[], guarding: Guarding) {
     super();
     const plan = current();
     this.#kernel = kernel;
     this.#current = current;
     this.#contents = contents;
-    this.#onRebuilt = onRebuilt;
+    this.#guarding = guarding;
     this.#owned = tableObject(plan).flags?.includes('owner') ?? false;
     this.#ends.push(kernel.route.watch((changes) => this.#hearRoutes(changes), { table: plan.table }));
     for (const table of [...(this.#owned ? [] : [plan.nftTable]), ...backendOf(plan).watched])
       this.#ends.push(kernel.nftables.watch((changes) => this.#hearTable(changes), { table }));
+    guarding.onLost = () => this.#notice(GUARD);
     // What was changed since it was installed and before now was told to nobody.
     this.#lookIn(SETTLE_MS);
   }
@@ -127,7 +131,15 @@ export class Watch extends EventEmitter<WatchEvents> {
       if (change.kind === 'lost') this.#notice();
       else if (change.portId !== this.#kernel.nftables.portId) {
         const { processId, processName } = change.generation;
-        this.#notice(this.#plan.nftTable, changedBy(change.portId, processName) ?? { processId, processName });
+        const by = changedBy(change.portId, processName) ?? { processId, processName };
+        const goes = ({ verb, object }: NftOperation) =>
+          verb !== 'delete' && object.kind === 'table' && isLeaving(decodeComment(object.userdata) ?? '');
+        if (change.operations.some(goes)) {
+          void this.stop();
+          this.#tell('uninstalled', by);
+          return;
+        }
+        this.#notice(this.#plan.nftTable, by);
       }
     }
   }
@@ -156,9 +168,10 @@ export class Watch extends EventEmitter<WatchEvents> {
     try {
       const plan = this.#plan;
       const { losses: findRuleLosses, outlives } = backendOf(plan);
-      const losses = [
+      const losses: Loss[] = [
         ...(await findRoutingLosses(this.#kernel, plan)),
         ...(this.#owned && !outlives ? [] : await findRuleLosses(this.#kernel, plan)),
+        ...(this.#guarding.isLost ? [{ kind: 'guard', what: GUARD } as const] : []),
       ];
       if (losses.length > 0) {
         await this.#repair(losses);
@@ -179,67 +192,41 @@ export class Watch extends EventEmitter<WatchEvents> {
   }
 
   #keyOf(loss: Loss): string {
-    return loss.kind === 'rule' || loss.kind === 'route' ? loss.what : this.#plan.nftTable;
+    return loss.kind === 'rule' || loss.kind === 'route' || loss.kind === 'guard' ? loss.what : this.#plan.nftTable;
   }
 
   /** In the order of the installation: what reads the marks before what sets them. */
   async #repair(losses: readonly Loss[]): Promise<void> {
-    const { route, nftables } = this.#kernel;
+    const { nftables } = this.#kernel;
     for (const loss of losses) {
       if (this.#stopped) return;
       switch (loss.kind) {
         case 'route':
-          for (const each of loss.instead) await unless(['ESRCH', 'ENOENT'], route.routeDelete(each));
-          await unless(['EEXIST'], route.routeAdd(loss.route));
-          break;
         case 'rule':
-          await unless(['EEXIST'], route.ruleAdd(loss.rule));
+          await restore(this.#kernel, loss);
+          break;
+        case 'guard':
+          this.#guarding.start();
           break;
         case 'table':
-          await nftables.commit(loss.gone ? this.#table(this.#contents()) : await this.#rebuilt());
+          await nftables.commit(loss.gone ? tableWith(this.#plan, this.#contents()) : await this.#rebuilt());
           break;
         case 'claim':
           await nftables.commit([{ verb: 'add', object: tableObject(this.#plan) }]);
           break;
         case 'mangle':
           await nftables.commit(await rebuiltMangle(this.#kernel, this.#plan));
-          await this.#onRebuilt();
+          await this.#guarding.renew();
       }
     }
   }
 
-  /** What makes the table, with this in its sets. */
-  #table(contents: readonly Content[]): NftOperation[] {
-    const { nftables } = this.#plan;
-    const { family, name: table } = tableObject(this.#plan);
-    return [
-      ...nftables.filter(({ object }) => object.kind !== 'elements' || !contents.some(({ set }) => set === object.set)),
-      ...contents
-        .filter(({ elements, intervals }) => elements.length > 0 || intervals)
-        .map((content): NftOperation => ({ verb: 'add', object: { kind: 'elements', family, table, ...content } })),
-    ];
-  }
-
   /** The table anew in one batch, with what its sets hold now: whoever may change it may have changed them, too. */
   async #rebuilt(): Promise<NftOperation[]> {
-    const { nftables } = this.#kernel;
     const table = tableObject(this.#plan);
-    const ofTable = { family: table.family, table: table.name };
-    const contents = await Promise.all(
-      (await nftables.list('set', ofTable))
-        .filter(({ flags }) => !flags?.includes('anonymous') && !flags?.includes('eval'))
-        .map(async ({ name: set }): Promise<Content> => {
-          const [found] = await nftables.list('elements', { ...ofTable, set });
-          // What is left of its time is only the kernel's to tell.
-          const elements = found?.elements.map(({ expiresMs: _, ...element }) => element) ?? [];
-          return { set, elements };
-        }),
-    );
-    const planned = contents.filter(({ set }) =>
-      this.#plan.nftables.some(({ object }) => object.kind === 'set' && object.name === set),
-    );
-    const missing = this.#contents().filter(({ set }) => !planned.some((content) => content.set === set));
-    return [{ verb: 'delete', object: table }, ...this.#table([...planned, ...missing])];
+    const contents = await readContents(this.#kernel.nftables, table, (set) => !isDynamic(set));
+    const missing = this.#contents().filter(({ set }) => !contents.some((content) => content.set === set));
+    return [{ verb: 'delete', object: table }, ...tableWith(this.#plan, [...contents, ...missing])];
   }
 
   #report(losses: readonly Loss[], started: number, ended: number): void {
@@ -281,9 +268,15 @@ export class Watch extends EventEmitter<WatchEvents> {
   }
 }
 
-function changedBy(portId: number, processName?: string): ChangedBy | undefined {
-  if (portId === 0 || portId > MOST_PROCESSES) return undefined;
-  return { processId: portId, ...(processName !== undefined && { processName }) };
+export async function restore({ route }: Kernel, loss: RoutingLoss): Promise<void> {
+  if (loss.kind === 'rule') return ignoring(['EEXIST'], route.ruleAdd(loss.rule));
+  for (const each of loss.instead) await ignoring(['ESRCH', 'ENOENT'], route.routeDelete(each));
+  await ignoring(['EEXIST'], route.routeAdd(loss.route));
+}
+
+export function changedBy(portId: number, processName?: string): ChangedBy | undefined {
+  const processId = processIdOf(portId);
+  return processId === undefined ? undefined : { processId, ...(processName !== undefined && { processName }) };
 }
 
 function contested(what: string, by: readonly ChangedBy[]): InterceptError {
@@ -304,10 +297,4 @@ function failed(cause: unknown): InterceptError {
     undefined,
     cause,
   );
-}
-
-async function unless(codes: readonly string[], attempt: Promise<void>): Promise<void> {
-  await attempt.catch((error) => {
-    if (!(error instanceof NetlinkError && codes.includes(error.code))) throw error;
-  });
 }

@@ -2,7 +2,7 @@
 export { NetlinkError, type NetlinkMessageError } from '../errors.js';
 export type { Family, Fwmark } from '../types.js';
 export { type CommitOptions, type ListFilter, NftablesSocket } from './nftables.js';
-export { type NetlinkSocketOptions, RouteSocket } from './route.js';
+export { type Guard, type GuardOptions, type NetlinkSocketOptions, RouteSocket } from './route.js';
 export { sequence } from './sequence.js';
 export type * from './types.js';
 export {

@@ -1,5 +1,6 @@
 /** `ip rule`, `ip route`, `ip link` and `ip address` without the command: rtnetlink over one socket. */
-import { type NativeRouteSocket, native } from '../native.js';
+import { checkOptions } from '../errors.js';
+import { type Guard, type GuardOptions, type NativeRouteSocket, native } from '../native.js';
 import type { Family } from '../types.js';
 import {
   checkFamily,
@@ -11,7 +12,9 @@ import {
   checkRule,
   checkSocketOptions,
 } from './check.js';
-import type { Address, Link, NftOperation, Route, RouteChange, RouteOperation, Rule } from './types.js';
+import type { Address, Link, Route, RouteChange, RouteOperation, Rule } from './types.js';
+
+export type { Guard, GuardOptions } from '../native.js';
 
 export interface NetlinkSocketOptions {
   /** Path of the network namespace to work in, such as `/run/netns/router`. Default: that of the process. */
@@ -123,19 +126,17 @@ export class RouteSocket {
 
   /**
    * Starts a guard: a small child process that deletes these rules and routes when this process has ended, in whatever way
-   * (`kill -9` too), and before that commits these batches of nf_tables. It outlives everything but a signal to itself. Call what this gives when they are deleted, or need
-   * not be: it ends the guard.
+   * (`kill -9` too). It outlives everything but a signal to itself, of which `onEnd` tells. `end()` it when they are deleted,
+   * or need not be.
    * Equivalent to: `( while read _; do :; done; ip rule del ...; ip route del ... ) <pipe &`
    */
-  guard(
-    rules: readonly Rule[],
-    routes: readonly Route[],
-    batches: readonly (readonly NftOperation[])[] = [],
-  ): (work?: 'work') => void {
+  guard(rules: readonly Rule[], routes: readonly Route[], options: GuardOptions = {}): Guard {
     for (const rule of rules) checkRule(rule);
     for (const route of routes) checkRoute(route);
+    checkOptions('guard options', options, ['batches', 'orphan', 'onEnd']);
+    const { batches = [], ...rest } = options;
     for (const batch of batches) checkOperations(batch);
-    return this.#native.guard(rules, routes, batches);
+    return this.#native.guard(rules, routes, { batches, ...rest });
   }
 
   /**

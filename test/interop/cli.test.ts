@@ -317,7 +317,8 @@ test('run: nobody else can touch the table, and down says whose it is', async ()
   assert.match(tables(), 'linux-tproxy-50080');
   const [installed] = (await json('status')).installed;
   assert.equal([installed.lifetime, installed.intact], ['process', true]);
-  assert.equal(installed.owner, { netlinkPort: program.process.pid, command: 'node' });
+  const { pid } = program.process;
+  assert.equal(installed.owner, { netlinkPort: pid, processId: pid, command: 'node' });
   await succeed(router(...up, '--name', 'second', '--tcp', '81'));
   for (const args of [['--name', '50080'], ['--all']]) {
     const { status, stderr } = await router('down', ...args);

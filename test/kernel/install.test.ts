@@ -309,7 +309,7 @@ test('a name that is in use, by a living process and by nobody', async () => {
   const holder = await lab.node('router', installOnce, JSON.stringify({ port: 50080, name: 'taken' }), 'hold');
   const error = await refused({ name: 'taken' });
   assert.is(error.code, 'ERR_TPROXY_NAME_IN_USE');
-  assert.match(error.message, /another process \(netlink port \d+/);
+  assert.match(error.message, `held by process ${holder.process.pid} (node). Stop that process`);
   await holder.stop();
   lab.exec(
     'router',

@@ -6,6 +6,7 @@ import { setTimeout } from 'node:timers/promises';
 import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
 import {
+  type ChangedBy,
   createTransparentServer,
   type InstalledRules,
   type InstallOptions,
@@ -13,6 +14,7 @@ import {
   type RepairReport,
   type TransparentServer,
   type TransparentServerOptions,
+  uninstallIntercept,
 } from '../../src/index.js';
 import { NftablesSocket } from '../../src/netlink/nftables.js';
 import { RouteSocket } from '../../src/netlink/route.js';
@@ -248,6 +250,46 @@ test('repair: false leaves things as they are', async () => {
   await rules.uninstall();
 });
 
+test('taken down on purpose (linux-tproxy down) it is not brought back, and the process is told by whom', async () => {
+  const before = lab.snapshot('router');
+  for (let round = 0; round < 5; round++) {
+    const rules = await install({ lifetime: 'permanent' });
+    const reports: unknown[] = [];
+    rules.on('repaired', (report) => reports.push(report));
+    if (round % 2) lab.exec('router', 'ip', 'rule', 'del', 'pref', '98'); // a repair may be under way
+    const told = once(rules, 'uninstalled', { signal: AbortSignal.timeout(3000) });
+    assert.ok(await uninstallIntercept({ name: '50080', netns }));
+    const again = await install({ lifetime: 'permanent' });
+    const [by] = (await told) as [ChangedBy];
+    assert.is(by.processId, process.pid);
+    await rules.uninstall(); // is done already, and not the new one's
+    assert.equal(await again.verify(), { intact: true, missing: [] });
+    if (round % 2 === 0) assert.equal(reports, []);
+    await again.uninstall();
+    assert.is(lab.snapshot('router'), before);
+  }
+});
+
+test('a guard that somebody kills is replaced, and the new one does its work', async () => {
+  const guard = () =>
+    execFileSync('ps', ['-e', '-o', 'pid=,stat=,comm='], { encoding: 'utf8' })
+      .split('\n')
+      .filter((line) => line.includes('linux_tproxy.gu'))
+      .map((line) => Number(line.trim().split(/\s+/)[0]));
+  const before = lab.snapshot('router');
+  const rules = await install();
+  const [first] = guard();
+  const told = once(rules, 'repaired', { signal: AbortSignal.timeout(3000) });
+  process.kill(first as number, 'SIGKILL');
+  assert.equal(((await told)[0] as RepairReport).repaired, ['guard process']);
+  const [second, ...more] = guard();
+  assert.equal(more, []);
+  assert.is.not(second, first);
+  await rules.uninstall();
+  assert.equal(guard(), []);
+  assert.is(lab.snapshot('router'), before);
+});
+
 // ---- what cannot be repaired, or not for long --------------------------------------------------------------------------
 
 test('loopback down: no error, and when it is up everything is there', async () => {
@@ -261,6 +303,20 @@ test('loopback down: no error, and when it is up everything is there', async () 
   assert.equal(await rules.verify(), { intact: true, missing: [] });
   assert.equal(errors, []);
   await rules.uninstall();
+});
+
+test('IPv6 switched off by sysctl: told, with the sysctl, and IPv4 is intercepted on', async () => {
+  const server = await proxy();
+  const rules = await install();
+  const failed = once(rules, 'error', { signal: AbortSignal.timeout(3000) });
+  lab.exec('router', 'sysctl', '-qw', 'net.ipv6.conf.lo.disable_ipv6=1');
+  const [error] = await failed;
+  assert.is(error.code, 'ERR_TPROXY_REPAIR');
+  assert.match(error.message, 'sysctl net.ipv6.conf.lo.disable_ipv6=0');
+  assert.is(await ask(lab, 'client', addresses.server.ipv4, 80), 'proxy');
+  lab.exec('router', 'sysctl', '-qw', 'net.ipv6.conf.lo.disable_ipv6=0');
+  await rules.uninstall();
+  await new Promise((resolve) => server.close(resolve));
 });
 
 test('somebody who will not have it: after five repairs an error, then one repair in ten seconds', async () => {

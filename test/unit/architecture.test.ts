@@ -73,8 +73,8 @@ const rules: readonly Rule[] = [
     violation: ['src/netlink/index.ts', "export { planIntercept } from '../intercept/plan.js';"],
   },
   {
-    rule: 'only install.ts, installed.ts and watch.ts change the host',
-    files: /^src\/(?!(native|intercept\/(install|installed|watch))\.ts|netlink\/)/,
+    rule: 'only install.ts, installed.ts, handover.ts and watch.ts change the host',
+    files: /^src\/(?!(native|intercept\/(install|installed|handover|watch))\.ts|netlink\/)/,
     text: /\.(rule|route)(Add|Delete)(Sync)?\(|\.commit(Sync)?\(/,
     violation: ['src/server.ts', '  await socket.ruleAdd(rule);'],
   },

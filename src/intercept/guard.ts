@@ -1,0 +1,76 @@
+/**
+ * The kernel deletes the table when its process ends. A guard, a child process, sees to it that policy rules, routes and
+ * chains of iptables go, too; and the table, if it is one that outlives its process and nobody takes it over.
+ */
+import type { Guard } from '../netlink/route.js';
+import type { NftOperation } from '../netlink/types.js';
+import { backendOf } from './backend.js';
+import type { Kernel } from './host.js';
+import { tableObject } from './nftables.js';
+import type { Plan } from './plan.js';
+
+export class Guarding {
+  readonly #kernel: Kernel;
+  readonly #plan: Plan;
+  #guard: Guard | undefined;
+  /** Somebody has ended it. */
+  isLost = false;
+  /** Called then. */
+  onLost: () => void = () => {};
+  /** What takes the rules out and leaves the claim, when nobody can look at them any more. */
+  batches: readonly NftOperation[][] = [];
+
+  constructor(kernel: Kernel, plan: Plan) {
+    this.#kernel = kernel;
+    this.#plan = plan;
+  }
+
+  /** For what is there now: rules that have been made anew are other ones. */
+  async renew(): Promise<void> {
+    const old = this.#guard;
+    this.batches = await backendOf(this.#plan).unmake(this.#kernel, this.#plan, tableObject(this.#plan));
+    this.tryToStart();
+    if (old !== this.#guard) old?.end();
+  }
+
+  /** Throws where it cannot be started. */
+  start(): void {
+    const { lifetime, graceMs = 0, rules, routes } = this.#plan;
+    if (lifetime === 'permanent' || (lifetime === 'process' && rules.length === 0)) return;
+    const { route, nftables } = this.#kernel;
+    const guard = route.guard([...rules].reverse(), [...routes].reverse(), {
+      batches: backendOf(this.#plan).outlives ? this.batches : [],
+      ...(lifetime === 'persist' && {
+        orphan: { table: tableObject(this.#plan).name, owner: nftables.portId, graceMs },
+      }),
+      onEnd: () => {
+        guard.end(); // there is nothing to end, but somebody has to have waited for it
+        this.isLost = true;
+        this.onLost();
+      },
+    });
+    this.#guard = guard;
+    this.isLost = false;
+  }
+
+  /** The same, where it is a net for the case of a crash only: what is left then does nothing, so there is no reason to refuse. */
+  private tryToStart(): void {
+    try {
+      this.start();
+    } catch (error) {
+      process.emitWarning(
+        `Policy rules and routes will stay behind if this process is killed, until the next start: ${(error as Error).message}`,
+        { code: 'LINUX_TPROXY_NO_GUARD' },
+      );
+    }
+  }
+
+  end(): void {
+    this.#guard?.end();
+  }
+
+  /** As if this process had ended. */
+  release(): void {
+    this.#guard?.release();
+  }
+}

@@ -1,0 +1,90 @@
+/** A server that is restarted under a stream of connections: planned none is lost, after kill -9 none goes past it. See also `npm run soak:handover`. */
+import { setTimeout as sleep } from 'node:timers/promises';
+import { suite } from 'uvu';
+import * as assert from 'uvu/assert';
+import { listInstalled, uninstallIntercept } from '../../src/index.js';
+import { addresses, createLab, type Lab, type Program } from '../helpers/lab.js';
+import { stream } from '../helpers/stream.js';
+import { ask, dial, greet } from '../helpers/talk.js';
+
+const test = suite('handover');
+const script = new URL('../helpers/persist-server.ts', import.meta.url);
+let lab: Lab;
+let netns: string;
+
+test.before(async () => {
+  lab = await createLab();
+  netns = lab.netns('router');
+  await greet(lab, 'server', 'server', 80);
+});
+test.after(() => lab.dispose());
+test.after.each(async () => {
+  await uninstallIntercept({ name: 'web', netns }).catch(() => {});
+});
+
+const start = (intercept: object = {}): Promise<Program> =>
+  lab.node('router', script, JSON.stringify({ name: 'web', ...intercept }));
+const idOf = (server: Program) => Number(/^ready (\d+)/m.exec(server.output())?.[1]);
+
+test('restarted after kill -9 under a stream of connections, closed while it is down: none goes direct', async () => {
+  let server = await start({ onDown: 'closed' });
+  const clients = stream(lab);
+  for (let restart = 0; restart < 2; restart++) {
+    await sleep(300);
+    await server.stop('SIGKILL');
+    server = await start({ onDown: 'closed' });
+    await sleep(1500); // a SYN that was dropped is repeated after a second
+  }
+  const outcome = await clients.end();
+  await server.stop('SIGKILL');
+  assert.is(outcome.direct, 0);
+  assert.ok(Object.keys(outcome.by).length === 3, JSON.stringify(outcome));
+});
+
+test('the same without persist goes direct: the stream would show it', async () => {
+  let server = await start({ onDown: 'closed', lifetime: 'process' });
+  const clients = stream(lab);
+  await sleep(300);
+  await server.stop('SIGKILL');
+  server = await start({ onDown: 'closed', lifetime: 'process' });
+  assert.ok((await clients.end()).direct > 0);
+  await server.stop('SIGKILL');
+});
+
+test('handed over five times under a stream of connections: none goes direct, none breaks', async () => {
+  const servers = [await start()];
+  const clients = stream(lab);
+  for (let restart = 1; restart <= 5; restart++) {
+    await sleep(200);
+    servers.push(await start());
+    await servers[restart - 1]?.until(new RegExp(`^handover to ${idOf(servers[restart] as Program)}$`, 'm'), 1000);
+  }
+  await sleep(200);
+  const outcome = await clients.end();
+  assert.equal([outcome.direct, outcome.broken], [0, {}]);
+  assert.equal(Object.keys(outcome.by).length, 6, JSON.stringify(outcome));
+  for (const server of servers.slice(0, -1)) {
+    await server.until(/^closed$/m);
+    for (let i = 0; i < 300 && server.process.exitCode === null; i++) await sleep(10);
+    assert.is(server.process.exitCode, 0, 'it ends by itself');
+  }
+  const [installed] = (await listInstalled({ netns })).installed;
+  assert.is(installed?.owner?.processId, idOf(servers[5] as Program));
+  await servers[5]?.stop();
+});
+
+test('an open connection lives on in the old process, and keeps it alive', async () => {
+  const old = await start();
+  const call = await dial(lab, 'client', addresses.server.ipv4, 80);
+  assert.is(Number(call.who), idOf(old));
+  const next = await start();
+  assert.is(Number(await ask(lab, 'client', addresses.server.ipv6, 80)), idOf(next));
+  await old.until(/^handover/m);
+  await sleep(4500); // longer than it accepts
+  await call.echo('still here');
+  await call.hangUp();
+  await old.until(/^closed$/m);
+  await next.stop();
+});
+
+test.run();
