@@ -1,8 +1,10 @@
 /** Who is measured: this package's relay in its kinds, HAProxy, nginx, Node alone, and no proxy at all. */
 import { readFileSync, writeFileSync } from 'node:fs';
+import { dirname, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { installIntercept } from '../src/index.js';
+import { command } from '../test/helpers/cli.js';
 import type { Lab, Program } from '../test/helpers/lab.js';
 
 export const ports = { echo: 7000, answer: 7001, sink: 7002, iperf: 5201, sockperf: 7003 };
@@ -99,8 +101,9 @@ stream {
 const own = (name: string, kind = name): Peer => ({
   name,
   async start(lab) {
-    const script = fileURLToPath(new URL('proxy.ts', import.meta.url));
-    const args = [kind, lab.netns('router'), proxyPort, ...Object.values(ports)].map(String);
+    const script = fileURLToPath(new URL('proxy.mjs', import.meta.url));
+    const index = join(dirname(command()[1] as string), '../index.js');
+    const args = [index, kind, lab.netns('router'), proxyPort, ...Object.values(ports)].map(String);
     const program = await lab.node('router', script, ...args);
     return { program, pid: program.process.pid as number, stop: async () => void (await program.stop()) };
   },

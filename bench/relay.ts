@@ -129,9 +129,9 @@ async function idleOf(lab: Lab, peer: PeerName): Promise<{ bytes: number; pipes:
     // Until the collector has given back what it gives back.
     const settled = async () => {
       for (let before = await look(), tries = 0; ; before = await look(), tries++) {
-        await sleep(200);
+        await sleep(2000);
         const after = await look();
-        if (tries === 20 || Math.abs(after.resident - before.resident) < 2 ** 16) return after;
+        if (tries === 5 || Math.abs(after.resident - before.resident) < 2 ** 16) return after;
       }
     };
     const { resident } = await settled();
@@ -159,7 +159,7 @@ const manyFiles = 'ulimit -n "$(ulimit -H -n)" && exec "$@"';
 async function once(lab: Lab): Promise<Counted> {
   const systemCalls: Partial<Record<PeerName, number>> = {};
   const idle: Partial<Record<PeerName, { bytes: number; pipes: number }>> = {};
-  const who = (['ours', 'epoll', 'haproxy'] as const).filter((peer) => peer === 'ours' || chosen(options.peers, peer));
+  const who = (['ours', 'haproxy'] as const).filter((peer) => peer === 'ours' || chosen(options.peers, peer));
   for (const peer of who) {
     if (chosen(options.only, 'calls')) systemCalls[peer] = await systemCallsOf(lab, peer);
     if (chosen(options.only, 'idle') && peer === 'ours') idle[peer] = await idleOf(lab, peer);
