@@ -1,13 +1,14 @@
 /**
  * The test runner: `npm test`, or `node --import tsx test/run.ts [--verbose] [--timeout SECONDS] [lint | SUITE | FILE]...`
- * A suite is a folder of test/. Every file is a process of its own, two run at a time; those of the suites kernel and interop
- * are in private namespaces (helpers/namespaces.ts). Lint runs before all others, and a file whose first line is
- * `// runs alone` when all others are done, with four times the time.
+ * A suite is a folder of test/. Every file is a process of its own, two run at a time on each core, since most of them wait for
+ * the kernel and its timers; those of the suites kernel and interop are in private namespaces (helpers/namespaces.ts). Lint
+ * runs before all others, and a file whose first line is `// runs alone` when all others are done, with four times the time.
  * A file fails when a test of it fails, when it exits with an error, takes too long, or tells no totals. In CI a skipped test fails.
  */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync, readdirSync, readFileSync, statSync } from 'node:fs';
+import { availableParallelism } from 'node:os';
 import { dirname, join, relative } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
@@ -51,7 +52,7 @@ const sum = { passed: 0, failed: 0, skipped: 0 };
 
 for (const [when, workers] of [
   ['first', 1],
-  ['beside', 2],
+  ['beside', 2 * availableParallelism()],
   ['alone', 1],
 ] as const) {
   await inParallel(
