@@ -210,7 +210,7 @@ function write(results: Results, counted: Counted, about: string, notes: string)
       '# Results',
       '',
       'Written by `npm run bench`; do not edit. Client, router and server are network namespaces of one machine, the rules are real, and each proxy',
-      "connects from the client's address. Ratios are medians of the ratios inside a round: absolute figures drift with the machine.",
+      "connects from the client's address (Node alone cannot: from its own). Ratios are medians of the ratios inside a round: absolute figures drift with the machine.",
       '`process` is the CPU time charged to the relay, `machine` that of everything: end points, relay, softirq. HAProxy is measured with',
       '`option splice-request` and `splice-response`; its `splice-auto` is shown beside it.',
       '',
