@@ -20,7 +20,6 @@ constexpr unsigned entries = 512;
 constexpr unsigned completions = 8 * entries;
 constexpr std::uint16_t bufferCount = 256;
 constexpr unsigned cqesPerTurn = 1024;
-constexpr auto spinTime = std::chrono::microseconds(60);
 
 // What a request is for: the low bits of its user data, above them the token; and a bit of Watch::armed.
 constexpr unsigned kindBits = 4;
@@ -200,23 +199,19 @@ std::span<Ready> UringPoller::wait(int timeoutMs) {
 
 void UringPoller::waitForCqes(int timeoutMs) {
   if (timeoutMs == 0 || hasCqe()) return ring_.submitAndGetEvents();
-  if (credit_.granted() && spin()) return;
-  ring_.submitAndWait(timeoutMs);
+  const auto start = std::chrono::steady_clock::now();
+  if (!gate_.open() || !spin(start + SpinGate::limit)) ring_.submitAndWait(timeoutMs);
+  gate_.waited(std::chrono::steady_clock::now() - start);
 }
 
 // Sleeping and being woken costs more than what is waited for here: the other side of an exchange, or the peers' turn on
 // this CPU, which they get.
-bool UringPoller::spin() {
-  const auto end = std::chrono::steady_clock::now() + spinTime;
+bool UringPoller::spin(std::chrono::steady_clock::time_point end) {
   do {
     ring_.submitAndGetEvents();
-    if (hasCqe()) {
-      credit_.hit();
-      return true;
-    }
+    if (hasCqe()) return true;
     sched_yield();
   } while (std::chrono::steady_clock::now() < end);
-  credit_.miss();
   return false;
 }
 

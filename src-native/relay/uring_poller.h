@@ -2,6 +2,7 @@
 // buffers, so that they cost no system call and no event; for bulk, which is spliced, a one-shot poll is armed only where
 // reading or writing said EAGAIN. While nothing else is armed on a socket, a poll of its end is.
 #pragma once
+#include <algorithm>
 #include <chrono>
 #include <optional>
 #include <vector>
@@ -11,27 +12,19 @@
 
 namespace tproxy::relay {
 
-// Whether to look again for a moment before sleeping: worth it only while what is waited for mostly comes within that
-// moment, so it is a matter of credit, earned by hits, with a rare try when there is none.
-class SpinCredit {
+// Whether to look again for a moment before sleeping: worth it only while what is waited for comes within that moment, as
+// the mean of the last waits tells. Not how often it did: completions of what was sent come at once, whatever the pace.
+class SpinGate {
  public:
-  bool granted() { return credit_ > 0 || ++sinceTry_ >= tryEvery; }
-  void hit() {
-    credit_ = credit_ == 0 ? firstCredit : credit_ < most ? credit_ + 1 : most;
-    sinceTry_ = 0;
-  }
-  void miss() {
-    credit_ = credit_ > missCost ? credit_ - missCost : 0;
-    sinceTry_ = 0;
-  }
+  using Duration = std::chrono::steady_clock::duration;
+  static constexpr Duration limit = std::chrono::microseconds(60);
+  bool open() const { return mean_ < limit; }
+  void waited(Duration duration) { mean_ += (std::min(duration, longest) - mean_) / weight; }
 
  private:
-  static constexpr int most = 32;
-  static constexpr int firstCredit = 4;
-  static constexpr int missCost = 2;
-  static constexpr int tryEvery = 256;
-  int credit_ = 0;
-  int sinceTry_ = 0;
+  static constexpr Duration longest = std::chrono::microseconds(500);  // one pause is not to count for many waits
+  static constexpr int weight = 8;
+  Duration mean_ = longest;
 };
 
 class UringPoller : public Poller {
@@ -57,13 +50,13 @@ class UringPoller : public Poller {
   void cancel(std::uint64_t userData);
   void forget(Watch& watch);
   void waitForCqes(int timeoutMs);
-  bool spin();
+  bool spin(std::chrono::steady_clock::time_point end);
   void translate(const io_uring_cqe& cqe);
   bool hasCqe() const { return ring_.hasCqe() || (splices_ && splices_->hasCqe()); }
 
   Ring ring_;
   ReceiveBuffers buffers_;
-  SpinCredit credit_;
+  SpinGate gate_;
   int wake_ = -1;
   bool wakeArmed_ = false;
   std::size_t inFlight_ = 0;  // requests that a completion without IORING_CQE_F_MORE will end
