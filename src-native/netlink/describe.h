@@ -326,16 +326,24 @@ class Decoder {
   void wireOnly(Named attribute, auto& value, const auto& representation) {
     (*this)("", attribute, value, representation);
   }
-  void constant(Named, auto, const auto&) {}
+  void constant(Named attribute, auto value, const auto& representation) {
+    const Attribute* found = find(attribute);
+    if (!found) return;
+    decltype(value) told;
+    get(found->data, told, representation);
+    if (told != value) other = true;
+  }
   void nest(Named attribute, auto inside) {
     const Attribute* found = find(attribute);
     Decoder decode(found ? found->data : ByteView());
     inside(decode);
+    other |= decode.other;
     if (decode.missing) missing = missing ? missing : decode.missing;
   }
   void group(const char*, auto inside) { inside(*this); }
 
   const char* missing = nullptr;
+  bool other = false;  // a constant is another one: this is something else
 
  private:
   const Attribute* find(Named attribute) const {
