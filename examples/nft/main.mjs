@@ -31,7 +31,10 @@ async function ruleset() {
     const elements = new Map();
     for (const set of sets) {
       const [found] = await socket.list('elements', { ...inTable, set: set.name });
-      elements.set(set.name, elementTexts(found?.elements ?? [], set.keyType, set.flags?.includes('interval') ?? false));
+      elements.set(
+        set.name,
+        elementTexts(found?.elements ?? [], set.keyType, set.flags?.includes('interval') ?? false),
+      );
     }
     const look = {
       elements: (/** @type {string} */ set) => `{ ${elements.get(set)?.join(', ')} }`,
@@ -43,7 +46,9 @@ async function ruleset() {
     });
     const blocks = [
       ...(await socket.list('counter', inTable)).map(counterText),
-      ...sets.filter(({ flags }) => !flags?.includes('anonymous')).map((set) => setText(set, elements.get(set.name) ?? [])),
+      ...sets
+        .filter(({ flags }) => !flags?.includes('anonymous'))
+        .map((set) => setText(set, elements.get(set.name) ?? [])),
       ...(await socket.list('chain', inTable)).map((chain) =>
         chainText(
           chain,
@@ -68,7 +73,7 @@ function keyOf(text, keyType) {
   else if (keyType === 8 && isIPv6(text)) {
     const [head = [], tail = []] = text.split('::').map((half) => half.split(':').filter(Boolean));
     const groups = [...head, ...Array(8 - head.length - tail.length).fill('0'), ...tail];
-    groups.forEach((group, at) => bytes.writeUInt16BE(Number.parseInt(group, 16), 2 * at));
+    for (const [at, group] of groups.entries()) bytes.writeUInt16BE(Number.parseInt(group, 16), 2 * at);
   } else if (keyType === 41) bytes.write(text);
   else throw new TypeError(`'${text}' is not ${TYPES[keyType]?.name ?? 'of a type that is known here'}`);
   return bytes;
@@ -82,7 +87,12 @@ async function objectOf(kind, [family, table, name, ...rest]) {
   if (kind === 'counter') return { kind, ...inTable, name: String(name) };
   if (kind === 'chain') {
     const { type, hook, priority, policy = 'accept' } = pairs(rest);
-    const base = type && { type, hook: /** @type {'input'} */ (hook), priority: Number(priority), policy: /** @type {'accept'} */ (policy) };
+    const base = type && {
+      type,
+      hook: /** @type {'input'} */ (hook),
+      priority: Number(priority),
+      policy: /** @type {'accept'} */ (policy),
+    };
     return { kind, ...inTable, name: String(name), ...base };
   }
   if (kind === 'set') {
@@ -93,7 +103,12 @@ async function objectOf(kind, [family, table, name, ...rest]) {
   }
   if (kind === 'element') {
     const set = await socket.get({ kind: 'set', ...inTable, name: String(name) });
-    return { kind: 'elements', ...inTable, set: set.name, elements: rest.map((text) => ({ key: keyOf(text, set.keyType) })) };
+    return {
+      kind: 'elements',
+      ...inTable,
+      set: set.name,
+      elements: rest.map((text) => ({ key: keyOf(text, set.keyType) })),
+    };
   }
   throw new TypeError(help);
 }
@@ -114,7 +129,9 @@ try {
   } else if (verb === 'flush' && kind === 'ruleset')
     await socket.commit((await socket.list('table')).map((object) => ({ verb: 'delete', object })));
   else if (verb === 'reset' && kind === 'counter') {
-    const { family, table, name } = /** @type {import('linux-tproxy/netlink').NftCounter} */ (await objectOf(kind, rest));
+    const { family, table, name } = /** @type {import('linux-tproxy/netlink').NftCounter} */ (
+      await objectOf(kind, rest)
+    );
     for (const counter of await socket.resetCounters({ family, table, counter: name }))
       console.log(counterText(counter).join('\n'));
   } else if (verb === 'add' || verb === 'delete') await socket.commit([{ verb, object: await objectOf(kind, rest) }]);

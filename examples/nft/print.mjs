@@ -26,7 +26,13 @@ const mark = (number) => `0x${number.toString(16).padStart(8, '0')}`;
 const wordOf = (words) => (/** @type {number} */ number) => words[/** @type {never} */ (number)] ?? String(number);
 /** @param {Uint8Array} bytes */
 const ipv6 = (bytes) =>
-  new URL(`http://[${Array.from({ length: 8 }, (_, i) => view(bytes).getUint16(2 * i).toString(16)).join(':')}]`).hostname.slice(1, -1);
+  new URL(
+    `http://[${Array.from({ length: 8 }, (_, i) =>
+      view(bytes)
+        .getUint16(2 * i)
+        .toString(16),
+    ).join(':')}]`,
+  ).hostname.slice(1, -1);
 /** @param {Uint8Array} bytes */
 const address = (bytes) => (bytes.length === 16 ? ipv6(bytes) : [...bytes].join('.'));
 /** An interface name, NUL to its end; without one it is the beginning of a name. @param {Uint8Array} bytes */
@@ -76,12 +82,18 @@ const stateWords = (bits) =>
 /** `x | bits`, which the kernel has as `(x & ~bits) ^ bits`. @param {Uint8Array} mask @param {Uint8Array} xor */
 const setsBits = (mask, xor) => mask.every((byte, at) => (byte & /** @type {number} */ (xor[at])) === 0);
 /** @param {Value} value @param {(bytes: Uint8Array) => string} write */
-const valueOf = (value, write) => (value.constant ? write(value.constant) : value.words);
+const textOf = (value, write) => (value.constant ? write(value.constant) : value.words);
 /** @param {bigint} milliseconds */
 export function duration(milliseconds) {
   let rest = Number(milliseconds);
   /** @type {[string, number][]} */
-  const units = [['d', 86_400_000], ['h', 3_600_000], ['m', 60_000], ['s', 1000], ['ms', 1]];
+  const units = [
+    ['d', 86_400_000],
+    ['h', 3_600_000],
+    ['m', 60_000],
+    ['s', 1000],
+    ['ms', 1],
+  ];
   return units
     .map(([unit, size]) => {
       const count = Math.floor(rest / size);
@@ -123,12 +135,15 @@ export function ruleText(expressions, look) {
           ? (/** @type {Uint8Array} */ bytes) => `"${look.device(host(bytes))}"`
           : (META[key] ?? ((/** @type {Uint8Array} */ bytes) => String(host(bytes))));
         if (sreg === undefined) keep(dreg, { words: name, write });
-        else words.push(`${name} set ${valueOf(held(sreg), write)}`);
+        else words.push(`${name} set ${textOf(held(sreg), write)}`);
         break;
       }
       case 'payload': {
         const { base, offset, length, dreg } = expression;
-        const [name, write] = PAYLOAD[`${base} ${offset} ${length}`] ?? [`@${base[0]}h,${8 * offset},${8 * length}`, hex];
+        const [name, write] = PAYLOAD[`${base} ${offset} ${length}`] ?? [
+          `@${base[0]}h,${8 * offset},${8 * length}`,
+          hex,
+        ];
         if (base === 'transport' && protocol.name) implied();
         keep(dreg, { words: base === 'transport' && protocol.name ? `${protocol.name} ${name}` : name, write });
         break;
@@ -137,9 +152,15 @@ export function ruleText(expressions, look) {
         const { key, direction, dreg, sreg } = expression;
         const name = ['ct', direction, key].filter(Boolean).join(' ');
         const write = (/** @type {Uint8Array} */ bytes) =>
-          key === 'mark' ? mark(host(bytes)) : key === 'direction' ? (big(bytes) ? 'reply' : 'original') : String(host(bytes));
+          key === 'mark'
+            ? mark(host(bytes))
+            : key === 'direction'
+              ? big(bytes)
+                ? 'reply'
+                : 'original'
+              : String(host(bytes));
         if (sreg === undefined) keep(dreg, { words: name, write });
-        else words.push(`${name} set ${valueOf(held(sreg), write)}`);
+        else words.push(`${name} set ${textOf(held(sreg), write)}`);
         break;
       }
       case 'fib':
@@ -203,8 +224,9 @@ export function ruleText(expressions, look) {
         break;
       case 'tproxy': {
         const { family, regAddr, regPort } = expression;
-        const to = regAddr === undefined ? '' : valueOf(held(regAddr), family === 'ip6' ? (b) => `[${address(b)}]` : address);
-        const port = regPort === undefined ? '' : `:${valueOf(held(regPort), (bytes) => String(big(bytes)))}`;
+        const to =
+          regAddr === undefined ? '' : textOf(held(regAddr), family === 'ip6' ? (b) => `[${address(b)}]` : address);
+        const port = regPort === undefined ? '' : `:${textOf(held(regPort), (bytes) => String(big(bytes)))}`;
         words.push(`tproxy ${family === 'unspec' ? '' : `${family} `}to ${to}${port}`);
         break;
       }
@@ -212,7 +234,7 @@ export function ruleText(expressions, look) {
         words.push(
           expression.regProtoMin === undefined
             ? 'redirect'
-            : `redirect to :${valueOf(held(expression.regProtoMin), (bytes) => String(big(bytes)))}`,
+            : `redirect to :${textOf(held(expression.regProtoMin), (bytes) => String(big(bytes)))}`,
         );
         break;
       case 'verdict':
@@ -229,7 +251,8 @@ export function ruleText(expressions, look) {
 function rangeText(first, last, write) {
   if (first.length < 4 || Buffer.compare(first, last) === 0)
     return Buffer.compare(first, last) === 0 ? write(first) : `${write(first)}-${write(last)}`;
-  const bits = (/** @type {Uint8Array} */ bytes) => [...bytes].map((byte) => byte.toString(2).padStart(8, '0')).join('');
+  const bits = (/** @type {Uint8Array} */ bytes) =>
+    [...bytes].map((byte) => byte.toString(2).padStart(8, '0')).join('');
   const [from, to] = [bits(first), bits(last)];
   let length = 0;
   while (from[length] === to[length]) length++;
@@ -301,7 +324,10 @@ export function tableText(table, blocks) {
     `table ${table.family} ${table.name} {`,
     ...(table.flags?.length ? [`\tflags ${table.flags.join(',')}`] : []),
     ...(comment === undefined ? [] : [`\tcomment "${comment}"`]),
-    ...blocks.flatMap((lines, at) => [...(at > 0 || table.flags?.length ? [''] : []), ...lines.map((line) => `\t${line}`)]),
+    ...blocks.flatMap((lines, at) => [
+      ...(at > 0 || table.flags?.length ? [''] : []),
+      ...lines.map((line) => `\t${line}`),
+    ]),
     '}',
   ];
 }

@@ -352,9 +352,8 @@ class RouteSocket : public Napi::ObjectWrap<RouteSocket> {
                           [route = argument<rtnetlink::Route>(info)](Connection& c) { changeRoute(c, verb, route); });
   }
   Napi::Value routeGet(const Napi::CallbackInfo& info) {
-    return transact(info, [query = argument<rtnetlink::RouteQuery>(info)](Connection& c) {
-      return rtnetlink::getRoute(c, query);
-    });
+    return transact(
+        info, [query = argument<rtnetlink::RouteQuery>(info)](Connection& c) { return rtnetlink::getRoute(c, query); });
   }
   Napi::Value routeList(const Napi::CallbackInfo& info) {
     rtnetlink::RouteFilter filter;
@@ -375,8 +374,8 @@ class RouteSocket : public Napi::ObjectWrap<RouteSocket> {
   }
   template <Verb verb>
   Napi::Value address(const Napi::CallbackInfo& info) {
-    return transact(
-        info, [address = argument<rtnetlink::Address>(info)](Connection& c) { changeAddress(c, verb, address); });
+    return transact(info,
+                    [address = argument<rtnetlink::Address>(info)](Connection& c) { changeAddress(c, verb, address); });
   }
   Napi::Value addressList(const Napi::CallbackInfo& info) {
     return transact(info,
@@ -481,9 +480,8 @@ class NftablesSocket : public Napi::ObjectWrap<NftablesSocket> {
     return listKind(info.Env(), info[0].As<Napi::String>(), filterArgument(info[1]));
   }
   Napi::Value resetCounters(const Napi::CallbackInfo& info) {
-    return session_->transact<When::later>(info.Env(), [filter = filterArgument(info[0])](Connection& c) {
-      return nftables::resetCounters(c, filter);
-    });
+    return session_->transact<When::later>(
+        info.Env(), [filter = filterArgument(info[0])](Connection& c) { return nftables::resetCounters(c, filter); });
   }
   Napi::Value get(const Napi::CallbackInfo& info) {
     const std::string kind = member(info[0], "kind").As<Napi::String>();
@@ -493,8 +491,8 @@ class NftablesSocket : public Napi::ObjectWrap<NftablesSocket> {
   Napi::Value getKind(const Napi::CallbackInfo& info, const std::string& kind) {
     if (kind == T::messages.kind) {
       auto key = guarded(info.Env(), [&] { return JsReader::object<T>(info[0], JsReader::Purpose::key); });
-      return session_->transact<When::later>(
-          info.Env(), [key = std::move(key)](Connection& c) { return nftables::get(c, key); });
+      return session_->transact<When::later>(info.Env(),
+                                             [key = std::move(key)](Connection& c) { return nftables::get(c, key); });
     }
     if constexpr (sizeof...(Others) > 0) return getKind<Others...>(info, kind);
     throw Napi::TypeError::New(info.Env(), "unknown kind: " + kind);

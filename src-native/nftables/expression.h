@@ -311,9 +311,9 @@ void describe(auto& visit, Is<Byteorder> auto& byteorder) {
 // ---- objref: named objects ------------------------------------------------------------------------------------------
 
 inline constexpr Word objectTypes[] = {
-    {"counter", NFT_OBJECT_COUNTER},     {"quota", NFT_OBJECT_QUOTA},         {"ctHelper", NFT_OBJECT_CT_HELPER},
-    {"limit", NFT_OBJECT_LIMIT},         {"connlimit", NFT_OBJECT_CONNLIMIT}, {"tunnel", NFT_OBJECT_TUNNEL},
-    {"ctTimeout", NFT_OBJECT_CT_TIMEOUT}, {"secmark", NFT_OBJECT_SECMARK},    {"ctExpect", NFT_OBJECT_CT_EXPECT},
+    {"counter", NFT_OBJECT_COUNTER},      {"quota", NFT_OBJECT_QUOTA},         {"ctHelper", NFT_OBJECT_CT_HELPER},
+    {"limit", NFT_OBJECT_LIMIT},          {"connlimit", NFT_OBJECT_CONNLIMIT}, {"tunnel", NFT_OBJECT_TUNNEL},
+    {"ctTimeout", NFT_OBJECT_CT_TIMEOUT}, {"secmark", NFT_OBJECT_SECMARK},     {"ctExpect", NFT_OBJECT_CT_EXPECT},
     {"synproxy", NFT_OBJECT_SYNPROXY},
 };
 // Runs an object of the same table: `counter name "web"`.
@@ -324,7 +324,7 @@ struct Objref {
 };
 void describe(auto& visit, Is<Objref> auto& objref) {
   visit("type", NETLINK_NAMED(NFTA_OBJREF_IMM_TYPE), objref.type, enumeration(be32, objectTypes));
-  visit("name", NETLINK_NAMED(NFTA_OBJREF_IMM_NAME), objref.object, text);
+  visit("name", NETLINK_NAMED(NFTA_OBJREF_IMM_NAME), objref.object, netlink::bareText);
 }
 
 // ---- match, target: extensions of iptables, in its nft variant ------------------------------------------------------

@@ -208,8 +208,8 @@ void describe(auto& visit, Is<NamedCounter> auto& counter) {
   visit.constant(NETLINK_NAMED(NFTA_OBJ_TYPE), uint32_t{NFT_OBJECT_COUNTER}, be32);
   visit.handle("handle", NETLINK_NAMED(NFTA_OBJ_HANDLE), counter.handle, be64);
   visit.nest(NETLINK_NAMED(NFTA_OBJ_DATA), [&](auto& data) {
-    data("bytes", NETLINK_NAMED(NFTA_COUNTER_BYTES), counter.bytes, zeroInJsOnly(be64));
-    data("packets", NETLINK_NAMED(NFTA_COUNTER_PACKETS), counter.packets, zeroInJsOnly(be64));
+    data("bytes", NETLINK_NAMED(NFTA_COUNTER_BYTES), counter.bytes, netlink::zeroByDefault(be64));
+    data("packets", NETLINK_NAMED(NFTA_COUNTER_PACKETS), counter.packets, netlink::zeroByDefault(be64));
   });
   visit("userdata", NETLINK_NAMED(NFTA_OBJ_USERDATA), counter.userdata, blob);
   visit.readOnly("use", NETLINK_NAMED(NFTA_OBJ_USE), counter.use, be32);

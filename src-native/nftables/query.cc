@@ -128,8 +128,9 @@ std::vector<NamedCounter> resetCounters(netlink::Connection& connection, const F
   constexpr Named type = NETLINK_NAMED(NFT_MSG_GETOBJ_RESET);
   // The kernel does not look at names when it lists: it would reset others too.
   if (filter.counter)
-    return {getOne(connection, "reset", type,
-                   NamedCounter{.family = filter.family.value(), .table = filter.table.value(), .name = *filter.counter})};
+    return {
+        getOne(connection, "reset", type,
+               NamedCounter{.family = filter.family.value(), .table = filter.table.value(), .name = *filter.counter})};
   return dump<NamedCounter>(connection, "reset", type, filter);
 }
 

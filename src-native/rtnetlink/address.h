@@ -13,12 +13,10 @@
 namespace tproxy::rtnetlink {
 
 inline constexpr Word addressFlags[] = {
-    {"secondary", IFA_F_SECONDARY},       {"nodad", IFA_F_NODAD},
-    {"optimistic", IFA_F_OPTIMISTIC},     {"dadfailed", IFA_F_DADFAILED},
-    {"home", IFA_F_HOMEADDRESS},          {"deprecated", IFA_F_DEPRECATED},
-    {"tentative", IFA_F_TENTATIVE},       {"permanent", IFA_F_PERMANENT},
-    {"mngtmpaddr", IFA_F_MANAGETEMPADDR}, {"noprefixroute", IFA_F_NOPREFIXROUTE},
-    {"autojoin", IFA_F_MCAUTOJOIN},       {"stable-privacy", IFA_F_STABLE_PRIVACY},
+    {"secondary", IFA_F_SECONDARY},         {"nodad", IFA_F_NODAD},         {"optimistic", IFA_F_OPTIMISTIC},
+    {"dadfailed", IFA_F_DADFAILED},         {"home", IFA_F_HOMEADDRESS},    {"deprecated", IFA_F_DEPRECATED},
+    {"tentative", IFA_F_TENTATIVE},         {"permanent", IFA_F_PERMANENT}, {"mngtmpaddr", IFA_F_MANAGETEMPADDR},
+    {"noprefixroute", IFA_F_NOPREFIXROUTE}, {"autojoin", IFA_F_MCAUTOJOIN}, {"stable-privacy", IFA_F_STABLE_PRIVACY},
 };
 // Flags fit the header when they are below 256; only larger ones have an attribute.
 struct LargeFlags {};

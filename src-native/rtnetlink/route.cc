@@ -45,8 +45,7 @@ netlink::Message encodeRoute(Verb verb, Route route) {
   header.rtm_protocol = route.protocol.value_or(add ? RTPROT_BOOT : RTPROT_UNSPEC);
   header.rtm_scope = route.scope.value_or(defaultScope(verb, route));
   header.rtm_type = route.type;
-  netlink::Message message(add ? NETLINK_NAMED(RTM_NEWROUTE) : NETLINK_NAMED(RTM_DELROUTE),
-                           flagsOf(verb), header);
+  netlink::Message message(add ? NETLINK_NAMED(RTM_NEWROUTE) : NETLINK_NAMED(RTM_DELROUTE), flagsOf(verb), header);
   netlink::Encoder encoder(message);
   describe(encoder, route);
   return message;
@@ -77,7 +76,8 @@ netlink::Message encodeRouteQuery(const RouteQuery& query) {
   header.rtm_family = query.family;
   header.rtm_dst_len = static_cast<uint8_t>(query.destination.size() * 8);
   header.rtm_src_len = static_cast<uint8_t>(query.source ? query.source->size() * 8 : 0);
-  header.rtm_flags = RTM_F_LOOKUP_TABLE;  // tell the table too, rather than always `main`
+  // Tell the table too, rather than always `main`, as IPv6 does anyway.
+  if (query.family == AF_INET) header.rtm_flags = RTM_F_LOOKUP_TABLE;
   netlink::Message message(NETLINK_NAMED(RTM_GETROUTE), NLM_F_REQUEST, header);
   netlink::Encoder encoder(message);
   describe(encoder, query);

@@ -38,8 +38,7 @@ netlink::Message encodeRule(Verb verb, const Rule& rule) {
   // `ip rule del ... lookup T` leaves the action open; the table says enough.
   header.action = !add && rule.action == FR_ACT_TO_TBL ? uint8_t{FR_ACT_UNSPEC} : rule.action;
   header.flags = rule.invert ? FIB_RULE_INVERT : 0;
-  netlink::Message message(add ? NETLINK_NAMED(RTM_NEWRULE) : NETLINK_NAMED(RTM_DELRULE),
-                           flagsOf(verb), header);
+  netlink::Message message(add ? NETLINK_NAMED(RTM_NEWRULE) : NETLINK_NAMED(RTM_DELRULE), flagsOf(verb), header);
   netlink::Encoder encoder(message);
   describe(encoder, rule);
   return message;

@@ -136,7 +136,6 @@ const captures: Record<string, Capture> = {
     commands: [
       "nft 'add counter inet x hits { packets 3 bytes 4 ; }'",
       'nft create counter inet x hits',
-      'nft delete counter inet x web',
       'nft add rule inet x c counter name web',
       "nft 'add table inet y { flags dormant; }'",
       'nft create table inet y',

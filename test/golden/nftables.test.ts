@@ -248,7 +248,6 @@ const operations: Record<string, readonly NftOperation[]> = {
     { verb: 'add', object: { ...counter, packets: 3n, bytes: 4n } },
   ],
   'nft create counter inet x hits': [{ verb: 'create', object: counter }],
-  'nft delete counter inet x web': [{ verb: 'delete', object: { ...counter, name: 'web' } }],
   'nft add rule inet x c counter name web': [
     { verb: 'add', object: { ...rule, expressions: [{ kind: 'objref', type: 'counter', name: 'web' }] } },
   ],

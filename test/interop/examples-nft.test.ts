@@ -38,7 +38,7 @@ test('what nft makes', () => {
   set names { type ifname; elements = { "eth0", "eth1" } }
   set six { type ipv6_addr; elements = { 2001:db8::1 } }
   set sources { type ipv4_addr; size 100; flags dynamic,timeout; timeout 90s; }
-  chain other { counter packets 5 bytes 6 return }
+  chain other { counter packets 5 bytes 6 return; }
   chain c {
     type filter hook prerouting priority mangle; policy accept;
     iifname "eth0" counter name web accept
@@ -93,7 +93,9 @@ test('what it makes itself', () => {
 });
 
 test('what cannot be is said', () => {
-  const { status, stderr } = spawnSync(process.execPath, command('delete', 'table', 'inet', 'none'), { encoding: 'utf8' });
+  const { status, stderr } = spawnSync(process.execPath, command('delete', 'table', 'inet', 'none'), {
+    encoding: 'utf8',
+  });
   assert.is(status, 1);
   assert.match(stderr, 'ENOENT');
 });

@@ -346,10 +346,18 @@ test('get: the way that `ip route get` tells', async () => {
     [{ family, destination, source: '10.1.0.1' }, destination, 'from', '10.1.0.1'],
     [{ family, destination: '10.1.0.9', oif: 'eth0' }, '10.1.0.9', 'oif', 'eth0'],
     [{ family, destination: '10.1.0.1' }, '10.1.0.1'],
-    [{ family, destination: '10.1.0.1', source: '10.1.0.9', iif: 'eth0' }, '10.1.0.1', 'from', '10.1.0.9', 'iif', 'eth0'],
+    [
+      { family, destination: '10.1.0.1', source: '10.1.0.9', iif: 'eth0' },
+      '10.1.0.1',
+      'from',
+      '10.1.0.9',
+      'iif',
+      'eth0',
+    ],
     [{ family: 'ipv6', destination: '2001:db8:1::2' }, '2001:db8:1::2'],
   ];
-  for (const [query, ...words] of cases) assert.is(way(await socket.routeGet(query)), getWay(...words), words.join(' '));
+  for (const [query, ...words] of cases)
+    assert.is(way(await socket.routeGet(query)), getWay(...words), words.join(' '));
   const marked = await socket.routeGet({ family, destination, mark: 5 });
   assert.equal([marked.gateway, marked.table], ['10.1.0.3', 100]);
   assert.is((await refusal(socket.routeGet({ family, destination: '198.51.100.1' }))).code, 'ENETUNREACH');

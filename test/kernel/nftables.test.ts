@@ -144,15 +144,28 @@ test('counters: added, counted into by a rule, listed, reset, deleted', async ()
   nftCommand('add counter inet y seven { packets 7 bytes 8 }');
   assert.equal((await socket.resetCounters({ table: 'x' })).length, 2);
   assert.is((await socket.get({ ...web, table: 'y', name: 'seven' })).packets, 7n);
-  assert.is((await refusal(socket.resetCounters({ ...{ family: 'inet', table: 'x' }, counter: 'none' }))).code, 'ENOENT');
+  assert.is(
+    (await refusal(socket.resetCounters({ ...{ family: 'inet', table: 'x' }, counter: 'none' }))).code,
+    'ENOENT',
+  );
   assert.match(String(await socket.resetCounters({ counter: 'web' }).catch((error: unknown) => error)), /filter/);
   assert.is((await refusal(socket.commit([{ verb: 'delete', object: web }]))).code, 'EBUSY');
   await socket.commit([{ verb: 'delete', object: { ...web, name: 'other' } }]);
-  assert.equal((await socket.list('counter', { table: 'x' })).map(({ name }) => name), ['web']);
+  assert.equal(
+    (await socket.list('counter', { table: 'x' })).map(({ name }) => name),
+    ['web'],
+  );
 });
 
 test('get: one object, by its name or handle', async () => {
-  const set = { kind: 'set', family: 'inet', table: 'x', name: 's', keyType: nft.TYPE.ipv4_addr, keyLength: 4 } as const;
+  const set = {
+    kind: 'set',
+    family: 'inet',
+    table: 'x',
+    name: 's',
+    keyType: nft.TYPE.ipv4_addr,
+    keyLength: 4,
+  } as const;
   const other: NftObject = { ...chainC, name: 'd' };
   await socket.commit(add(tableX, chainC, other, set, web, inC(nft.meta('mark')), inC(nft.meta('iif'))));
   const [, rule] = await socket.list('rule', { table: 'x' });
