@@ -117,6 +117,7 @@ export function ruleText(expressions, look) {
   const words = [];
   /** The protocol that is asked for, and where: nft leaves it out before what cannot be without. */
   let protocol = { name: '', at: -1 };
+  let family = -1;
   const held = (/** @type {number} */ register) => registers.get(slot(register)) ?? { words: '?', write: hex };
   const keep = (/** @type {number | undefined} */ register, /** @type {Value} */ value) => {
     registers.set(slot(register ?? 0), value);
@@ -145,6 +146,7 @@ export function ruleText(expressions, look) {
           hex,
         ];
         if (base === 'transport' && protocol.name) implied();
+        if (base === 'network' && family >= 0) words[family] = '';
         keep(dreg, { words: base === 'transport' && protocol.name ? `${protocol.name} ${name}` : name, write });
         break;
       }
@@ -198,6 +200,7 @@ export function ruleText(expressions, look) {
           const equal = what.includes(' & ') && expression.op === 'eq' ? '== ' : CMP[expression.op];
           words.push(`${what} ${equal}${write(expression.data)}`);
         }
+        if (what === 'meta nfproto' && expression.op === 'eq') family = words.length - 1;
         if (what === 'meta l4proto' && expression.op === 'eq')
           protocol = { name: wordOf(PROTOCOLS)(big(expression.data)), at: words.length - 1 };
         break;

@@ -158,7 +158,7 @@ export class RouteSocket {
     await this.#native.addressAdd(address);
   }
 
-  /** Equivalent to: `ip address replace ...`. Adds it, or changes flags and the like of the one that is there. */
+  /** Equivalent to: `ip address replace ...`. Adds it where it is not there; where it is, IPv6 takes the new flags. */
   async addressReplace(address: Address): Promise<void> {
     checkAddress(address);
     await this.#native.addressReplace(address);
