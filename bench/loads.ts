@@ -69,7 +69,7 @@ const calls = (
 });
 
 export const loads = {
-  bulk1: bulk(1, ['forwarding', 'haproxyAuto', 'haproxy', 'haproxy1M', 'ours', 'epoll', 'uringSplice']),
+  bulk1: bulk(1, ['forwarding', 'haproxy', 'haproxy1M', 'ours']),
   bulk8: bulk(8, [
     'forwarding',
     'haproxyAuto',
@@ -81,13 +81,13 @@ export const loads = {
     'epoll',
     'uringSplice',
   ]),
-  bulk64: bulk(64, ['forwarding', 'haproxyAuto', 'haproxy', 'haproxy1M', 'ours', 'epoll', 'uringSplice']),
+  bulk64: bulk(64, ['forwarding', 'haproxy', 'haproxy1M', 'ours']),
   cheap8: {
     title: 'bulk, 8 connections, cheap end points (sendfile, MSG_TRUNC)',
     unit: 'Gb/s',
     per: 's/GB',
     scale: 1,
-    peers: ['forwarding', 'haproxy', 'haproxy1M', 'ours', 'epoll'],
+    peers: ['forwarding', 'haproxy', 'ours'],
     async run(lab, seconds) {
       const { count, seconds: took } = await ask(lab, 'stream', target, ports.sink, 8, seconds);
       return { rate: (count * 8) / took / 1e9, amount: count / 1e9 };
@@ -97,7 +97,6 @@ export const loads = {
     'haproxy',
     'node',
     'ours',
-    'epoll',
     'decide',
     'listener',
   ]),
@@ -112,7 +111,7 @@ export const loads = {
     unit: '/s',
     per: 'µs/round trip',
     scale: 1e6,
-    peers: ['forwarding', 'haproxy', 'ours', 'epoll'],
+    peers: ['forwarding', 'haproxy', 'ours'],
     async run(lab, seconds) {
       const args = ['pp', '--tcp', '-i', target, '-p', `${ports.sockperf}`, '-m', '64', '-t', `${seconds}`];
       const output = await lab.run('client', 'sockperf', ...args, '--full-rtt', '--data-integrity');
@@ -130,7 +129,7 @@ export const loads = {
     unit: '/s',
     per: 'µs/round trip',
     scale: 1e6,
-    peers: ['haproxy', 'ours', 'epoll'],
+    peers: ['haproxy', 'ours'],
     async run(lab, seconds) {
       // Both for the whole time that is measured: the one that begins first ends last.
       const flow = iperf(lab, 1, seconds);
@@ -143,7 +142,7 @@ export const loads = {
     unit: '/s',
     per: 'µs/round trip',
     scale: 1e6,
-    peers: ['ours', 'uring', 'epoll'],
+    peers: ['ours', 'epoll'],
     async run(lab, seconds) {
       const { count, seconds: took, p99 } = await ask(lab, 'paced', target, ports.echo, 2000, seconds);
       return { rate: count / took, amount: count, p99 };

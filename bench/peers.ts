@@ -1,15 +1,19 @@
 /** Who is measured: this package's relay in its kinds, HAProxy, nginx, Node alone, and no proxy at all. */
-import { writeFileSync } from 'node:fs';
+import { readFileSync, writeFileSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { installIntercept } from '../src/index.js';
+import { command } from '../test/helpers/cli.js';
 import type { Lab, Program } from '../test/helpers/lab.js';
 
 export const ports = { echo: 7000, answer: 7001, sink: 7002, iperf: 5201, sockperf: 7003 };
 export const proxyPort = 50080;
 
-/** A running peer: its process, where it has one. */
+/** A running peer: its program, where it has one, and which process of that does the work. */
 export interface Running {
   readonly program?: Program;
+  readonly pid?: number;
   stop(): Promise<void>;
 }
 export interface Peer {
@@ -26,10 +30,14 @@ const behind = (name: string, file: string, configuration: string, ...command: s
     const program = lab.spawn('router', ...(command as [string]));
     const listens = `until ss -Hltn 'sport = :${proxyPort}' | grep -q .; do sleep 0.02; done`;
     await lab.run('router', 'timeout', '5', 'sh', '-c', listens);
+    await sleep(200);
+    const master = program.process.pid as number;
+    const [worker = master] = readFileSync(`/proc/${master}/task/${master}/children`, 'utf8').match(/\d+/g) ?? [];
     return {
       program,
+      pid: Number(worker),
       async stop() {
-        await program.stop('SIGKILL');
+        await program.stop();
         await rules.uninstall();
       },
     };
@@ -42,7 +50,7 @@ const haproxy = (name: string, tuning: string, splice: readonly string[]) =>
     '/run/haproxy.cfg',
     `global
   nbthread 1
-  maxconn 9000
+  maxconn 4000
   ${tuning}
 defaults
   mode tcp
@@ -58,31 +66,46 @@ listen relay
     ...['haproxy', '-db', '-f', '/run/haproxy.cfg'],
   );
 
+/** nginx cannot make a transparent listener; but it takes one over, as from the process before it in an upgrade. */
+const transparentListener = `
+import os, socket, sys
+listener = socket.socket()
+listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+listener.setsockopt(socket.SOL_IP, 19, 1)  # IP_TRANSPARENT
+listener.bind(('0.0.0.0', ${proxyPort}))
+listener.listen(4096)
+os.set_inheritable(listener.fileno(), True)
+os.environ['NGINX'] = f'{listener.fileno()};'
+os.execvp(sys.argv[1], sys.argv[1:])
+`;
+
 const nginx = behind(
   'nginx stream',
   '/run/nginx.conf',
-  `daemon off; master_process off; worker_rlimit_nofile 20000; error_log stderr crit; pid /run/nginx.pid; user root;
+  `daemon off; worker_processes 1; worker_rlimit_nofile 20000; error_log stderr crit; pid /run/nginx.pid; user root;
 load_module /usr/lib/nginx/modules/ngx_stream_module.so;
 events { worker_connections 10000; }
 stream {
   server {
-    listen ${proxyPort} transparent backlog=4096;
+    listen ${proxyPort} backlog=4096;
     proxy_bind $remote_addr transparent;
     proxy_pass $server_addr:$server_port;
+    proxy_half_close on;
     tcp_nodelay on;
   }
 }
-`.replace(' transparent backlog', ' backlog'),
-  ...['nginx', '-c', '/run/nginx.conf'],
+`,
+  ...['python3', '-c', transparentListener, 'nginx', '-c', '/run/nginx.conf'],
 );
 
 const own = (name: string, kind = name): Peer => ({
   name,
   async start(lab) {
-    const script = fileURLToPath(new URL('proxy.ts', import.meta.url));
-    const args = [kind, lab.netns('router'), proxyPort, ...Object.values(ports)].map(String);
+    const script = fileURLToPath(new URL('proxy.mjs', import.meta.url));
+    const index = join(dirname(command()[1] as string), '../index.js');
+    const args = [index, kind, lab.netns('router'), proxyPort, ...Object.values(ports)].map(String);
     const program = await lab.node('router', script, ...args);
-    return { program, stop: async () => void (await program.stop()) };
+    return { program, pid: program.process.pid as number, stop: async () => void (await program.stop()) };
   },
 });
 
@@ -94,7 +117,6 @@ export const peers = {
   nginx,
   node: own('node a.pipe(b)', 'pipe'),
   ours: own('linux-tproxy', 'auto'),
-  uring: own('uring'),
   epoll: own('epoll'),
   uringSplice: own('uring-splice'),
   decide: own('decision callback', 'decide'),

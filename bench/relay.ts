@@ -15,7 +15,7 @@ import { addresses, createLab, hosts, type Lab } from '../test/helpers/lab.js';
 import { type Bar, barChart } from './chart.js';
 import { type Counted, type Measured, median, type Results } from './figures.js';
 import { generator, type Load, type LoadName, loads, root, target } from './loads.js';
-import { type PeerName, peers, ports, type Running } from './peers.js';
+import { type PeerName, peers, ports, proxyPort, type Running } from './peers.js';
 import { countedTable, figureTable, loadTable, number } from './report.js';
 
 const { values: options } = parseArgs({
@@ -56,10 +56,15 @@ const checkIntegrity = (lab: Lab) => lab.run('client', generator, 'check', targe
 
 /** A peer that has shown to lose no byte. */
 async function withPeer<T>(lab: Lab, name: PeerName, body: (running: Running) => Promise<T>): Promise<T> {
-  const running = await peers[name].start(lab);
+  await drain(lab);
+  const running: Running = await peers[name].start(lab);
   try {
     await checkIntegrity(lab);
-    return await body(running);
+    const result = await body(running);
+    // Without a listener the rules would have let everything pass by it.
+    const listener = lab.exec('router', 'ss', '-Hltn', `sport = :${proxyPort}`);
+    if (running.pid !== undefined && listener === '') throw new Error(`${name} listens no more`);
+    return result;
   } finally {
     await running.stop();
   }
@@ -83,7 +88,7 @@ async function inRounds(lab: Lab): Promise<Results> {
       // Nobody is always the one behind the same neighbour.
       const order = round % 2 ? [...peersOf(load)].reverse() : peersOf(load);
       for (const peer of order) {
-        const measured = await withPeer(lab, peer, ({ program }) => measure(lab, loads[load], program?.process.pid));
+        const measured = await withPeer(lab, peer, ({ pid }) => measure(lab, loads[load], pid));
         results.get(load)?.get(peer)?.push(measured);
         const { rate, process, machine, p99, beside } = measured;
         const row = [rate, process, machine, p99, beside].map((value) => (value === undefined ? '' : number(value)));
@@ -97,9 +102,9 @@ async function inRounds(lab: Lab): Promise<Results> {
 // ---- counting -------------------------------------------------------------------------------------------------------------
 
 async function systemCallsOf(lab: Lab, peer: PeerName): Promise<number> {
-  return withPeer(lab, peer, async ({ program }) => {
+  return withPeer(lab, peer, async ({ pid }) => {
     const file = '/run/strace';
-    const strace = lab.spawn('router', 'strace', '-c', '-f', '-p', `${program?.process.pid}`, '-o', file);
+    const strace = lab.spawn('router', 'strace', '-c', '-f', '-p', `${pid}`, '-o', file);
     await strace.until(/attached/);
     await sleep(300);
     const { count } = JSON.parse(await lab.run('client', generator, 'short', target, `${ports.answer}`, '64', '1'));
@@ -110,23 +115,26 @@ async function systemCallsOf(lab: Lab, peer: PeerName): Promise<number> {
 }
 
 const idleConnections = 8000;
-async function idleOf(lab: Lab, peer: PeerName): Promise<{ bytes: number; pipes?: number }> {
+async function idleOf(lab: Lab, peer: PeerName): Promise<{ bytes: number; pipes: number }> {
   return withPeer(lab, peer, async ({ program }) => {
     if (!program) throw new Error('forwarding holds nothing');
     let told = program.output().length;
-    const look = async (): Promise<{ resident: number; pipes?: number }> => {
-      if (peer === 'haproxy') {
-        const [, kB] = readFileSync(`/proc/${program.process.pid}/status`, 'utf8').match(/VmRSS:\s+(\d+)/) ?? [];
-        return { resident: Number(kB) * 1024 };
-      }
+    const look = async (): Promise<{ resident: number; pipes: number }> => {
       program.process.kill('SIGUSR2');
       while (!program.output().slice(told).includes('\n')) await sleep(20);
       const line = program.output().slice(told);
       told += line.length;
       return JSON.parse(line);
     };
-    for (let i = 0; i < 3; i++) await look(); // until what happens once has happened
-    const { resident } = await look();
+    // Until the collector has given back what it gives back.
+    const settled = async () => {
+      for (let before = await look(), tries = 0; ; before = await look(), tries++) {
+        await sleep(2000);
+        const after = await look();
+        if (tries === 5 || Math.abs(after.resident - before.resident) < 2 ** 16) return after;
+      }
+    };
+    const { resident } = await settled();
     await loads.bulk8.run(lab, 1);
     const idle = lab.spawn(
       'client',
@@ -141,22 +149,20 @@ async function idleOf(lab: Lab, peer: PeerName): Promise<{ bytes: number; pipes?
       `${idleConnections}`,
     );
     await idle.until(/ready/, 30_000);
-    await sleep(500);
-    for (let i = 0; i < 3; i++) await look();
-    const { resident: after, pipes } = await look();
+    const { resident: after, pipes } = await settled();
     await idle.stop();
-    return { bytes: (after - resident) / idleConnections, ...(pipes !== undefined && { pipes }) };
+    return { bytes: (after - resident) / idleConnections, pipes };
   });
 }
 const manyFiles = 'ulimit -n "$(ulimit -H -n)" && exec "$@"';
 
 async function once(lab: Lab): Promise<Counted> {
   const systemCalls: Partial<Record<PeerName, number>> = {};
-  const idle: Partial<Record<PeerName, { bytes: number; pipes?: number }>> = {};
-  const who = (['ours', 'epoll', 'haproxy'] as const).filter((peer) => peer === 'ours' || chosen(options.peers, peer));
+  const idle: Partial<Record<PeerName, { bytes: number; pipes: number }>> = {};
+  const who = (['ours', 'haproxy'] as const).filter((peer) => peer === 'ours' || chosen(options.peers, peer));
   for (const peer of who) {
     if (chosen(options.only, 'calls')) systemCalls[peer] = await systemCallsOf(lab, peer);
-    if (chosen(options.only, 'idle')) idle[peer] = await idleOf(lab, peer);
+    if (chosen(options.only, 'idle') && peer === 'ours') idle[peer] = await idleOf(lab, peer);
     console.log('counted', peer, systemCalls[peer], idle[peer]);
   }
   return { systemCalls, idle };
@@ -164,19 +170,18 @@ async function once(lab: Lab): Promise<Counted> {
 
 // ---- telling --------------------------------------------------------------------------------------------------------------
 
-function versions(lab: Lab, engine: string): string {
+function versions(engine: string): string {
   const first = (...command: [string, ...string[]]) =>
     execFileSync('sh', ['-c', '"$@" 2>&1', 'sh', ...command], { encoding: 'utf8' }).split('\n')[0] as string;
-  const control = lab.exec('router', 'sysctl', '-n', 'net.ipv4.tcp_congestion_control').trim();
   const programs = [
     first('haproxy', '-v').split(' ').slice(0, 3).join(' '),
     first('nginx', '-v').replace('nginx version: ', ''),
     first('iperf3', '--version').split(' ').slice(0, 2).join(' '),
-    first('sockperf', '--version').replace(/.*(version [\d.#-]+).*/, 'sockperf $1'),
+    first('sockperf', '--version').replace(/.*#([\d.]+).*/, 'sockperf $1'),
   ];
   return [
     `${cpus().length} CPUs (${cpus()[0]?.model.trim()}), Linux ${release()}, Node ${process.version}, ${programs.join(', ')}.`,
-    `Congestion control ${control} in all three namespaces, MTU 1500, one thread each, engine ${engine}. ${rounds} rounds of ${seconds} s; median (least-most).`,
+    `Congestion control cubic in all three namespaces, MTU 1500, one thread each, engine ${engine}. ${rounds} rounds of ${seconds} s; median (least-most).`,
   ].join('\n');
 }
 
@@ -205,7 +210,7 @@ function write(results: Results, counted: Counted, about: string, notes: string)
       '# Results',
       '',
       'Written by `npm run bench`; do not edit. Client, router and server are network namespaces of one machine, the rules are real, and each proxy',
-      "connects from the client's address. Ratios are medians of the ratios inside a round: absolute figures drift with the machine.",
+      "connects from the client's address (Node alone cannot: from its own). Ratios are medians of the ratios inside a round: absolute figures drift with the machine.",
       '`process` is the CPU time charged to the relay, `machine` that of everything: end points, relay, softirq. HAProxy is measured with',
       '`option splice-request` and `splice-response`; its `splice-auto` is shown beside it.',
       '',
@@ -225,10 +230,10 @@ function write(results: Results, counted: Counted, about: string, notes: string)
 
 execFileSync('cmake', ['--build', `${root}build`, '--target', 'bench_load'], { stdio: 'ignore' });
 const lab = await createLab();
-// Where cubic is not for everybody, the machine's own default may be one that changes the ranking (bbr): the same for all.
+// The sysctl refuses cubic where the machine does not allow it to everybody, the routes do not.
 for (const host of hosts)
-  if (!/cubic/.test(lab.exec(host, 'sysctl', '-n', 'net.ipv4.tcp_congestion_control')))
-    lab.exec(host, 'sysctl', '-qw', `net.ipv4.tcp_congestion_control=reno`);
+  for (const route of lab.exec(host, 'ip', 'route').trim().split('\n'))
+    lab.exec(host, 'ip', 'route', 'replace', ...route.trim().split(/\s+/), 'congctl', 'cubic');
 const [echo, answer, sink] = [ports.echo, ports.answer, ports.sink].map(String) as [string, string, string];
 await lab.spawn('server', 'sh', '-c', manyFiles, 'sh', generator, 'serve', echo, answer, sink).until(/ready/);
 await lab.spawn('server', 'iperf3', '-s', '--forceflush', '-p', `${ports.iperf}`).until(/listening/);
@@ -236,11 +241,20 @@ await lab
   .spawn('server', 'sockperf', 'sr', '--tcp', '-i', addresses.server.ipv4, '-p', `${ports.sockperf}`)
   .until(/using/);
 
-const engine = await withPeer(lab, 'ours', async ({ program }) => program?.output().match(/ready (\S+)/)?.[1] ?? '');
+const engine = await withPeer(lab, 'ours', async ({ program }) => {
+  const idle = lab.spawn('client', generator, 'idle', target, echo, '1');
+  await idle.until(/ready/);
+  for (const host of hosts) {
+    const sockets = lab.exec(host, 'ss', '-Htin', 'state', 'established');
+    if (!/ cubic /.test(sockets) || / (bbr|reno) /.test(sockets)) throw new Error(`not cubic in ${host}:\n${sockets}`);
+  }
+  await idle.stop();
+  return program?.output().match(/ready (\S+)/)?.[1] ?? '';
+});
 const results = await inRounds(lab);
 const counted = await once(lab);
 const notes = readFileSync(`${root}bench/notes.md`, 'utf8');
-const about = versions(lab, engine);
+const about = versions(engine);
 if (options.only || options.peers || options.quick)
   console.log(
     [

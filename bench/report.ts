@@ -13,7 +13,7 @@ export function reached({ reach, aim, atMost }: Figure, value: number): 'aim' | 
   return meets(aim) ? 'aim' : meets(reach) ? 'yes' : 'no';
 }
 
-/** `notes`: lines `work: what bounds it`, of which those are shown whose figure is not reached. */
+/** `notes`: lines `- work: what bounds it`, of which those are shown whose figure is not reached. */
 export function figureTable(results: Results, counted: Counted, notes: string): string {
   const rows = figures.flatMap((figure) => {
     const value = figure.value(results, counted);
@@ -30,8 +30,8 @@ export function figureTable(results: Results, counted: Counted, notes: string): 
       ],
     ];
   });
-  const missed = new Set(rows.filter((each) => each.at(-1) === 'no').map(([work]) => work));
-  const told = notes.split('\n').filter((line) => missed.has(line.slice(2, line.indexOf(': '))));
+  const missed = rows.filter((each) => each.at(-1) === 'no').map(([work]) => work);
+  const told = notes.split('\n').filter((line) => missed.some((work) => line.startsWith(`- ${work}: `)));
   return [
     table(['work', 'figure', 'reach', 'aim', 'reached'], rows),
     ...(told.length > 0 ? ['', 'What bounds those that are not reached:', '', ...told] : []),

@@ -10,7 +10,7 @@ build='cmake:cmake ninja:ninja-build g++:g++ strip:binutils'
 demo='ip:iproute2 nft:nftables iptables-nft-save:iptables unshare:util-linux sysctl:procps curl:curl'
 test='git:git clang-format:clang-format clang-tidy:clang-tidy strace:strace python3:python3
       nginx:nginx-light squid:squid haproxy:haproxy iperf3:iperf3 sockperf:sockperf zsh:zsh fish:fish
-      openssl:openssl lftp:lftp tnftp:tnftp proftpd:proftpd-core swaks:swaks'
+      systemd-analyze:systemd openssl:openssl lftp:lftp tnftp:tnftp proftpd:proftpd-core swaks:swaks'
 case "${1:-all}" in
   build) wanted=$build ;;
   demo) wanted="$build $demo" ;;
@@ -23,6 +23,7 @@ for pair in $wanted; do
   command -v "${pair%:*}" >/dev/null || missing="$missing ${pair#*:}"
 done
 [ -e /usr/include/linux/netfilter/nf_tables.h ] || missing="$missing linux-libc-dev"
+[ "${1:-all}" != all ] || [ -e /usr/lib/nginx/modules/ngx_stream_module.so ] || missing="$missing libnginx-mod-stream"
 if [ "${1:-all}" = all ]; then
   for module in aiosmtpd websockets; do
     [ -e /usr/lib/python3/dist-packages/$module ] || missing="$missing python3-$module"

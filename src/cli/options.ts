@@ -37,7 +37,7 @@ const mark: InterceptOption['read'] = ([first = '']) => {
   return { value: toNumber(value), mask: toNumber(mask) };
 };
 /** What is no number stays text, which planIntercept refuses by name. */
-const toNumber = (digits: string) => (/^(\d+|0x[0-9a-f]+)$/i.test(digits) ? Number(digits) : digits);
+export const toNumber = (digits: string) => (/^(\d+|0x[0-9a-f]+)$/i.test(digits) ? Number(digits) : digits);
 
 export const interceptOptions: readonly InterceptOption[] = [
   {

@@ -7,7 +7,7 @@ import { planIntercept } from '../intercept/plan.js';
 import type { TransparentServer } from '../server.js';
 import type { HostPort, InterceptOptions, LiveSet, PortSpec, RelayTarget } from '../types.js';
 import { serveMetrics } from './metrics.js';
-import { interceptOptions, json, netns, netnsOf, toInterceptOptions } from './options.js';
+import { interceptOptions, json, netns, netnsOf, toInterceptOptions, toNumber } from './options.js';
 import { Progress, type Tell } from './progress.js';
 import { listsIn, type SetFile, setFiles } from './set-files.js';
 import type { Option, Values, Verb } from './verb.js';
@@ -60,13 +60,14 @@ const options: readonly Option[] = [
     flag: 'engine',
     argument: 'ENGINE',
     key: 'engine',
-    help: 'What moves the bytes: uring (io_uring and splice), uring-splice (all by io_uring, slower on few CPUs), epoll (epoll and splice), copy (no splice). Default: auto, which is the fastest that this kernel allows.',
+    help: 'What moves the bytes: uring (io_uring and splice), uring-splice (splice by io_uring, too), epoll (epoll and splice), copy (no splice). Default: auto, which is the fastest that this kernel allows.',
     complete: ['auto', 'uring', 'uring-splice', 'epoll', 'copy'],
   },
   {
     flag: 'threads',
     argument: 'NUMBER',
-    help: 'So many threads accept and relay. Default: 1; more pay where as many CPUs have nothing else to do.',
+    key: 'threads',
+    help: 'So many threads accept and relay, each connection on one of them. Default: 1.',
   },
   {
     flag: 'connect-timeout',
@@ -81,7 +82,7 @@ const options: readonly Option[] = [
   {
     flag: 'drain-timeout',
     argument: 'SECONDS',
-    help: 'How long open connections may go on after SIGTERM or SIGINT; those that are left then are closed. Default: as long as they like.',
+    help: 'How long open connections may go on after SIGTERM or SIGINT; those that are left then are reset. Default: as long as they like.',
   },
   {
     flag: 'metrics',
@@ -130,7 +131,6 @@ export const relay: Verb = {
     const target = targetOf(values);
     const { server, port, address } = await serverOf(values, files, target);
     const metrics = metricsOf(values);
-    const deadline = seconds(values, 'drain-timeout');
     const progress = new Progress(values['json'] === true, seconds(values, 'interval') ?? 1);
     const signalled = signals();
     await once(server.listen(port, address), 'listening');
@@ -141,7 +141,7 @@ export const relay: Verb = {
     const hangUp = () => void reload(server, values, files, progress.tell).catch((error) => progress.complain(error));
     process.on('SIGHUP', hangUp);
     try {
-      await drained(server, signalled, deadline, progress);
+      await drained(server, signalled, progress);
     } finally {
       process.off('SIGHUP', hangUp);
       http?.close();
@@ -160,6 +160,7 @@ async function serverOf(values: Values, files: readonly SetFile[], target: Relay
   planIntercept({ ...intercept, port });
   const idleTimeoutMs = milliseconds(values, 'idle-timeout');
   const connectTimeoutMs = milliseconds(values, 'connect-timeout');
+  const drainTimeoutMs = milliseconds(values, 'drain-timeout');
   // Loaded here, so that the help can be read where the native part cannot be.
   const { createTransparentServer } = await import('../server.js');
   const server = createTransparentServer({
@@ -170,6 +171,8 @@ async function serverOf(values: Values, files: readonly SetFile[], target: Relay
     ...(values['threads'] !== undefined && { threads: Number(values['threads']) }),
     ...(idleTimeoutMs !== undefined && { idleTimeoutMs }),
     ...(connectTimeoutMs !== undefined && { connectTimeoutMs }),
+    ...(drainTimeoutMs !== undefined && { drainTimeoutMs }),
+    ...(values['threads'] !== undefined && { threads: toNumber(values['threads'] as string) as number }),
   });
   return { server, port, address };
 }
@@ -293,20 +296,16 @@ function signals(): () => Promise<'signal'> {
     });
 }
 
-/** Waits for a signal, and then for the last connection, the deadline, or another signal. */
+/** Waits for a signal, and then for the last connection or another signal. */
 async function drained(
   server: TransparentServer,
   signalled: () => Promise<'signal'>,
-  deadline: number | undefined,
   progress: Progress,
 ): Promise<void> {
   await signalled();
   const closed = new Promise<'closed'>((resolve) => server.close(() => resolve('closed')));
   progress.tell('draining', { open: server.stats().connections.open });
-  const late = new Promise<'late'>((resolve) => {
-    if (deadline !== undefined) setTimeout(() => resolve('late'), deadline * 1000).unref();
-  });
-  if ((await Promise.race([closed, late, signalled()])) === 'closed') return;
+  if ((await Promise.race([closed, signalled()])) === 'closed') return;
   progress.tell('cut off', { open: server.stats().connections.open });
   progress.end();
   await server.rules?.uninstall();

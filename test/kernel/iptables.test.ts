@@ -316,7 +316,7 @@ const damages: readonly (readonly [command: string, repaired: RegExp])[] = [
   ['ip6tables-nft -t mangle -D linux-tproxy-50080/tcp 1', /rules of chain linux-tproxy-50080\/tcp in table ip6 mangle/],
   ['iptables-nft -t mangle -I linux-tproxy-50080 -j ACCEPT', /rules of chain linux-tproxy-50080 in table ip mangle/],
   ['iptables-nft -t mangle -F', /rule from OUTPUT/],
-  ['iptables-nft -t mangle -F; iptables-nft -t mangle -X', /chain linux-tproxy-50080 in/],
+  ["printf '*mangle\\n-F\\n-X\\nCOMMIT\\n' | iptables-nft-restore --noflush", /chain linux-tproxy-50080 in/],
   ["printf '*mangle\\nCOMMIT\\n' | ip6tables-nft-restore", /chain linux-tproxy-50080 in table ip6 mangle/],
   ['nft flush ruleset', /chain linux-tproxy-50080 in table ip mangle.*ip6/],
 ];

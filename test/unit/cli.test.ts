@@ -121,6 +121,7 @@ for (const [args, message] of [
   [['relay', '--port', '1', '--source-port', 'x'], "--source-port must be 'ephemeral', 'prefer' or 'preserve'"],
   [['relay', '--port', '1', '--proxy-protocol', '3'], '--proxy-protocol must be 1 or 2'],
   [['relay', '--port', '1', '--engine', 'warp'], "--engine must be 'auto'"],
+  [['relay', '--port', '1', '--threads', '0'], '--threads must be an integer from 1'],
   [['relay', '--port', '1', '--drain-timeout', 'x'], "--drain-timeout must be a number of seconds, not 'x'"],
   [['relay', '--port', '1', '--metrics', '9100'], '--metrics must be ADDRESS:PORT'],
   [['relay', '--port', '1', '--tcp', 'all', '--tcp-file', '/dev/null'], 'either --tcp all or --tcp-file'],
