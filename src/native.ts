@@ -14,13 +14,16 @@ import type {
   Address,
   Link,
   NftChange,
+  NftCounter,
   NftFamily,
   NftGeneration,
+  NftKey,
   NftObject,
   NftOperation,
   Route,
   RouteChange,
   RouteOperation,
+  RouteQuery,
   Rule,
 } from './netlink/types.js';
 import type { Endpoint, Engine, Family, HostPort, RelayReason } from './types.js';
@@ -97,10 +100,17 @@ export interface NativeRouteSocket {
   ruleDeleteSync(rule: Rule): void;
   ruleList(family?: Family): Promise<Rule[]>;
   routeAdd(route: Route): Promise<void>;
+  routeReplace(route: Route): Promise<void>;
   routeDelete(route: Route): Promise<void>;
   routeDeleteSync(route: Route): void;
   routeList(filter?: { family?: Family; table?: number }): Promise<Route[]>;
+  routeGet(query: RouteQuery): Promise<Route>;
   linkList(): Promise<Link[]>;
+  linkGet(dev: string | number): Promise<Link>;
+  linkSet(dev: string | number, up: boolean): Promise<void>;
+  addressAdd(address: Address): Promise<void>;
+  addressReplace(address: Address): Promise<void>;
+  addressDelete(address: Address): Promise<void>;
   addressList(family?: Family): Promise<Address[]>;
   /** Starts a child process that deletes these, in this order, when this process has ended, however. */
   guard(
@@ -108,9 +118,17 @@ export interface NativeRouteSocket {
     routes: readonly Route[],
     options: Required<Pick<GuardOptions, 'batches'>> & GuardOptions,
   ): Guard;
-  /** `ip monitor rule route link`. `table`: of routes only those in it. */
+  /** `ip monitor rule route link address`. `table`: of routes only those in it. */
   watch: NativeWatch<{ readonly table?: number }, RouteChange>;
   close(): Promise<void>;
+}
+
+interface NativeListFilter {
+  readonly family?: NftFamily;
+  readonly table?: string;
+  readonly chain?: string;
+  readonly set?: string;
+  readonly counter?: string;
 }
 
 export interface NativeNftablesSocket {
@@ -123,10 +141,9 @@ export interface NativeNftablesSocket {
   commit(operations: readonly NftOperation[], options?: { generation?: number; dryRun?: boolean }): Promise<void>;
   commitSync(operations: readonly NftOperation[], options?: { generation?: number; dryRun?: boolean }): void;
   generation(): Promise<NftGeneration>;
-  list<K extends NftObject['kind']>(
-    kind: K,
-    filter?: { readonly family?: NftFamily; readonly table?: string; readonly chain?: string; readonly set?: string },
-  ): Promise<Extract<NftObject, { kind: K }>[]>;
+  list<K extends NftObject['kind']>(kind: K, filter?: NativeListFilter): Promise<Extract<NftObject, { kind: K }>[]>;
+  get(key: NftKey): Promise<NftObject>;
+  resetCounters(filter: NativeListFilter): Promise<NftCounter[]>;
   /** `nft monitor`. `table`: only what concerns tables of this name. */
   watch: NativeWatch<{ readonly table?: string }, NftChange>;
   /** Closing the socket makes the kernel delete the tables it owns. */
@@ -329,13 +346,17 @@ export interface Native {
   /** See src/netlink/sequence.ts. */
   sequence<T extends readonly Promise<unknown>[]>(calls: () => T): T;
   /** The bytes of the message that ruleAdd (and so on) would send, sequence number 0. For golden tests. */
-  encodeRule(verb: 'add' | 'delete', rule: Rule): Buffer;
-  encodeRoute(verb: 'add' | 'delete', route: Route): Buffer;
+  encodeRule(verb: 'add' | 'replace' | 'delete', rule: Rule): Buffer;
+  encodeRoute(verb: 'add' | 'replace' | 'delete', route: Route): Buffer;
+  encodeRouteQuery(query: RouteQuery): Buffer;
+  encodeAddress(verb: 'add' | 'replace' | 'delete', address: Address): Buffer;
+  encodeLinkUp(index: number, up: boolean): Buffer;
   /** The whole batch, begin and end included, sequence numbers from 0. */
   encodeBatch(operations: readonly NftOperation[], options?: { generation?: number }): Buffer;
   /** Reads one such message (without its batch) back. */
   decodeRule(message: Uint8Array): Rule;
   decodeRoute(message: Uint8Array): Route;
+  decodeAddress(message: Uint8Array): Address;
   decodeNftables(message: Uint8Array): NftOperation;
 
   /** A bound, listening socket. Equivalent to: socket, setsockopt IP_TRANSPARENT, bind, listen. */

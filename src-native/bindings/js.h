@@ -22,37 +22,32 @@ using netlink::Named;
 
 class JsReader {
  public:
-  explicit JsReader(Napi::Value object) : object_(object.As<Napi::Object>()) {}
+  // Only what names an object, or all of it.
+  enum class Purpose { whole, key };
+
+  explicit JsReader(Napi::Value object, Purpose purpose = Purpose::whole)
+      : object_(object.As<Napi::Object>()), purpose_(purpose) {}
 
   template <class T>
-  static T object(Napi::Value js) {
+  static T object(Napi::Value js, Purpose purpose = Purpose::whole) {
     T value;
-    JsReader reader(js);
+    JsReader reader(js, purpose);
     describe(reader, value);
     return value;
   }
 
   template <class T, class Representation>
   void operator()(const char* name, Named, T& value, const Representation& representation) {
-    const Napi::Value js = object_[name];
-    if (js.IsUndefined()) {
-      using netlink::mayBeAbsent;
-      if (netlink::isOptional<T> || mayBeAbsent(representation)) return;
-      throw Napi::TypeError::New(js.Env(), std::string(name) + " is missing");
-    }
-    if constexpr (netlink::isOptional<T>)
-      read(js, value.emplace(), representation);
-    else
-      read(js, value, representation);
+    if (purpose_ == Purpose::whole) readMember(name, value, representation);
   }
-  void key(const char* name, Named attribute, auto& value, const auto& representation) {
-    (*this)(name, attribute, value, representation);
+  void key(const char* name, Named, auto& value, const auto& representation) {
+    readMember(name, value, representation);
   }
-  void handle(const char* name, Named attribute, auto& value, const auto& representation) {
-    (*this)(name, attribute, value, representation);
+  void handle(const char* name, Named, auto& value, const auto& representation) {
+    readMember(name, value, representation);
   }
   void readOnly(const char*, Named, const auto&, const auto&) {}
-  void header(const char* name, auto& value, const auto& representation) { (*this)(name, {}, value, representation); }
+  void header(const char* name, auto& value, const auto& representation) { readMember(name, value, representation); }
   void wireOnly(Named, const auto&, const auto&) {}
   void constant(Named, auto, const auto&) {}
   void nest(Named, auto inside) { inside(*this); }
@@ -129,6 +124,19 @@ class JsReader {
   }
 
  private:
+  template <class T, class Representation>
+  void readMember(const char* name, T& value, const Representation& representation) {
+    const Napi::Value js = object_[name];
+    if (js.IsUndefined()) {
+      using netlink::mayBeAbsent;
+      if (netlink::isOptional<T> || mayBeAbsent(representation)) return;
+      throw Napi::TypeError::New(js.Env(), std::string(name) + " is missing");
+    }
+    if constexpr (netlink::isOptional<T>)
+      read(js, value.emplace(), representation);
+    else
+      read(js, value, representation);
+  }
   template <class T>
   static T number(Napi::Value js) {
     if constexpr (sizeof(T) == 8) {
@@ -141,6 +149,7 @@ class JsReader {
   static uint32_t word(Napi::Value js, netlink::Words words);
 
   Napi::Object object_;
+  Purpose purpose_;
 };
 
 // ---- struct -> JavaScript -----------------------------------------------------------------------

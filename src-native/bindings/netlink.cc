@@ -95,8 +95,17 @@ std::optional<uint8_t> familyArgument(Napi::Value js) {
   return family;
 }
 
+rtnetlink::Device deviceArgument(Napi::Value js) {
+  rtnetlink::Device device;
+  JsReader::read(js, device, rtnetlink::DeviceIndex());
+  return device;
+}
+
 rtnetlink::Verb verbArgument(Napi::Value js) {
-  return std::string(js.As<Napi::String>()) == "add" ? rtnetlink::Verb::add : rtnetlink::Verb::erase;
+  const std::string wanted = js.As<Napi::String>();
+  for (const auto verb : {rtnetlink::Verb::add, rtnetlink::Verb::replace, rtnetlink::Verb::erase})
+    if (wanted == rtnetlink::wordOf(verb)) return verb;
+  throw Napi::TypeError::New(js.Env(), "unknown verb: " + wanted);
 }
 
 constexpr std::pair<const char*, nftables::Verb> verbs[] = {
@@ -185,6 +194,8 @@ std::vector<rtnetlink::Change> changesArgument(Napi::Value js) {
     const Napi::Value object = member(change, kind.c_str());
     if (kind == "rule")
       changes[i].object = JsReader::object<rtnetlink::Rule>(object);
+    else if (kind == "address")
+      changes[i].object = JsReader::object<rtnetlink::Address>(object);
     else
       changes[i].object = JsReader::object<rtnetlink::Route>(object);
   }
@@ -221,6 +232,11 @@ Napi::Value routeChange(Napi::Env env, const Watches::Notification& notification
       case RTM_DELROUTE:
         describe(message.header.nlmsg_type == RTM_NEWROUTE ? "add" : "delete", "route",
                  rtnetlink::decodeRoute(message.whole));
+        break;
+      case RTM_NEWADDR:
+      case RTM_DELADDR:
+        describe(message.header.nlmsg_type == RTM_NEWADDR ? "add" : "delete", "address",
+                 rtnetlink::decodeAddress(message.whole));
         break;
       default:
         describe(message.header.nlmsg_type == RTM_NEWLINK ? "add" : "delete", "link",
@@ -276,15 +292,22 @@ class RouteSocket : public Napi::ObjectWrap<RouteSocket> {
                        {
                            InstanceMethod<&RouteSocket::commit<When::later>>("commit"),
                            InstanceMethod<&RouteSocket::commit<When::now>>("commitSync"),
-                           InstanceMethod<&RouteSocket::ruleAdd>("ruleAdd"),
-                           InstanceMethod<&RouteSocket::ruleDelete<When::later>>("ruleDelete"),
-                           InstanceMethod<&RouteSocket::ruleDelete<When::now>>("ruleDeleteSync"),
+                           InstanceMethod<&RouteSocket::rule<Verb::add>>("ruleAdd"),
+                           InstanceMethod<&RouteSocket::rule<Verb::erase>>("ruleDelete"),
+                           InstanceMethod<&RouteSocket::rule<Verb::erase, When::now>>("ruleDeleteSync"),
                            InstanceMethod<&RouteSocket::ruleList>("ruleList"),
-                           InstanceMethod<&RouteSocket::routeAdd>("routeAdd"),
-                           InstanceMethod<&RouteSocket::routeDelete<When::later>>("routeDelete"),
-                           InstanceMethod<&RouteSocket::routeDelete<When::now>>("routeDeleteSync"),
+                           InstanceMethod<&RouteSocket::route<Verb::add>>("routeAdd"),
+                           InstanceMethod<&RouteSocket::route<Verb::replace>>("routeReplace"),
+                           InstanceMethod<&RouteSocket::route<Verb::erase>>("routeDelete"),
+                           InstanceMethod<&RouteSocket::route<Verb::erase, When::now>>("routeDeleteSync"),
+                           InstanceMethod<&RouteSocket::routeGet>("routeGet"),
                            InstanceMethod<&RouteSocket::routeList>("routeList"),
                            InstanceMethod<&RouteSocket::linkList>("linkList"),
+                           InstanceMethod<&RouteSocket::linkGet>("linkGet"),
+                           InstanceMethod<&RouteSocket::linkSet>("linkSet"),
+                           InstanceMethod<&RouteSocket::address<Verb::add>>("addressAdd"),
+                           InstanceMethod<&RouteSocket::address<Verb::replace>>("addressReplace"),
+                           InstanceMethod<&RouteSocket::address<Verb::erase>>("addressDelete"),
                            InstanceMethod<&RouteSocket::addressList>("addressList"),
                            InstanceAccessor<&RouteSocket::portId>("portId"),
                            InstanceMethod<&RouteSocket::guard>("guard"),
@@ -299,6 +322,8 @@ class RouteSocket : public Napi::ObjectWrap<RouteSocket> {
   }
 
  private:
+  using Verb = rtnetlink::Verb;
+
   template <When when = When::later>
   Napi::Value transact(const Napi::CallbackInfo& info, auto work) {
     return session_->transact<when>(info.Env(), std::move(work));
@@ -313,23 +338,22 @@ class RouteSocket : public Napi::ObjectWrap<RouteSocket> {
     auto changes = guarded(info.Env(), [&] { return changesArgument(info[0]); });
     return transact<when>(info, [changes = std::move(changes)](Connection& c) { rtnetlink::change(c, changes); });
   }
-  Napi::Value ruleAdd(const Napi::CallbackInfo& info) {
-    return transact(info, [rule = argument<rtnetlink::Rule>(info)](Connection& c) { addRule(c, rule); });
-  }
-  template <When when>
-  Napi::Value ruleDelete(const Napi::CallbackInfo& info) {
-    return transact<when>(info, [rule = argument<rtnetlink::Rule>(info)](Connection& c) { deleteRule(c, rule); });
+  template <Verb verb, When when = When::later>
+  Napi::Value rule(const Napi::CallbackInfo& info) {
+    return transact<when>(info, [rule = argument<rtnetlink::Rule>(info)](Connection& c) { changeRule(c, verb, rule); });
   }
   Napi::Value ruleList(const Napi::CallbackInfo& info) {
     return transact(info,
                     [family = familyArgument(info[0])](Connection& c) { return rtnetlink::listRules(c, family); });
   }
-  Napi::Value routeAdd(const Napi::CallbackInfo& info) {
-    return transact(info, [route = argument<rtnetlink::Route>(info)](Connection& c) { addRoute(c, route); });
+  template <Verb verb, When when = When::later>
+  Napi::Value route(const Napi::CallbackInfo& info) {
+    return transact<when>(info,
+                          [route = argument<rtnetlink::Route>(info)](Connection& c) { changeRoute(c, verb, route); });
   }
-  template <When when>
-  Napi::Value routeDelete(const Napi::CallbackInfo& info) {
-    return transact<when>(info, [route = argument<rtnetlink::Route>(info)](Connection& c) { deleteRoute(c, route); });
+  Napi::Value routeGet(const Napi::CallbackInfo& info) {
+    return transact(
+        info, [query = argument<rtnetlink::RouteQuery>(info)](Connection& c) { return rtnetlink::getRoute(c, query); });
   }
   Napi::Value routeList(const Napi::CallbackInfo& info) {
     rtnetlink::RouteFilter filter;
@@ -339,6 +363,19 @@ class RouteSocket : public Napi::ObjectWrap<RouteSocket> {
   }
   Napi::Value linkList(const Napi::CallbackInfo& info) {
     return transact(info, [](Connection& c) { return rtnetlink::listLinks(c); });
+  }
+  Napi::Value linkGet(const Napi::CallbackInfo& info) {
+    return transact(info, [device = deviceArgument(info[0])](Connection& c) { return rtnetlink::getLink(c, device); });
+  }
+  Napi::Value linkSet(const Napi::CallbackInfo& info) {
+    return transact(info, [device = deviceArgument(info[0]), up = info[1].ToBoolean().Value()](Connection& c) {
+      rtnetlink::setLinkUp(c, device, up);
+    });
+  }
+  template <Verb verb>
+  Napi::Value address(const Napi::CallbackInfo& info) {
+    return transact(info,
+                    [address = argument<rtnetlink::Address>(info)](Connection& c) { changeAddress(c, verb, address); });
   }
   Napi::Value addressList(const Napi::CallbackInfo& info) {
     return transact(info,
@@ -367,7 +404,10 @@ class RouteSocket : public Napi::ObjectWrap<RouteSocket> {
       JsReader::read(info[0], rules, netlink::list({}, netlink::described));
       JsReader::read(info[1], routes, netlink::list({}, netlink::described));
       for (const auto& rule : rules) append(encodeRule(rtnetlink::Verb::erase, rule));
-      for (auto& route : routes) append(encodeRoute(rtnetlink::Verb::erase, resolved(*connection, std::move(route))));
+      for (auto& route : routes) {
+        resolve(*connection, route.device);
+        append(encodeRoute(rtnetlink::Verb::erase, std::move(route)));
+      }
       work.push_back({connection->descriptor(), std::move(requests)});
       return startGuard(info.Env(), std::move(work), nftables ? nftables->descriptor() : -1, orphan,
                         member(info[2], "onEnd"));
@@ -399,6 +439,8 @@ class NftablesSocket : public Napi::ObjectWrap<NftablesSocket> {
                            InstanceMethod<&NftablesSocket::commit<When::now>>("commitSync"),
                            InstanceMethod<&NftablesSocket::generation>("generation"),
                            InstanceMethod<&NftablesSocket::list>("list"),
+                           InstanceMethod<&NftablesSocket::get>("get"),
+                           InstanceMethod<&NftablesSocket::resetCounters>("resetCounters"),
                            InstanceMethod<&NftablesSocket::watch>("watch"),
                            InstanceMethod<&NftablesSocket::close>("close"),
                        });
@@ -425,13 +467,35 @@ class NftablesSocket : public Napi::ObjectWrap<NftablesSocket> {
     return session_->transact<When::later>(info.Env(), [](Connection& c) { return nftables::generation(c); });
   }
 
-  Napi::Value list(const Napi::CallbackInfo& info) {
+  static nftables::Filter filterArgument(Napi::Value js) {
     nftables::Filter filter;
-    filter.family = optionalMember<uint8_t>(info[1], "family", nftables::familyOf);
-    filter.table = optionalMember<std::string>(info[1], "table", netlink::text);
-    filter.chain = optionalMember<std::string>(info[1], "chain", netlink::text);
-    filter.set = optionalMember<std::string>(info[1], "set", netlink::text);
-    return listKind(info.Env(), info[0].As<Napi::String>(), filter);
+    filter.family = optionalMember<uint8_t>(js, "family", nftables::familyOf);
+    filter.table = optionalMember<std::string>(js, "table", netlink::text);
+    filter.chain = optionalMember<std::string>(js, "chain", netlink::text);
+    filter.set = optionalMember<std::string>(js, "set", netlink::text);
+    filter.counter = optionalMember<std::string>(js, "counter", netlink::text);
+    return filter;
+  }
+  Napi::Value list(const Napi::CallbackInfo& info) {
+    return listKind(info.Env(), info[0].As<Napi::String>(), filterArgument(info[1]));
+  }
+  Napi::Value resetCounters(const Napi::CallbackInfo& info) {
+    return session_->transact<When::later>(
+        info.Env(), [filter = filterArgument(info[0])](Connection& c) { return nftables::resetCounters(c, filter); });
+  }
+  Napi::Value get(const Napi::CallbackInfo& info) {
+    const std::string kind = member(info[0], "kind").As<Napi::String>();
+    return getKind<nftables::Table, nftables::Chain, nftables::Rule, nftables::Set, nftables::NamedCounter>(info, kind);
+  }
+  template <class T, class... Others>
+  Napi::Value getKind(const Napi::CallbackInfo& info, const std::string& kind) {
+    if (kind == T::messages.kind) {
+      auto key = guarded(info.Env(), [&] { return JsReader::object<T>(info[0], JsReader::Purpose::key); });
+      return session_->transact<When::later>(info.Env(),
+                                             [key = std::move(key)](Connection& c) { return nftables::get(c, key); });
+    }
+    if constexpr (sizeof...(Others) > 0) return getKind<Others...>(info, kind);
+    throw Napi::TypeError::New(info.Env(), "unknown kind: " + kind);
   }
   template <size_t index = 0>
   Napi::Value listKind(Napi::Env env, const std::string& kind, const nftables::Filter& filter) {
@@ -509,6 +573,25 @@ Napi::Value encodeRoute(const Napi::CallbackInfo& info) {
   });
 }
 
+Napi::Value encodeAddress(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    const auto address = JsReader::object<rtnetlink::Address>(info[1]);
+    return toBuffer(info.Env(), rtnetlink::encodeAddress(verbArgument(info[0]), address).bytes());
+  });
+}
+
+Napi::Value encodeRouteQuery(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    const auto query = JsReader::object<rtnetlink::RouteQuery>(info[0]);
+    return toBuffer(info.Env(), rtnetlink::encodeRouteQuery(query).bytes());
+  });
+}
+
+Napi::Value encodeLinkUp(const Napi::CallbackInfo& info) {
+  const auto index = info[0].As<Napi::Number>().Uint32Value();
+  return toBuffer(info.Env(), rtnetlink::encodeLinkUp(index, info[1].ToBoolean()).bytes());
+}
+
 Napi::Value encodeBatch(const Napi::CallbackInfo& info) {
   return guarded(info.Env(),
                  [&] { return toBuffer(info.Env(), batchBytes(operationsArgument(info[0]), batchOptions(info[1]))); });
@@ -524,6 +607,11 @@ Napi::Value decodeRoute(const Napi::CallbackInfo& info) {
                  [&] { return JsWriter::object(info.Env(), rtnetlink::decodeRoute(bytesArgument(info[0]))); });
 }
 
+Napi::Value decodeAddress(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(),
+                 [&] { return JsWriter::object(info.Env(), rtnetlink::decodeAddress(bytesArgument(info[0]))); });
+}
+
 Napi::Value decodeNftables(const Napi::CallbackInfo& info) {
   return guarded(info.Env(),
                  [&] { return operationValue(info.Env(), nftables::decodeOperation(bytesArgument(info[0]))); });
@@ -537,9 +625,13 @@ void defineNetlink(Napi::Env env, Napi::Object exports) {
   exports["sequence"] = Napi::Function::New<sequence>(env);
   exports["encodeRule"] = Napi::Function::New<encodeRule>(env);
   exports["encodeRoute"] = Napi::Function::New<encodeRoute>(env);
+  exports["encodeAddress"] = Napi::Function::New<encodeAddress>(env);
+  exports["encodeRouteQuery"] = Napi::Function::New<encodeRouteQuery>(env);
+  exports["encodeLinkUp"] = Napi::Function::New<encodeLinkUp>(env);
   exports["encodeBatch"] = Napi::Function::New<encodeBatch>(env);
   exports["decodeRule"] = Napi::Function::New<decodeRule>(env);
   exports["decodeRoute"] = Napi::Function::New<decodeRoute>(env);
+  exports["decodeAddress"] = Napi::Function::New<decodeAddress>(env);
   exports["decodeNftables"] = Napi::Function::New<decodeNftables>(env);
 }
 

@@ -53,9 +53,11 @@ inline constexpr Number<uint16_t, std::endian::big> be16;
 inline constexpr Number<uint32_t, std::endian::big> be32;
 inline constexpr Number<uint64_t, std::endian::big> be64;
 
-struct Text {};  // ends with NUL
+struct Text {};             // ends with NUL
+struct BareText : Text {};  // does not
 struct Blob {};
 inline constexpr Text text;
+inline constexpr BareText bareText{};
 inline constexpr Blob blob;
 
 // A name for a number of the kernel. What has no name is a number in JavaScript too.
@@ -110,6 +112,10 @@ constexpr Zero<Representation> zeroAbsent(Representation representation) {
 template <class Representation>
 constexpr Zero<Representation> zeroOnWireOnly(Representation representation) {
   return {representation, true, false};
+}
+template <class Representation>
+constexpr Zero<Representation> zeroByDefault(Representation representation) {
+  return {representation, true, true};
 }
 template <class Representation>
 constexpr Zero<Representation> zeroInJsOnly(Representation representation) {
@@ -227,6 +233,9 @@ void put(Encoder& encode, Named attribute, auto value, Number<Int, order>) {
 inline void put(Encoder& encode, Named attribute, const std::string& value, Text) {
   encode.message().put(attribute, value.c_str(), value.size() + 1);
 }
+inline void put(Encoder& encode, Named attribute, const std::string& value, BareText) {
+  encode.message().put(attribute, value.data(), value.size());
+}
 inline void put(Encoder& encode, Named attribute, const Bytes& value, Blob) {
   encode.message().put(attribute, value.data(), value.size());
 }
@@ -326,16 +335,24 @@ class Decoder {
   void wireOnly(Named attribute, auto& value, const auto& representation) {
     (*this)("", attribute, value, representation);
   }
-  void constant(Named, auto, const auto&) {}
+  void constant(Named attribute, auto value, const auto& representation) {
+    const Attribute* found = find(attribute);
+    if (!found) return;
+    decltype(value) told;
+    get(found->data, told, representation);
+    if (told != value) other = true;
+  }
   void nest(Named attribute, auto inside) {
     const Attribute* found = find(attribute);
     Decoder decode(found ? found->data : ByteView());
     inside(decode);
+    other |= decode.other;
     if (decode.missing) missing = missing ? missing : decode.missing;
   }
   void group(const char*, auto inside) { inside(*this); }
 
   const char* missing = nullptr;
+  bool other = false;  // a constant is another one: this is something else
 
  private:
   const Attribute* find(Named attribute) const {

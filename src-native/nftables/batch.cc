@@ -142,6 +142,7 @@ Operation decode(const netlink::Received& message) {
       object.family = netlink::readHeader<nfgenmsg>(payload).nfgen_family;
       netlink::Decoder decoder(payload);
       describe(decoder, object);
+      if (decoder.other) netlink::malformed("an object of another type");
       // A deletion only names the object, or what it is in.
       if (decoder.missing && !erase) netlink::malformed(std::string(decoder.missing) + " is missing");
       const uint16_t flags = message.header.nlmsg_flags;

@@ -30,7 +30,7 @@ Expression decode(const std::string& name, ByteView data) {
       Candidate candidate;
       netlink::Decoder decode(data);
       describe(decode, candidate);
-      if (!decode.missing) return candidate;
+      if (!decode.missing && !decode.other) return candidate;
     }
     return decode<index + 1>(name, data);
   }

@@ -308,6 +308,25 @@ void describe(auto& visit, Is<Byteorder> auto& byteorder) {
   visit("size", NETLINK_NAMED(NFTA_BYTEORDER_SIZE), byteorder.size, be32);
 }
 
+// ---- objref: named objects ------------------------------------------------------------------------------------------
+
+inline constexpr Word objectTypes[] = {
+    {"counter", NFT_OBJECT_COUNTER},      {"quota", NFT_OBJECT_QUOTA},         {"ctHelper", NFT_OBJECT_CT_HELPER},
+    {"limit", NFT_OBJECT_LIMIT},          {"connlimit", NFT_OBJECT_CONNLIMIT}, {"tunnel", NFT_OBJECT_TUNNEL},
+    {"ctTimeout", NFT_OBJECT_CT_TIMEOUT}, {"secmark", NFT_OBJECT_SECMARK},     {"ctExpect", NFT_OBJECT_CT_EXPECT},
+    {"synproxy", NFT_OBJECT_SYNPROXY},
+};
+// Runs an object of the same table: `counter name "web"`.
+struct Objref {
+  static constexpr const char *kind = "objref", *name = "objref";
+  uint32_t type = 0;
+  std::string object;
+};
+void describe(auto& visit, Is<Objref> auto& objref) {
+  visit("type", NETLINK_NAMED(NFTA_OBJREF_IMM_TYPE), objref.type, enumeration(be32, objectTypes));
+  visit("name", NETLINK_NAMED(NFTA_OBJREF_IMM_NAME), objref.object, netlink::bareText);
+}
+
 // ---- match, target: extensions of iptables, in its nft variant ------------------------------------------------------
 
 struct Match {
@@ -349,7 +368,7 @@ void describe(auto& visit, Is<Unknown> auto& unknown) {
 
 // Several kinds may share a name (immediate, verdict): the first whose attributes are all there is taken.
 using Expression = std::variant<Meta, Payload, Cmp, Bitwise, Immediate, Verdict, Lookup, Dynset, Fib, Socket, Tproxy,
-                                Redir, Ct, Counter, Byteorder, Match, Target, Unknown>;
+                                Redir, Ct, Counter, Byteorder, Objref, Match, Target, Unknown>;
 
 // The representation of an expression: NFTA_EXPR_NAME and NFTA_EXPR_DATA.
 struct Expressed {};

@@ -1,4 +1,4 @@
-// The objects of nf_tables: tables, chains, rules, sets and their elements. See expression.h for what rules hold.
+// The objects of nf_tables: tables, chains, rules, sets and their elements, counters. See expression.h for what rules hold.
 #pragma once
 #include <optional>
 #include <string>
@@ -188,7 +188,34 @@ void describe(auto& visit, Is<Elements> auto& elements) {
             netlink::numberedList(NETLINK_NAMED(NFTA_LIST_ELEM), netlink::described));
 }
 
-using Object = std::variant<Table, Chain, Rule, Set, Elements>;
+// ---- counter --------------------------------------------------------------------------------------------------------
+
+// The one kind of named object that this knows: what rules count into with an objref.
+struct NamedCounter {
+  static constexpr Messages messages{"counter", NETLINK_NAMED(NFT_MSG_NEWOBJ), NETLINK_NAMED(NFT_MSG_DELOBJ),
+                                     NETLINK_NAMED(NFT_MSG_GETOBJ)};
+  uint8_t family = 0;
+  std::string table, name;
+  uint64_t bytes = 0, packets = 0;
+  std::optional<uint32_t> use;  // rules that refer to it
+  std::optional<Bytes> userdata;
+  std::optional<uint64_t> handle;
+};
+void describe(auto& visit, Is<NamedCounter> auto& counter) {
+  visit.header("family", counter.family, familyOf);
+  visit.key("table", NETLINK_NAMED(NFTA_OBJ_TABLE), counter.table, text);
+  visit.key("name", NETLINK_NAMED(NFTA_OBJ_NAME), counter.name, text);
+  visit.constant(NETLINK_NAMED(NFTA_OBJ_TYPE), uint32_t{NFT_OBJECT_COUNTER}, be32);
+  visit.handle("handle", NETLINK_NAMED(NFTA_OBJ_HANDLE), counter.handle, be64);
+  visit.nest(NETLINK_NAMED(NFTA_OBJ_DATA), [&](auto& data) {
+    data("bytes", NETLINK_NAMED(NFTA_COUNTER_BYTES), counter.bytes, netlink::zeroByDefault(be64));
+    data("packets", NETLINK_NAMED(NFTA_COUNTER_PACKETS), counter.packets, netlink::zeroByDefault(be64));
+  });
+  visit("userdata", NETLINK_NAMED(NFTA_OBJ_USERDATA), counter.userdata, blob);
+  visit.readOnly("use", NETLINK_NAMED(NFTA_OBJ_USE), counter.use, be32);
+}
+
+using Object = std::variant<Table, Chain, Rule, Set, Elements, NamedCounter>;
 
 // ---- generation -----------------------------------------------------------------------------------------------------
 

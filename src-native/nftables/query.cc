@@ -23,6 +23,9 @@ bool matches(const Filter& filter, const Rule& rule) {
 bool matches(const Filter& filter, const Set& set) {
   return matches(filter.table, set.table) && matches(filter.set, set.name);
 }
+bool matches(const Filter& filter, const NamedCounter& counter) {
+  return matches(filter.table, counter.table) && matches(filter.counter, counter.name);
+}
 bool matches(const Filter&, const Elements&) { return true; }
 
 // What the kernel filters by itself where much may be there; `matches` has the last word.
@@ -35,6 +38,9 @@ void writeFilter(Message& request, const Filter& filter) {
   } else if constexpr (Is<T, Elements>) {
     encoder.write(NETLINK_NAMED(NFTA_SET_ELEM_LIST_TABLE), filter.table, text);
     encoder.write(NETLINK_NAMED(NFTA_SET_ELEM_LIST_SET), filter.set, text);
+  } else if constexpr (Is<T, NamedCounter>) {
+    encoder.write(NETLINK_NAMED(NFTA_OBJ_TABLE), filter.table, text);
+    encoder.constant(NETLINK_NAMED(NFTA_OBJ_TYPE), uint32_t{NFT_OBJECT_COUNTER}, be32);
   }
 }
 
@@ -63,19 +69,36 @@ void sort(std::vector<Element>& elements) {
   });
 }
 
-}  // namespace
-
 template <class T>
-std::vector<T> list(netlink::Connection& connection, const Filter& filter) {
-  Message request = newMessage(T::messages.get, 0, filter.family.value_or(NFPROTO_UNSPEC));
+std::vector<T> dump(netlink::Connection& connection, const char* verb, Named type, const Filter& filter) {
+  Message request = newMessage(type, 0, filter.family.value_or(NFPROTO_UNSPEC));
   writeFilter<T>(request, filter);
   std::vector<T> all;
-  for (const Bytes& message : connection.dump(std::string("list ") + T::messages.kind, std::move(request))) {
+  for (const Bytes& message : connection.dump(std::string(verb) + " " + T::messages.kind, std::move(request))) {
     Operation found = decodeOperation(message);
     auto* object = std::get_if<T>(&found.object);
     if (object && (!filter.family || object->family == *filter.family) && matches(filter, *object))
       append(all, std::move(*object));
   }
+  return all;
+}
+
+template <class T>
+T getOne(netlink::Connection& connection, const char* verb, Named type, const T& key) {
+  Message request = newMessage(type, 0, key.family);
+  Encoder encoder(request, Encoder::Purpose::erase);  // which sends what names the object, and no more
+  describe(encoder, key);
+  Operation found = decodeOperation(connection.get(std::string(verb) + " " + T::messages.kind, std::move(request)));
+  std::vector<T> one;
+  append(one, std::get<T>(std::move(found.object)));
+  return std::move(one.front());
+}
+
+}  // namespace
+
+template <class T>
+std::vector<T> list(netlink::Connection& connection, const Filter& filter) {
+  std::vector<T> all = dump<T>(connection, "list", T::messages.get, filter);
   if constexpr (Is<T, Elements>) {
     // An empty set is told by no message, or by one without elements.
     if (all.empty())
@@ -89,6 +112,27 @@ template std::vector<Chain> list(netlink::Connection&, const Filter&);
 template std::vector<Rule> list(netlink::Connection&, const Filter&);
 template std::vector<Set> list(netlink::Connection&, const Filter&);
 template std::vector<Elements> list(netlink::Connection&, const Filter&);
+template std::vector<NamedCounter> list(netlink::Connection&, const Filter&);
+
+template <class T>
+T get(netlink::Connection& connection, const T& key) {
+  return getOne(connection, "get", T::messages.get, key);
+}
+template Table get(netlink::Connection&, const Table&);
+template Chain get(netlink::Connection&, const Chain&);
+template Rule get(netlink::Connection&, const Rule&);
+template Set get(netlink::Connection&, const Set&);
+template NamedCounter get(netlink::Connection&, const NamedCounter&);
+
+std::vector<NamedCounter> resetCounters(netlink::Connection& connection, const Filter& filter) {
+  constexpr Named type = NETLINK_NAMED(NFT_MSG_GETOBJ_RESET);
+  // The kernel does not look at names when it lists: it would reset others too.
+  if (filter.counter)
+    return {
+        getOne(connection, "reset", type,
+               NamedCounter{.family = filter.family.value(), .table = filter.table.value(), .name = *filter.counter})};
+  return dump<NamedCounter>(connection, "reset", type, filter);
+}
 
 Generation generation(netlink::Connection& connection) {
   return decodeGeneration(

@@ -14,6 +14,10 @@ std::vector<netlink::Message> encodeChanges(netlink::Connection& connection, con
       messages.push_back(encodeRule(change.verb, *rule));
       continue;
     }
+    if (const auto* address = std::get_if<Address>(&change.object)) {
+      messages.push_back(encodeAddress(change.verb, *address));
+      continue;
+    }
     Route route = std::get<Route>(change.object);
     if (route.device && route.device->index == 0) {
       uint32_t& index = indexes[route.device->name];

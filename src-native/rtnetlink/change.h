@@ -1,9 +1,10 @@
-// Several changes of policy rules and routes at once: `ip -batch`.
+// Several changes of policy rules, routes and addresses at once: `ip -batch`.
 #pragma once
 #include <variant>
 #include <vector>
 
 #include "netlink/connection.h"
+#include "rtnetlink/address.h"
 #include "rtnetlink/route.h"
 #include "rtnetlink/rule.h"
 
@@ -11,7 +12,7 @@ namespace tproxy::rtnetlink {
 
 struct Change {
   Verb verb = Verb::add;
-  std::variant<Rule, Route> object = {};
+  std::variant<Rule, Route, Address> object = {};
 };
 
 // Asks for the numbers of the interfaces that routes name.

@@ -12,6 +12,18 @@
 
 namespace tproxy::rtnetlink {
 
+// An interface in a message: a number there, a name or a number in JavaScript. Who encodes has found the number of the
+// name, who lists has found the name of the number.
+struct Device {
+  uint32_t index = 0;
+  std::string name;
+};
+struct DeviceIndex {};
+inline void put(netlink::Encoder& encode, netlink::Named attribute, const Device& device, DeviceIndex) {
+  put(encode, attribute, device.index, netlink::host32);
+}
+inline void get(netlink::ByteView data, Device& device, DeviceIndex) { get(data, device.index, netlink::host32); }
+
 struct Link {
   uint32_t index = 0, flags = 0;
   std::string name;
@@ -26,7 +38,12 @@ void describe(auto& visit, netlink::Is<Link> auto& link) {
 
 Link decodeLink(netlink::ByteView message);
 std::vector<Link> listLinks(netlink::Connection& connection);
-// Throws netlink::Error ENODEV when there is no such interface.
+// Throw netlink::Error ENODEV when there is no such interface.
+Link getLink(netlink::Connection& connection, const Device& device);
 uint32_t linkIndex(netlink::Connection& connection, const std::string& name);
+
+// `ip link set up`, `down`. Other flags stay as they are.
+netlink::Message encodeLinkUp(uint32_t index, bool up);
+void setLinkUp(netlink::Connection& connection, Device device, bool up);
 
 }  // namespace tproxy::rtnetlink

@@ -29,13 +29,12 @@ uint8_t defaultScope(Verb verb, const Route& route) {
 
 }  // namespace
 
-Route resolved(netlink::Connection& connection, Route route) {
-  if (route.device && route.device->index == 0) route.device->index = linkIndex(connection, route.device->name);
-  return route;
+void resolve(netlink::Connection& connection, std::optional<Device>& device) {
+  if (device && device->index == 0) device->index = linkIndex(connection, device->name);
 }
 
 netlink::Message encodeRoute(Verb verb, Route route) {
-  const bool add = verb == Verb::add;
+  const bool add = verb != Verb::erase;
   // `ip -4 route` and `ip -6 route` write the default out.
   if (!route.destination.address)
     route.destination.address = Bytes(route.family == AF_INET6 ? sizeof(in6_addr) : sizeof(in_addr));
@@ -46,9 +45,7 @@ netlink::Message encodeRoute(Verb verb, Route route) {
   header.rtm_protocol = route.protocol.value_or(add ? RTPROT_BOOT : RTPROT_UNSPEC);
   header.rtm_scope = route.scope.value_or(defaultScope(verb, route));
   header.rtm_type = route.type;
-  netlink::Message message(add ? NETLINK_NAMED(RTM_NEWROUTE) : NETLINK_NAMED(RTM_DELROUTE),
-                           static_cast<uint16_t>(NLM_F_REQUEST | NLM_F_ACK | (add ? NLM_F_CREATE | NLM_F_EXCL : 0)),
-                           header);
+  netlink::Message message(add ? NETLINK_NAMED(RTM_NEWROUTE) : NETLINK_NAMED(RTM_DELROUTE), flagsOf(verb), header);
   netlink::Encoder encoder(message);
   describe(encoder, route);
   return message;
@@ -69,12 +66,30 @@ Route decodeRoute(ByteView bytes) {
   return route;
 }
 
-void addRoute(netlink::Connection& connection, Route route) {
-  connection.execute("add route", encodeRoute(Verb::add, resolved(connection, std::move(route))));
+void changeRoute(netlink::Connection& connection, Verb verb, Route route) {
+  resolve(connection, route.device);
+  connection.execute(wordOf(verb) + std::string(" route"), encodeRoute(verb, std::move(route)));
 }
 
-void deleteRoute(netlink::Connection& connection, Route route) {
-  connection.execute("delete route", encodeRoute(Verb::erase, resolved(connection, std::move(route))));
+netlink::Message encodeRouteQuery(const RouteQuery& query) {
+  rtmsg header{};
+  header.rtm_family = query.family;
+  header.rtm_dst_len = static_cast<uint8_t>(query.destination.size() * 8);
+  header.rtm_src_len = static_cast<uint8_t>(query.source ? query.source->size() * 8 : 0);
+  // Tell the table too, rather than always `main`, as IPv6 does anyway.
+  if (query.family == AF_INET) header.rtm_flags = RTM_F_LOOKUP_TABLE;
+  netlink::Message message(NETLINK_NAMED(RTM_GETROUTE), NLM_F_REQUEST, header);
+  netlink::Encoder encoder(message);
+  describe(encoder, query);
+  return message;
+}
+
+Route getRoute(netlink::Connection& connection, RouteQuery query) {
+  resolve(connection, query.iif);
+  resolve(connection, query.oif);
+  Route route = decodeRoute(connection.get("get route", encodeRouteQuery(query)));
+  if (route.device) route.device->name = getLink(connection, *route.device).name;
+  return route;
 }
 
 std::vector<Route> listRoutes(netlink::Connection& connection, const RouteFilter& filter) {

@@ -8,6 +8,7 @@
 
 #include "netlink/connection.h"
 #include "rtnetlink/address_text.h"
+#include "rtnetlink/link.h"
 #include "rtnetlink/rule.h"
 
 namespace tproxy::rtnetlink {
@@ -21,18 +22,6 @@ inline constexpr Word scopes[] = {
     {"universe", RT_SCOPE_UNIVERSE}, {"site", RT_SCOPE_SITE},       {"link", RT_SCOPE_LINK},
     {"host", RT_SCOPE_HOST},         {"nowhere", RT_SCOPE_NOWHERE},
 };
-
-// An interface in a message: a number there, a name or a number in JavaScript. Who encodes has found the number of the
-// name, who lists has found the name of the number.
-struct Device {
-  uint32_t index = 0;
-  std::string name;
-};
-struct DeviceIndex {};
-inline void put(netlink::Encoder& encode, Named attribute, const Device& device, DeviceIndex) {
-  put(encode, attribute, device.index, netlink::host32);
-}
-inline void get(ByteView data, Device& device, DeviceIndex) { get(data, device.index, netlink::host32); }
 
 struct Route {
   uint8_t family = 0, type = 0;
@@ -57,18 +46,40 @@ void describe(auto& visit, Is<Route> auto& route) {
   visit("dev", NETLINK_NAMED(RTA_OIF), route.device, DeviceIndex());
 }
 
-// With the index of the interface that the route names.
-Route resolved(netlink::Connection& connection, Route route);
+// Finds the index of an interface that is known by name.
+void resolve(netlink::Connection& connection, std::optional<Device>& device);
 // The interface index must be known already.
 netlink::Message encodeRoute(Verb verb, Route route);
 Route decodeRoute(ByteView message);
 
-void addRoute(netlink::Connection& connection, Route route);
-void deleteRoute(netlink::Connection& connection, Route route);
+void changeRoute(netlink::Connection& connection, Verb verb, Route route);
 struct RouteFilter {
   std::optional<uint8_t> family;
   std::optional<uint32_t> table;
 };
+
+// What `ip route get` asks: where a packet would go.
+struct RouteQuery {
+  uint8_t family = 0;
+  Bytes destination;
+  std::optional<Bytes> source;
+  std::optional<Device> iif, oif;
+  std::optional<uint32_t> mark, user;
+};
+void describe(auto& visit, Is<RouteQuery> auto& query) {
+  using namespace netlink;
+  visit.header("family", query.family, familyOf);
+  visit("destination", NETLINK_NAMED(RTA_DST), query.destination, ip);
+  visit("source", NETLINK_NAMED(RTA_SRC), query.source, ip);
+  visit("uid", NETLINK_NAMED(RTA_UID), query.user, host32);
+  visit("iif", NETLINK_NAMED(RTA_IIF), query.iif, DeviceIndex());
+  visit("oif", NETLINK_NAMED(RTA_OIF), query.oif, DeviceIndex());
+  visit("mark", NETLINK_NAMED(RTA_MARK), query.mark, host32);
+}
+// The interface indexes must be known already.
+netlink::Message encodeRouteQuery(const RouteQuery& query);
+Route getRoute(netlink::Connection& connection, RouteQuery query);
+
 std::vector<Route> listRoutes(netlink::Connection& connection, const RouteFilter& filter);
 
 }  // namespace tproxy::rtnetlink

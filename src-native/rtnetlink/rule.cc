@@ -8,6 +8,25 @@ namespace {
 constexpr uint32_t noSuppressPrefixLength = UINT32_MAX;  // what the kernel shows when there is none
 }
 
+const char* wordOf(Verb verb) {
+  switch (verb) {
+    case Verb::add:
+      return "add";
+    case Verb::replace:
+      return "replace";
+    case Verb::erase:
+      return "delete";
+  }
+  __builtin_unreachable();
+}
+
+uint16_t flagsOf(Verb verb) {
+  const int flags = NLM_F_REQUEST | NLM_F_ACK;
+  if (verb == Verb::add) return flags | NLM_F_CREATE | NLM_F_EXCL;
+  if (verb == Verb::replace) return flags | NLM_F_CREATE | NLM_F_REPLACE;
+  return flags;
+}
+
 netlink::Message encodeRule(Verb verb, const Rule& rule) {
   const bool add = verb == Verb::add;
   fib_rule_hdr header{};
@@ -19,9 +38,7 @@ netlink::Message encodeRule(Verb verb, const Rule& rule) {
   // `ip rule del ... lookup T` leaves the action open; the table says enough.
   header.action = !add && rule.action == FR_ACT_TO_TBL ? uint8_t{FR_ACT_UNSPEC} : rule.action;
   header.flags = rule.invert ? FIB_RULE_INVERT : 0;
-  netlink::Message message(add ? NETLINK_NAMED(RTM_NEWRULE) : NETLINK_NAMED(RTM_DELRULE),
-                           static_cast<uint16_t>(NLM_F_REQUEST | NLM_F_ACK | (add ? NLM_F_CREATE | NLM_F_EXCL : 0)),
-                           header);
+  netlink::Message message(add ? NETLINK_NAMED(RTM_NEWRULE) : NETLINK_NAMED(RTM_DELRULE), flagsOf(verb), header);
   netlink::Encoder encoder(message);
   describe(encoder, rule);
   return message;
@@ -47,12 +64,8 @@ Rule decodeRule(ByteView bytes) {
   return rule;
 }
 
-void addRule(netlink::Connection& connection, const Rule& rule) {
-  connection.execute("add rule", encodeRule(Verb::add, rule));
-}
-
-void deleteRule(netlink::Connection& connection, const Rule& rule) {
-  connection.execute("delete rule", encodeRule(Verb::erase, rule));
+void changeRule(netlink::Connection& connection, Verb verb, const Rule& rule) {
+  connection.execute(wordOf(verb) + std::string(" rule"), encodeRule(verb, rule));
 }
 
 std::vector<Rule> listRules(netlink::Connection& connection, std::optional<uint8_t> family) {

@@ -85,13 +85,16 @@ void describe(auto& visit, Is<Rule> auto& rule) {
   visit("protocol", NETLINK_NAMED(FRA_PROTOCOL), rule.protocol, zeroAbsent(u8));
 }
 
-enum class Verb { add, erase };
+// Policy rules cannot be replaced: the kernel knows no rule that is the same but for something.
+enum class Verb { add, replace, erase };
+const char* wordOf(Verb verb);
+// The flags of a request that makes something, or NLM_F_REQUEST and NLM_F_ACK alone.
+uint16_t flagsOf(Verb verb);
 
 netlink::Message encodeRule(Verb verb, const Rule& rule);
 Rule decodeRule(ByteView message);
 
-void addRule(netlink::Connection& connection, const Rule& rule);
-void deleteRule(netlink::Connection& connection, const Rule& rule);
+void changeRule(netlink::Connection& connection, Verb verb, const Rule& rule);
 // Of IPv4 and IPv6, when no family is given.
 std::vector<Rule> listRules(netlink::Connection& connection, std::optional<uint8_t> family);
 

@@ -17,7 +17,8 @@ bool isInTable(const netlink::Received& message, uint32_t table) {
 
 netlink::Watcher::Id watch(netlink::Watcher& watcher, const std::string& netns, std::optional<uint32_t> table) {
   return watcher.watch(NETLINK_ROUTE, netns,
-                       {RTNLGRP_IPV4_RULE, RTNLGRP_IPV6_RULE, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE, RTNLGRP_LINK},
+                       {RTNLGRP_IPV4_RULE, RTNLGRP_IPV6_RULE, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE, RTNLGRP_LINK,
+                        RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR},
                        [table](const netlink::Received& message) {
                          switch (message.header.nlmsg_type) {
                            case RTM_NEWROUTE:
@@ -27,6 +28,8 @@ netlink::Watcher::Id watch(netlink::Watcher& watcher, const std::string& netns, 
                            case RTM_DELRULE:
                            case RTM_NEWLINK:
                            case RTM_DELLINK:
+                           case RTM_NEWADDR:
+                           case RTM_DELADDR:
                              return true;
                            default:
                              return false;

@@ -1,4 +1,4 @@
-// Being told of changes of policy rules, routes and interfaces: `ip monitor rule route link`.
+// Being told of changes of policy rules, routes, interfaces and addresses: `ip monitor rule route link address`.
 #pragma once
 #include <cstdint>
 #include <optional>
@@ -8,7 +8,7 @@
 
 namespace tproxy::rtnetlink {
 
-// Tells messages that decodeRule, decodeRoute and decodeLink read. With a table, of routes only those in it: a router
+// Tells messages that decodeRule, decodeRoute, decodeLink and decodeAddress read. With a table, of routes only those in it: a router
 // that speaks BGP changes others all the time.
 netlink::Watcher::Id watch(netlink::Watcher& watcher, const std::string& netns, std::optional<uint32_t> table);
 

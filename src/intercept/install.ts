@@ -264,7 +264,7 @@ async function apply(kernel: Kernel, plan: Plan, host: HostState, guarding: Guar
 const isOfMany = (step: InstallStep) => step === 'routes' || step === 'rules';
 const isRefused = (error: unknown) => error instanceof NetlinkError && ['EEXIST', 'ERESTART'].includes(error.code);
 
-const changesOf = (verb: RouteOperation['verb'], { rules, routes }: Pick<Plan, 'rules' | 'routes'>) => ({
+const changesOf = (verb: 'add' | 'delete', { rules, routes }: Pick<Plan, 'rules' | 'routes'>) => ({
   rules: rules.map((rule): RouteOperation => ({ verb, kind: 'rule', rule })),
   routes: routes.map((route): RouteOperation => ({ verb, kind: 'route', route })),
 });

@@ -123,6 +123,8 @@ export class Watch extends EventEmitter<WatchEvents> {
       case 'link':
         // Going down it took its routes along, some of them without a word.
         return routes.filter(({ dev }) => dev === change.link.name).map(routeName);
+      case 'address':
+        return [];
     }
   }
 

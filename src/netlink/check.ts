@@ -5,7 +5,7 @@
 import { isIPv4, isIPv6 } from 'node:net';
 import { invalidType, invalidValue, outOfRange } from '../errors.js';
 import type { Family } from '../types.js';
-import type { NftOperation, Route, Rule } from './types.js';
+import type { Address, NftKey, NftOperation, Route, RouteQuery, Rule } from './types.js';
 
 /** Where a value is; put into words only when something is wrong with it, since thousands are right. */
 interface Place {
@@ -148,6 +148,10 @@ const checkRuleObject = objectOf({
   l3mdev: optional(flag),
 });
 
+/** An interface by its name or its number. */
+const device: Check = (value, place, key, object) =>
+  (typeof value === 'number' ? number(1, 0x7fffffff) : ifname)(value, place, key, object);
+
 const checkRouteObject = objectOf({
   family: family,
   type: word,
@@ -155,7 +159,7 @@ const checkRouteObject = objectOf({
   table: u32,
   scope: optional(word),
   protocol: optional(u8),
-  dev: optional((value, place, key, object) => (typeof value === 'number' ? u32 : ifname)(value, place, key, object)),
+  dev: optional(device),
   gateway: optional(address),
   preferredSource: optional(address),
   metric: optional(u32),
@@ -166,9 +170,29 @@ const rule: Check = (value, place, key, object) => {
   const { action, goto } = value as Rule;
   if (action === 'goto' && goto === undefined) throw invalidType(`${at(place, key)}.goto`, 'a priority', undefined);
 };
+const routeQuery = objectOf({
+  family: family,
+  destination: address,
+  source: optional(address),
+  iif: optional(device),
+  oif: optional(device),
+  mark: optional(u32),
+  uid: optional(u32),
+});
+const addressObject = objectOf({
+  family: family,
+  address: address,
+  peer: optional(address),
+  broadcast: optional(address),
+  prefixLength: (value, place, key, { family }) => number(0, family === 'ipv6' ? 128 : 32)(value, place, key, {}),
+  linkIndex: number(1, 0x7fffffff),
+  scope: word,
+  flags: optional(words),
+});
 const routeOperations: Readonly<Record<string, Check>> = {
   rule: objectOf({ verb: oneOf('add', 'delete'), kind: string, rule }),
-  route: objectOf({ verb: oneOf('add', 'delete'), kind: string, route: checkRouteObject }),
+  route: objectOf({ verb: oneOf('add', 'replace', 'delete'), kind: string, route: checkRouteObject }),
+  address: objectOf({ verb: oneOf('add', 'replace', 'delete'), kind: string, address: addressObject }),
 };
 
 export function checkRule(value: Rule): void {
@@ -177,6 +201,19 @@ export function checkRule(value: Rule): void {
 
 export function checkRoute(value: Route): void {
   checkArgument('route', value, checkRouteObject);
+}
+
+export function checkRouteQuery(value: RouteQuery): void {
+  checkArgument('query', value, routeQuery);
+}
+
+export function checkAddress(value: Address): void {
+  checkArgument('address', value, addressObject);
+}
+
+export function checkLink(dev: string | number, change?: unknown): void {
+  checkArgument('dev', dev, device);
+  checkArgument('change', change, optional(objectOf({ up: flag })));
 }
 
 export function checkRouteOperations(operations: unknown): void {
@@ -256,6 +293,7 @@ const expressions = unionOf({
   ct: { key: word, direction: optional(word), dreg: optional(u32), sreg: optional(u32) },
   counter: { packets: u64, bytes: u64 },
   byteorder: { op: word, sreg: u32, dreg: u32, length: u32, size: u32 },
+  objref: { type: word, name: string },
   match: { name: string, revision: u32, info: bytes },
   target: { name: string, revision: u32, info: bytes },
   unknown: { name: string, data: bytes },
@@ -326,6 +364,16 @@ const objects = unionOf({
     elements: listOf(element),
     intervals: optional(intervals),
   },
+  counter: {
+    family: word,
+    table: string,
+    name: string,
+    packets: optional(u64),
+    bytes: optional(u64),
+    userdata,
+    handle: optional(u64),
+    use: optional(u32),
+  },
 });
 
 const VERBS: Readonly<Record<NftOperation['verb'], readonly string[]>> = {
@@ -365,9 +413,28 @@ const listFilter = objectOf({
   table: optional(string),
   chain: optional(string),
   set: optional(string),
+  counter: optional(string),
 });
 /** Elements are listed of one set, which has to be named. */
 const elementsFilter = objectOf({ family: word, table: string, chain: optional(string), set: string });
+/** A counter that is named is asked for by its whole name. */
+const counterFilter = objectOf({ family: word, table: string, counter: string });
+export function checkCounterFilter(filter: { readonly counter?: string }): void {
+  checkArgument('filter', filter, filter?.counter === undefined ? listFilter : counterFilter);
+}
+
+const named = { family: word, table: string, name: string };
+const keys = unionOf({
+  table: { family: word, name: string },
+  chain: named,
+  rule: { family: word, table: string, chain: string, handle: u64 },
+  set: named,
+  counter: named,
+});
+export function checkKey(key: NftKey): void {
+  checkUnion(key, ROOT, 'key', keys);
+}
+
 export function checkListFilter(kind: string, filter: unknown): void {
   checkArgument('filter', filter, kind === 'elements' ? elementsFilter : listFilter);
 }

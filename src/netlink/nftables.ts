@@ -2,6 +2,8 @@
 import { type NativeNftablesSocket, native } from '../native.js';
 import {
   checkCommitOptions,
+  checkCounterFilter,
+  checkKey,
   checkKind,
   checkListFilter,
   checkNftWatch,
@@ -9,7 +11,7 @@ import {
   checkSocketOptions,
 } from './check.js';
 import type { NetlinkSocketOptions } from './route.js';
-import type { NftChange, NftFamily, NftGeneration, NftObject, NftOperation } from './types.js';
+import type { NftChange, NftCounter, NftFamily, NftGeneration, NftKey, NftObject, NftOperation } from './types.js';
 
 export interface CommitOptions {
   /** Only if the rule set is still of this generation; `ERESTART` if not. */
@@ -21,12 +23,13 @@ export interface CommitOptions {
   readonly dryRun?: boolean;
 }
 
-/** Only what is of this family, table, chain, set. */
+/** Only what is of this family, table, chain, set; only the counter of this name. */
 export interface ListFilter {
   readonly family?: NftFamily;
   readonly table?: string;
   readonly chain?: string;
   readonly set?: string;
+  readonly counter?: string;
 }
 
 /**
@@ -88,6 +91,24 @@ export class NftablesSocket {
     checkKind(kind);
     checkListFilter(kind, filter);
     return this.#native.list(kind, filter);
+  }
+
+  /**
+   * Equivalent to: `nft list table inet x`, `nft list counter inet x web`, ..., but for what is inside. One object by its name, a
+   * rule by its handle. `ENOENT` where there is none.
+   */
+  async get<K extends NftKey['kind']>(key: NftKey & { readonly kind: K }): Promise<Extract<NftObject, { kind: K }>> {
+    checkKey(key);
+    return (await this.#native.get(key)) as Extract<NftObject, { kind: K }>;
+  }
+
+  /**
+   * Equivalent to: `nft reset counters`, `nft reset counter inet x web`. Gives the counters as they were, and sets them to
+   * zero, so that no packet between the two goes uncounted. A name needs its family and table.
+   */
+  async resetCounters(filter: Pick<ListFilter, 'family' | 'table' | 'counter'> = {}): Promise<NftCounter[]> {
+    checkCounterFilter(filter);
+    return this.#native.resetCounters(filter);
   }
 
   /**

@@ -3,16 +3,19 @@ import { checkOptions } from '../errors.js';
 import { type Guard, type GuardOptions, type NativeRouteSocket, native } from '../native.js';
 import type { Family } from '../types.js';
 import {
+  checkAddress,
   checkFamily,
+  checkLink,
   checkOperations,
   checkRoute,
   checkRouteFilter,
   checkRouteOperations,
+  checkRouteQuery,
   checkRouteWatch,
   checkRule,
   checkSocketOptions,
 } from './check.js';
-import type { Address, Link, Route, RouteChange, RouteOperation, Rule } from './types.js';
+import type { Address, Link, Route, RouteChange, RouteOperation, RouteQuery, Rule } from './types.js';
 
 export type { Guard, GuardOptions } from '../native.js';
 
@@ -95,6 +98,15 @@ export class RouteSocket {
     await this.#native.routeAdd(route);
   }
 
+  /**
+   * Equivalent to: `ip route replace ...`. Takes the place of the route with this destination, table and metric, or is added
+   * where there is none. (The kernel replaces no policy rules: add the new one, then delete the old.)
+   */
+  async routeReplace(route: Route): Promise<void> {
+    checkRoute(route);
+    await this.#native.routeReplace(route);
+  }
+
   /** Equivalent to: `ip route del ...`. `ESRCH` where there is none. */
   async routeDelete(route: Route): Promise<void> {
     checkRoute(route);
@@ -113,9 +125,49 @@ export class RouteSocket {
     return this.#native.routeList(filter);
   }
 
+  /**
+   * Equivalent to: `ip route get 192.0.2.1 from 10.1.0.2 iif eth0 mark 0x1`. Which way a packet would go now, and by which
+   * table: policy rules are asked too. `ENETUNREACH`, `EHOSTUNREACH`, `EACCES`, `EINVAL` where it would go nowhere, for lack of
+   * a route or by one of type unreachable, prohibit, blackhole.
+   */
+  async routeGet(query: RouteQuery): Promise<Route> {
+    checkRouteQuery(query);
+    return this.#native.routeGet(query);
+  }
+
   /** Equivalent to: `ip link`. */
   linkList(): Promise<Link[]> {
     return this.#native.linkList();
+  }
+
+  /** Equivalent to: `ip link show dev eth0`. By name or number; `ENODEV` where there is none. */
+  async linkGet(dev: string | number): Promise<Link> {
+    checkLink(dev);
+    return this.#native.linkGet(dev);
+  }
+
+  /** Equivalent to: `ip link set dev eth0 up`, `down`. */
+  async linkSet(dev: string | number, change: { readonly up: boolean }): Promise<void> {
+    checkLink(dev, change);
+    await this.#native.linkSet(dev, change.up);
+  }
+
+  /** Equivalent to: `ip address add 10.1.0.1/24 dev eth0`. `EEXIST` where the interface has it already. */
+  async addressAdd(address: Address): Promise<void> {
+    checkAddress(address);
+    await this.#native.addressAdd(address);
+  }
+
+  /** Equivalent to: `ip address replace ...`. Adds it where it is not there; where it is, IPv6 takes the new flags. */
+  async addressReplace(address: Address): Promise<void> {
+    checkAddress(address);
+    await this.#native.addressReplace(address);
+  }
+
+  /** Equivalent to: `ip address del ...`. `EADDRNOTAVAIL` where the interface does not have it. */
+  async addressDelete(address: Address): Promise<void> {
+    checkAddress(address);
+    await this.#native.addressDelete(address);
   }
 
   /** Equivalent to: `ip address`. */
@@ -140,8 +192,8 @@ export class RouteSocket {
   }
 
   /**
-   * Equivalent to: `ip monitor rule route link`. Tells of changes by whomever, this socket too, from now until the socket
-   * is closed or the function that this gives is called. Does not keep the process alive.
+   * Equivalent to: `ip monitor rule route link address`. Tells of changes by whomever, this socket too, from now until the
+   * socket is closed or the function that this gives is called. Does not keep the process alive.
    */
   watch(onChanges: (changes: RouteChange[]) => void, filter: { readonly table?: number } = {}): () => void {
     checkRouteWatch(filter, onChanges);

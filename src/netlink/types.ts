@@ -72,9 +72,41 @@ export interface Link {
 export interface Address {
   readonly family: Family;
   readonly address: string;
+  /** Where it is not `address`: the other end of a point-to-point link. */
+  readonly peer?: string;
+  readonly broadcast?: string;
   readonly prefixLength: number;
   readonly linkIndex: number;
   readonly scope: 'universe' | 'site' | 'link' | 'host' | 'nowhere' | number;
+  /** `nodad`, `noprefixroute` and others are for who adds it; most are the kernel's to tell. */
+  readonly flags?: readonly (
+    | 'secondary'
+    | 'nodad'
+    | 'optimistic'
+    | 'dadfailed'
+    | 'home'
+    | 'deprecated'
+    | 'tentative'
+    | 'permanent'
+    | 'mngtmpaddr'
+    | 'noprefixroute'
+    | 'autojoin'
+    | 'stable-privacy'
+    | number
+  )[];
+}
+
+/** What `ip route get` asks: which way a packet would go. */
+export interface RouteQuery {
+  readonly family: Family;
+  readonly destination: string;
+  /** With `iif`: of the packet. Without: of the socket that sends it. */
+  readonly source?: string;
+  /** As if the packet had come in there. */
+  readonly iif?: string | number;
+  readonly oif?: string | number;
+  readonly mark?: number;
+  readonly uid?: number;
 }
 
 /** By whom a change was made. */
@@ -86,7 +118,7 @@ export interface ChangeOrigin {
   readonly portId: number;
 }
 
-/** What `ip monitor rule route link` prints. `lost`: something more happened, but too fast to be told; look again. */
+/** What `ip monitor rule route link address` prints. `lost`: something more happened, but too fast to be told; look again. */
 export type RouteChange =
   | (ChangeOrigin & {
       readonly verb: 'add' | 'delete';
@@ -96,14 +128,15 @@ export type RouteChange =
         | { readonly kind: 'rule'; readonly rule: Rule }
         | { readonly kind: 'route'; readonly route: Route }
         | { readonly kind: 'link'; readonly link: Link }
+        | { readonly kind: 'address'; readonly address: Address }
       ))
   | { readonly kind: 'lost' };
 
 /** One change of many that go to the kernel together. */
-export type RouteOperation = { readonly verb: 'add' | 'delete' } & (
-  | { readonly kind: 'rule'; readonly rule: Rule }
-  | { readonly kind: 'route'; readonly route: Route }
-);
+export type RouteOperation =
+  | { readonly verb: 'add' | 'delete'; readonly kind: 'rule'; readonly rule: Rule }
+  | { readonly verb: 'add' | 'replace' | 'delete'; readonly kind: 'route'; readonly route: Route }
+  | { readonly verb: 'add' | 'replace' | 'delete'; readonly kind: 'address'; readonly address: Address };
 
 // ---- nf_tables: linux/netfilter/nf_tables.h ---------------------------------------------------------------------------
 
@@ -215,7 +248,27 @@ export interface NftElement {
   readonly expiresMs?: bigint;
 }
 
-export type NftObject = NftTable | NftChain | NftRule | NftSet | NftElements;
+/** A counter with a name, which rules count into by an `objref`. Added with figures it begins at those. */
+export interface NftCounter {
+  readonly kind: 'counter';
+  readonly family: NftFamily;
+  readonly table: string;
+  readonly name: string;
+  readonly packets?: bigint;
+  readonly bytes?: bigint;
+  readonly userdata?: Uint8Array;
+  readonly handle?: bigint;
+  /** How many rules refer to it. Read back only. */
+  readonly use?: number;
+}
+
+export type NftObject = NftTable | NftChain | NftRule | NftSet | NftElements | NftCounter;
+
+/** What names one object: of rules the handle, of all else the name. */
+export type NftKey =
+  | Pick<NftTable, 'kind' | 'family' | 'name'>
+  | Pick<NftChain | NftSet | NftCounter, 'kind' | 'family' | 'table' | 'name'>
+  | (Pick<NftRule, 'kind' | 'family' | 'table' | 'chain'> & { readonly handle: bigint });
 
 /** One message of a batch. `create` is `add` that fails with EEXIST where the thing is there already. */
 export type NftOperation =
@@ -320,6 +373,23 @@ export type NftExpression =
       readonly dreg: number;
       readonly length: number;
       readonly size: number;
+    }
+  /** Runs an object of the rule's table: `counter name "web"`. */
+  | {
+      readonly kind: 'objref';
+      readonly type:
+        | 'counter'
+        | 'quota'
+        | 'ctHelper'
+        | 'limit'
+        | 'connlimit'
+        | 'tunnel'
+        | 'ctTimeout'
+        | 'secmark'
+        | 'ctExpect'
+        | 'synproxy'
+        | number;
+      readonly name: string;
     }
   /** xtables' matches and targets as iptables' nft variant writes them (nft_compat); `info` is the C structure of that name and revision. */
   | { readonly kind: 'match' | 'target'; readonly name: string; readonly revision: number; readonly info: Uint8Array }

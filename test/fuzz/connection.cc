@@ -272,7 +272,7 @@ void transactions(netlink::Connection& connection) {
     if (succeeded && kernel.refused > 0 && kernel.lies == 0) wrong(what);
     if (honest && succeeded != (kernel.refused == 0)) wrong(what);
   };
-  claims("execute", succeeds([&] { addRule(connection, rule); }));
+  claims("execute", succeeds([&] { changeRule(connection, rtnetlink::Verb::add, rule); }));
   claims("executeAll",
          succeeds([&] { change(connection, std::vector<rtnetlink::Change>(1 + kernel.below(5), {.object = rule})); }));
   kernel.queue.clear();  // the kernel's answers to a batch are all there when it has been sent

@@ -75,10 +75,49 @@ const captures: Record<string, Capture> = {
       'ip -4 route add 10.7.1.1 scope host dev eth0',
       'ip -4 route add 10.8.0.0/16 via 10.1.0.2 src 10.1.0.1 metric 5 table 300 dev eth0',
       'ip -6 route add 2001:db9::/32 via fe80::1 metric 7 dev eth0',
+      'ip -4 route replace 10.6.0.0/16 dev eth0 metric 3',
       'ip -4 route del local default dev lo table 101 protocol 84',
       'ip -6 route del local default dev lo table 101 protocol 84',
       'ip -4 route del unicast 10.6.0.0/16 dev eth0',
     ],
+  },
+  addresses: {
+    setup: [
+      'ip link add eth0 index 5 type veth peer name eth1',
+      'ip address add 10.1.0.1/24 dev eth0',
+      'ip -6 address add 2001:db8:1::1/64 dev eth0',
+    ],
+    commands: [
+      'ip address add 10.2.0.1/24 dev eth0',
+      'ip address add 10.2.0.1/24 broadcast 10.2.0.255 dev eth0 scope link',
+      'ip address add 10.2.0.1 peer 10.3.0.1/24 dev eth0',
+      'ip -6 address add 2001:db8:2::1/64 dev eth0 nodad',
+      'ip -6 address add 2001:db8:2::1/64 dev eth0 noprefixroute',
+      'ip address replace 10.1.0.1/24 dev eth0',
+      'ip address del 10.1.0.1/24 dev eth0',
+      'ip -6 address del 2001:db8:1::1/64 dev eth0',
+    ],
+  },
+  queries: {
+    setup: [
+      'ip link set lo up',
+      'ip link add eth0 index 5 type veth peer name eth1',
+      'ip link set eth0 up',
+      'ip link set eth1 up',
+      'ip address add 10.1.0.1/24 dev eth0',
+      'ip -6 address add 2001:db8:1::1/64 dev eth0 nodad',
+      'ip route add default via 10.1.0.2',
+    ],
+    commands: [
+      'ip route get 192.0.2.1',
+      'ip route get 10.1.0.1 from 10.1.0.3 iif eth0',
+      'ip route get 192.0.2.1 from 10.1.0.1 uid 0 oif eth0 mark 0x5',
+      'ip -6 route get 2001:db8:1::2 from 2001:db8:1::1 oif eth0',
+    ],
+  },
+  links: {
+    setup: ['ip link add eth0 index 5 type veth peer name eth1', 'ip link set eth1 up'],
+    commands: ['ip link set eth0 up', 'ip link set eth0 down'],
   },
   intercept: { setup: [], commands: ['nft -f test/golden/nft/intercept.nft'] },
   'own-host': { setup: [], commands: ['nft -f test/golden/nft/own-host.nft'] },
@@ -92,8 +131,12 @@ const captures: Record<string, Capture> = {
       'nft add rule inet x c accept',
       "nft 'add set inet x s { type inet_service; flags interval; }'",
       "nft 'add element inet x s { 80, 90-100 }'",
+      'nft add counter inet x web',
     ],
     commands: [
+      "nft 'add counter inet x hits { packets 3 bytes 4 ; }'",
+      'nft create counter inet x hits',
+      'nft add rule inet x c counter name web',
       "nft 'add table inet y { flags dormant; }'",
       'nft create table inet y',
       'nft create chain inet x d',
@@ -122,7 +165,9 @@ for (const { name, command, text } of iptablesTexts) {
 }
 
 const NFNL_MSG_BATCH_BEGIN = 0x10;
-const RTM_CHANGES = [24, 25, 32, 33]; // NEWROUTE, DELROUTE, NEWRULE, DELRULE
+const RTM_CHANGES = [16, 20, 21, 24, 25, 32, 33]; // NEWLINK, NEWADDR, DELADDR, NEWROUTE, DELROUTE, NEWRULE, DELRULE
+const RTM_GETROUTE = 26; // of which only questions are captured, not dumps
+const NLM_F_DUMP = 0x300;
 
 /** What `command` sends, one entry for each datagram. `-e write` dumps the bytes of everything written to those descriptors. */
 function datagrams(setup: readonly string[], command: string): Buffer[] {
@@ -146,7 +191,8 @@ function datagrams(setup: readonly string[], command: string): Buffer[] {
 
 function changes(datagram: Buffer): boolean {
   const type = datagram.length >= 16 ? datagram.readUInt16LE(4) : 0;
-  return type === NFNL_MSG_BATCH_BEGIN || RTM_CHANGES.includes(type);
+  const asks = type === RTM_GETROUTE && (datagram.readUInt16LE(6) & NLM_F_DUMP) === 0;
+  return asks || type === NFNL_MSG_BATCH_BEGIN || RTM_CHANGES.includes(type);
 }
 
 const wanted = process.argv.slice(2);

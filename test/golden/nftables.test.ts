@@ -240,8 +240,17 @@ const elements = {
   elements: nft.portRanges([80, 80], [90, 100]).slice(1),
 } as const;
 
+const counter = { kind: 'counter', ...inX, name: 'hits' } as const;
+
 const operations: Record<string, readonly NftOperation[]> = {
   "nft 'add table inet y { flags dormant; }'": [{ verb: 'add', object: { ...table, name: 'y', flags: ['dormant'] } }],
+  "nft 'add counter inet x hits { packets 3 bytes 4 ; }'": [
+    { verb: 'add', object: { ...counter, packets: 3n, bytes: 4n } },
+  ],
+  'nft create counter inet x hits': [{ verb: 'create', object: counter }],
+  'nft add rule inet x c counter name web': [
+    { verb: 'add', object: { ...rule, expressions: [{ kind: 'objref', type: 'counter', name: 'web' }] } },
+  ],
   'nft create table inet y': [{ verb: 'create', object: { ...table, name: 'y' } }],
   'nft create chain inet x d': [{ verb: 'create', object: { ...chain, name: 'd' } }],
   'nft insert rule inet x c accept': [{ verb: 'insert', object: rule }],

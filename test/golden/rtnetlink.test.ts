@@ -2,7 +2,7 @@
 import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
 import { native } from '../../src/native.js';
-import type { Route, Rule } from '../../src/netlink/types.js';
+import type { Address, Route, RouteQuery, Rule } from '../../src/netlink/types.js';
 import { difference, normalised, read } from './fixture.js';
 
 const test = suite('golden rtnetlink');
@@ -232,10 +232,19 @@ const routes: Record<string, Route> = {
   },
 };
 
+routes['replace 10.6.0.0/16 dev eth0 metric 3'] = {
+  ...(routes['add 10.7.0.0/16 dev eth0'] as Route),
+  destination: '10.6.0.0/16',
+  metric: 3,
+};
+
+const verbOf = (words: string) =>
+  words.startsWith('del') ? 'delete' : words.startsWith('replace') ? 'replace' : 'add';
+
 interface Kind<T> {
   readonly noun: string;
   readonly objects: Record<string, T>;
-  readonly encode: (verb: 'add' | 'delete', object: T) => Buffer;
+  readonly encode: (verb: 'add' | 'replace' | 'delete', object: T) => Buffer;
   readonly decode: (message: Uint8Array) => T;
 }
 
@@ -257,7 +266,7 @@ function check<T extends Rule | Route>({ noun, objects, encode, decode }: Kind<T
       const family = number === '6' ? 'ipv6' : 'ipv4';
       const object: T =
         named.family === family ? named : { ...named, family, ...('scope' in named ? { scope: 'universe' } : {}) };
-      const ours = encode(words?.startsWith('del') ? 'delete' : 'add', object);
+      const ours = encode(verbOf(words ?? ''), object);
       if (!ours.equals(theirs)) assert.unreachable(difference(ours, theirs));
       assert.equal(decode(theirs), object);
     });
@@ -266,6 +275,67 @@ function check<T extends Rule | Route>({ noun, objects, encode, decode }: Kind<T
 
 check<Rule>({ noun: 'rule', objects: rules, encode: native.encodeRule, decode: native.decodeRule });
 check<Route>({ noun: 'route', objects: routes, encode: native.encodeRoute, decode: native.decodeRoute });
+
+const address = { address: '10.2.0.1', prefixLength: 24, linkIndex: 5, scope: 'universe', family: 'ipv4' } as const;
+const address6 = { ...address, family: 'ipv6', address: '2001:db8:2::1', prefixLength: 64 } as const;
+const addresses: Record<string, Address> = {
+  'ip address add 10.2.0.1/24 dev eth0': address,
+  'ip address add 10.2.0.1/24 broadcast 10.2.0.255 dev eth0 scope link': {
+    ...address,
+    broadcast: '10.2.0.255',
+    scope: 'link',
+  },
+  'ip address add 10.2.0.1 peer 10.3.0.1/24 dev eth0': { ...address, peer: '10.3.0.1' },
+  'ip -6 address add 2001:db8:2::1/64 dev eth0 nodad': { ...address6, flags: ['nodad'] },
+  'ip -6 address add 2001:db8:2::1/64 dev eth0 noprefixroute': { ...address6, flags: ['noprefixroute'] },
+  'ip address replace 10.1.0.1/24 dev eth0': { ...address, address: '10.1.0.1' },
+  'ip address del 10.1.0.1/24 dev eth0': { ...address, address: '10.1.0.1' },
+  'ip -6 address del 2001:db8:1::1/64 dev eth0': { ...address6, address: '2001:db8:1::1' },
+};
+for (const [command, [message]] of read('addresses'))
+  test(command, () => {
+    const theirs = normalised(message ?? Buffer.alloc(0));
+    const ours = native.encodeAddress(verbOf(command.replace(/.* address /, '')), addresses[command] as Address);
+    if (!ours.equals(theirs)) assert.unreachable(difference(ours, theirs));
+    assert.equal(native.decodeAddress(theirs), addresses[command]);
+  });
+
+const queries: Record<string, RouteQuery> = {
+  'ip route get 192.0.2.1': { family: 'ipv4', destination: '192.0.2.1' },
+  'ip route get 10.1.0.1 from 10.1.0.3 iif eth0': {
+    family: 'ipv4',
+    destination: '10.1.0.1',
+    source: '10.1.0.3',
+    iif: 5,
+  },
+  'ip route get 192.0.2.1 from 10.1.0.1 uid 0 oif eth0 mark 0x5': {
+    family: 'ipv4',
+    destination: '192.0.2.1',
+    source: '10.1.0.1',
+    uid: 0,
+    oif: 5,
+    mark: 5,
+  },
+  'ip -6 route get 2001:db8:1::2 from 2001:db8:1::1 oif eth0': {
+    family: 'ipv6',
+    destination: '2001:db8:1::2',
+    source: '2001:db8:1::1',
+    oif: 5,
+  },
+};
+for (const [command, [message]] of read('queries'))
+  test(command, () => {
+    const theirs = normalised(message ?? Buffer.alloc(0));
+    const ours = native.encodeRouteQuery(queries[command] as RouteQuery);
+    if (!ours.equals(theirs)) assert.unreachable(difference(ours, theirs));
+  });
+
+for (const [command, messages] of read('links'))
+  test(command, () => {
+    const theirs = normalised(messages.at(-1) ?? Buffer.alloc(0));
+    const ours = native.encodeLinkUp(5, command.endsWith('up'));
+    if (!ours.equals(theirs)) assert.unreachable(difference(ours, theirs));
+  });
 
 test('a route without scope and protocol gets those of `ip route`', () => {
   const { scope, protocol, ...plain } = routes['add 10.7.0.0/16 dev eth0'] as Route;

@@ -8,7 +8,7 @@ import * as assert from 'uvu/assert';
 import type { NetlinkError, SocketError } from '../../src/errors.js';
 import { RouteSocket } from '../../src/netlink/route.js';
 import { sequence } from '../../src/netlink/sequence.js';
-import type { Route, Rule } from '../../src/netlink/types.js';
+import type { Route, RouteQuery, Rule } from '../../src/netlink/types.js';
 import { enterNamespaces } from '../helpers/namespaces.js';
 
 enterNamespaces();
@@ -25,6 +25,9 @@ async function refusal(promise: Promise<unknown>): Promise<NetlinkError> {
     return error as NetlinkError;
   }
   throw new Error('was not refused');
+}
+async function rejects(call: () => Promise<unknown>, message: RegExp): Promise<void> {
+  assert.match(String(await call().catch((error: unknown) => error)), message);
 }
 
 const test = suite('kernel rtnetlink');
@@ -299,6 +302,125 @@ test('links and addresses are those of `ip`', async () => {
   );
   assert.equal(found.sort(), shown.sort());
   assert.ok((await socket.addressList('ipv6')).every(({ family }) => family === 'ipv6'));
+});
+
+test('replace: the route in that place, or a new one', async () => {
+  const route: Route = { family: 'ipv4', type: 'unicast', destination: '10.7.0.0/16', dev: 'eth0', table: 100 };
+  await socket.routeReplace(route);
+  await socket.routeReplace({ ...route, gateway: '10.1.0.2' });
+  assert.is(ip('route', 'show', 'table', '100').trim(), '10.7.0.0/16 via 10.1.0.2 dev eth0');
+  const { dev: _, ...nowhere } = { ...route, type: 'blackhole' } as const;
+  await socket.commit([{ verb: 'replace', kind: 'route', route: nowhere }]);
+  assert.is(ip('route', 'show', 'table', '100').trim(), 'blackhole 10.7.0.0/16');
+  await socket.routeDelete(nowhere);
+  await rejects(() => socket.commit([{ verb: 'replace', kind: 'rule', rule: rules[0]?.[1] }] as never), /add, delete/);
+});
+
+/** The words of `ip route get` that a Route has too. */
+const way = ({ type, destination, gateway, dev, table, preferredSource }: Route) =>
+  [
+    ...(type === 'unicast' ? [] : [type]),
+    destination.replace(/\/(32|128)$/, ''),
+    ...(gateway ? [`via ${gateway}`] : []),
+    `dev ${dev}`,
+    ...(table === 254 ? [] : [`table ${table === 255 ? 'local' : table}`]),
+    ...(preferredSource ? [`src ${preferredSource}`] : []),
+  ].join(' ');
+const getWay = (...words: string[]) =>
+  (ip('route', 'get', ...words).split('\n')[0] ?? '')
+    .replaceAll(/ (from|mark|uid|iif|metric|pref|proto) \S+/g, '')
+    .replaceAll(/\s+/g, ' ')
+    .trim();
+
+test('get: the way that `ip route get` tells', async () => {
+  const family = 'ipv4';
+  ip('route', 'add', '192.0.2.0/24', 'via', '10.1.0.2');
+  ip('route', 'add', '192.0.2.0/24', 'via', '10.1.0.3', 'table', '100');
+  ip('rule', 'add', 'fwmark', '5', 'lookup', '100', 'pref', '50');
+  ip('rule', 'add', 'uidrange', '0-0', 'to', '192.0.2.9', 'lookup', '100', 'pref', '51');
+  const destination = '192.0.2.1';
+  const cases: readonly (readonly [RouteQuery, ...string[]])[] = [
+    [{ family, destination }, destination],
+    [{ family, destination, mark: 5 }, destination, 'mark', '5'],
+    [{ family, destination: '192.0.2.9', uid: 0 }, '192.0.2.9', 'uid', '0'],
+    [{ family, destination, source: '10.1.0.1' }, destination, 'from', '10.1.0.1'],
+    [{ family, destination: '10.1.0.9', oif: 'eth0' }, '10.1.0.9', 'oif', 'eth0'],
+    [{ family, destination: '10.1.0.1' }, '10.1.0.1'],
+    [
+      { family, destination: '10.1.0.1', source: '10.1.0.9', iif: 'eth0' },
+      '10.1.0.1',
+      'from',
+      '10.1.0.9',
+      'iif',
+      'eth0',
+    ],
+    [{ family: 'ipv6', destination: '2001:db8:1::2' }, '2001:db8:1::2'],
+  ];
+  for (const [query, ...words] of cases)
+    assert.is(way(await socket.routeGet(query)), getWay(...words), words.join(' '));
+  const marked = await socket.routeGet({ family, destination, mark: 5 });
+  assert.equal([marked.gateway, marked.table], ['10.1.0.3', 100]);
+  assert.is((await refusal(socket.routeGet({ family, destination: '198.51.100.1' }))).code, 'ENETUNREACH');
+  assert.is((await refusal(socket.routeGet({ family, destination, iif: 'nowhere0' }))).code, 'ENODEV');
+  await rejects(() => socket.routeGet({ family, destination: '2001:db8::1' }), /query.destination/);
+  ip('rule', 'del', 'pref', '50');
+  ip('rule', 'del', 'pref', '51');
+  ip('route', 'del', '192.0.2.0/24', 'table', '100');
+  ip('route', 'del', '192.0.2.0/24');
+});
+
+test('addresses: added, replaced, deleted', async () => {
+  const { index: linkIndex } = await socket.linkGet('eth0');
+  const before = await socket.addressList();
+  const of = async (wanted: string) => (await socket.addressList()).filter(({ address }) => address === wanted);
+  const address = {
+    family: 'ipv4',
+    address: '10.2.0.1',
+    peer: '10.3.0.1',
+    broadcast: '10.3.0.255',
+    prefixLength: 24,
+    linkIndex,
+    scope: 'link',
+  } as const;
+  await socket.addressAdd(address);
+  assert.match(ip('address', 'show', 'eth0'), 'inet 10.2.0.1 peer 10.3.0.1/24 brd 10.3.0.255 scope link eth0');
+  assert.equal(await of('10.2.0.1'), [{ ...address, flags: ['permanent'] }]);
+  assert.is((await refusal(socket.addressAdd(address))).code, 'EEXIST');
+  await socket.addressReplace(address);
+  assert.equal(await of('10.2.0.1'), [{ ...address, flags: ['permanent'] }]);
+  await socket.addressDelete(address);
+  assert.is((await refusal(socket.addressDelete(address))).code, 'EADDRNOTAVAIL');
+  const six = {
+    family: 'ipv6',
+    address: '2001:db8:2::1',
+    prefixLength: 64,
+    linkIndex,
+    scope: 'universe',
+    flags: ['nodad'],
+  } as const;
+  await socket.commit([{ verb: 'replace', kind: 'address', address: six }]);
+  assert.equal(await of(six.address), [{ ...six, flags: ['nodad', 'permanent'] }]);
+  await socket.addressReplace({ ...six, flags: ['nodad', 'noprefixroute'] });
+  assert.equal(await of(six.address), [{ ...six, flags: ['nodad', 'permanent', 'noprefixroute'] }]);
+  await socket.commit([{ verb: 'delete', kind: 'address', address: six }]);
+  assert.equal(await socket.addressList(), before);
+  await rejects(() => socket.addressAdd({ ...six, prefixLength: 129 }), /0 to 128/);
+});
+
+test('a link goes up and down', async () => {
+  ip('link', 'add', 'dummy0', 'type', 'veth', 'peer', 'name', 'dummy1');
+  const IFF_UP = 1;
+  const { index, flags } = await socket.linkGet('dummy0');
+  assert.is(flags & IFF_UP, 0);
+  await socket.linkSet('dummy0', { up: true });
+  assert.equal((await socket.linkGet(index)).name, 'dummy0');
+  assert.is((await socket.linkGet(index)).flags & IFF_UP, IFF_UP);
+  assert.match(ip('link', 'show', 'dummy0'), /<[^>]*UP/);
+  await socket.linkSet(index, { up: false });
+  assert.is((await socket.linkGet('dummy0')).flags & IFF_UP, 0);
+  ip('link', 'del', 'dummy0');
+  assert.is((await refusal(socket.linkGet('dummy0'))).code, 'ENODEV');
+  assert.is((await refusal(socket.linkSet(index, { up: true }))).code, 'ENODEV');
 });
 
 // ---- large dumps, and dumps while others change ----------------------------------------------------------------------------

@@ -111,6 +111,91 @@ test('tables, chains, sets and rules read back as they were added', async () => 
   ]);
 });
 
+// ---- counters, and objects one by one ---------------------------------------------------------------------------------------
+
+const web = { kind: 'counter', family: 'inet', table: 'x', name: 'web' } as const;
+
+test('counters: added, counted into by a rule, listed, reset, deleted', async () => {
+  const base = { type: 'filter', hook: 'output', priority: 0, policy: 'accept' } as const;
+  await socket.commit([
+    ...add(tableX, { ...chainC, ...base }, { ...web, packets: 3n, bytes: 400n }, { ...web, name: 'other' }),
+    ...add(inC({ kind: 'objref', type: 'counter', name: 'web' })),
+  ]);
+  assert.match(listed(), 'counter name "web"');
+  assert.match(listed(), 'packets 3 bytes 400');
+  nftCommand('add table inet y\nadd counter inet y web\nadd quota inet x much { over 1 mbytes }');
+  assert.equal(
+    (await socket.list('counter', { family: 'inet', table: 'x' })).map(({ handle: _, ...one }) => one),
+    [
+      { ...web, packets: 3n, bytes: 400n, use: 1 },
+      { ...web, name: 'other', packets: 0n, bytes: 0n, use: 0 },
+    ],
+  );
+  assert.is((await socket.list('counter')).length, 3);
+  execFileSync('ip', ['link', 'set', 'lo', 'up']);
+  execFileSync('bash', ['-c', 'printf x >/dev/udp/127.0.0.1/9']);
+  const [counted] = await socket.list('counter', { counter: 'web', table: 'x' });
+  assert.ok((counted?.packets ?? 0n) > 3n);
+  assert.equal(
+    (await socket.resetCounters({ family: 'inet', table: 'x', counter: 'web' })).map(({ packets }) => packets),
+    [counted?.packets],
+  );
+  assert.is((await socket.get(web)).packets, 0n);
+  nftCommand('add counter inet y seven { packets 7 bytes 8 }');
+  assert.equal((await socket.resetCounters({ table: 'x' })).length, 2);
+  assert.is((await socket.get({ ...web, table: 'y', name: 'seven' })).packets, 7n);
+  assert.is(
+    (await refusal(socket.resetCounters({ ...{ family: 'inet', table: 'x' }, counter: 'none' }))).code,
+    'ENOENT',
+  );
+  assert.match(String(await socket.resetCounters({ counter: 'web' }).catch((error: unknown) => error)), /filter/);
+  assert.is((await refusal(socket.commit([{ verb: 'delete', object: web }]))).code, 'EBUSY');
+  await socket.commit([{ verb: 'delete', object: { ...web, name: 'other' } }]);
+  assert.equal(
+    (await socket.list('counter', { table: 'x' })).map(({ name }) => name),
+    ['web'],
+  );
+});
+
+test('get: one object, by its name or handle', async () => {
+  const set = {
+    kind: 'set',
+    family: 'inet',
+    table: 'x',
+    name: 's',
+    keyType: nft.TYPE.ipv4_addr,
+    keyLength: 4,
+  } as const;
+  const other: NftObject = { ...chainC, name: 'd' };
+  await socket.commit(add(tableX, chainC, other, set, web, inC(nft.meta('mark')), inC(nft.meta('iif'))));
+  const [, rule] = await socket.list('rule', { table: 'x' });
+  const ofRule = { kind: 'rule', family: 'inet', table: 'x', chain: 'c', handle: rule?.handle ?? 0n } as const;
+  assert.equal(await socket.get(ofRule), rule);
+  for (const wanted of [tableX, chainC, set, web] as const) {
+    const [found] = (await socket.list(wanted.kind, { family: 'inet' })).filter(({ name }) => name === wanted.name);
+    const { kind, family, name } = wanted;
+    const key = kind === 'table' ? { kind, family, name } : ({ kind, family, name, table: 'x' } as const);
+    assert.equal(await socket.get(key), found);
+    assert.is((await refusal(socket.get({ ...key, name: 'none' }))).code, 'ENOENT');
+  }
+  assert.match(String(await socket.get({ ...tableX, table: 'x' } as never).catch((error: unknown) => error)), /key/);
+});
+
+test('changes of counters are told; of objects without a word, only their batch', async () => {
+  const told: NftOperation[][] = [];
+  const end = socket.watch((changes) => {
+    for (const change of changes) if (change.kind === 'batch') told.push([...change.operations]);
+  });
+  nftCommand('add table inet x\nadd counter inet x web');
+  nftCommand('add quota inet x much { over 1 mbytes }');
+  nftCommand('delete quota inet x much');
+  nftCommand('delete counter inet x web');
+  for (let n = 0; n < 100 && told.length < 4; n++) await new Promise((resolve) => setTimeout(resolve, 20));
+  end();
+  const words = told.map((operations) => operations.map(({ verb, object }) => `${verb} ${object.kind}`));
+  assert.equal(words, [['add table', 'add counter'], [], [], ['delete counter']]);
+});
+
 test('every expression reads back as it was added', async () => {
   const name = 'flows';
   const sources: NftSet = {

@@ -141,6 +141,7 @@ const expressions: { readonly [K in Exclude<Kind, 'unknown' | 'match' | 'target'
         dreg: narrow(),
       },
     ),
+  objref: () => ({ kind: 'objref', type: 'counter', name: 'hits' }),
   counter: () => ({ kind: 'counter', packets: u64(), bytes: u64() }),
   byteorder: () => {
     const size = oneOf(2, 4, 8);
@@ -173,6 +174,7 @@ test('expressions', async () => {
     { kind: 'table', family, name: table },
     { kind: 'chain', ...inTable, name: 'other' },
     { kind: 'chain', ...inTable, name: 'c' },
+    { kind: 'counter', ...inTable, name: 'hits', packets: u64(), bytes: u64() },
     { kind: 'set', ...inTable, name: set.name, ...key },
     { kind: 'set', ...inTable, name: set.dynamic, ...key, flags: ['timeout', 'eval'], size: 100 },
     ...rules,
