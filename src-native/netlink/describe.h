@@ -335,12 +335,13 @@ class Decoder {
   void wireOnly(Named attribute, auto& value, const auto& representation) {
     (*this)("", attribute, value, representation);
   }
-  void constant(Named attribute, auto value, const auto& representation) {
+  template <class T>
+  void constant(Named attribute, T value, const auto& representation) {
     const Attribute* found = find(attribute);
     if (!found) return;
-    decltype(value) told;
+    std::int64_t told = 0;  // not a T: an enumeration need not have what the kernel tells
     get(found->data, told, representation);
-    if (told != value) other = true;
+    if (told != static_cast<std::int64_t>(value)) other = true;
   }
   void nest(Named attribute, auto inside) {
     const Attribute* found = find(attribute);
