@@ -78,7 +78,7 @@ export function installed({ kernel, plan: initial, netns, guarding, kept, repair
     },
     plan.backend === 'iptables' ? (sets) => inTurn(() => rewrite(sets)) : undefined,
   );
-  const forgetMark = announceMark(netns, plan.socketMark);
+  const forgetMark = announceMark(kernel.namespace, plan.socketMark);
   let isOurs = true;
   /** The sockets may be somebody else's by then. */
   const checkOurs = () => {

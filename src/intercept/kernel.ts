@@ -7,7 +7,8 @@ import { RouteSocket } from '../netlink/route.js';
 import { namespaceOf } from './marks.js';
 
 export interface Kernel {
-  /** Which network namespace it is of. */
+  readonly netns: string | undefined;
+  /** Which one that is, as `namespaceOf` tells. */
   readonly namespace: string;
   readonly route: RouteSocket;
   /** Another one when a table that it owned has been let go of. */
@@ -22,16 +23,16 @@ const idle = new Map<Kernel, NodeJS.Timeout>();
 const IDLE_MS = 100;
 
 export function openKernel(netns: string | undefined): Kernel {
-  const namespace = `${netns} ${namespaceOf(netns)}`;
+  const namespace = namespaceOf(netns);
   for (const [kernel, timer] of idle)
-    if (kernel.namespace === namespace) {
+    if (kernel.netns === netns && kernel.namespace === namespace) {
       clearTimeout(timer);
       idle.delete(kernel);
       return kernel;
     }
   const route = new RouteSocket(socketOptions(netns));
   try {
-    return { namespace, route, nftables: new NftablesSocket(socketOptions(netns)) };
+    return { netns, namespace, route, nftables: new NftablesSocket(socketOptions(netns)) };
   } catch (error) {
     void route.close();
     throw error;
