@@ -56,7 +56,7 @@ export class Watch extends EventEmitter<WatchEvents> {
   readonly #heard = new Map<string, { readonly at: number; readonly by?: ChangedBy }>();
   #repairs: { readonly what: string; readonly at: number }[] = [];
 
-  /** `current`: the plan as it is at the moment; `contents`: of its sets. Begins with a look, once who installed it has it. */
+  /** `current`: the plan as it is at the moment; `contents`: of its sets. Begins at once, with a look. */
   constructor(kernel: Kernel, current: () => Plan, contents: () => Content[], guarding: Guarding) {
     super();
     const plan = current();
@@ -65,8 +65,12 @@ export class Watch extends EventEmitter<WatchEvents> {
     this.#contents = contents;
     this.#guarding = guarding;
     this.#owned = tableObject(plan).flags?.includes('owner') ?? false;
+    this.#ends.push(kernel.route.watch((changes) => this.#hearRoutes(changes), { table: plan.table }));
+    for (const table of [...(this.#owned ? [] : [plan.nftTable]), ...backendOf(plan).watched])
+      this.#ends.push(kernel.nftables.watch((changes) => this.#hearTable(changes), { table }));
     guarding.onLost = () => this.#notice(GUARD);
-    this.#lookIn(0);
+    // What was changed since it was installed and before now was told to nobody.
+    this.#lookIn(SETTLE_MS);
   }
 
   get #plan(): Plan {
@@ -77,7 +81,7 @@ export class Watch extends EventEmitter<WatchEvents> {
   stop(): Promise<void> {
     this.#stopped = true;
     clearTimeout(this.#timer);
-    this.#stopListening();
+    for (const end of this.#ends.splice(0)) end();
     return this.#working;
   }
 
@@ -92,25 +96,6 @@ export class Watch extends EventEmitter<WatchEvents> {
   }
 
   // ---- hearing ----------------------------------------------------------------------------------------------------------
-
-  /** Before the first look: what was changed until then was told to nobody. */
-  #listen(): void {
-    if (this.#ends.length > 0) return;
-    const { route, nftables } = this.#kernel;
-    const { table, nftTable } = this.#plan;
-    try {
-      this.#ends.push(route.watch((changes) => this.#hearRoutes(changes), { table }));
-      for (const table of [...(this.#owned ? [] : [nftTable]), ...backendOf(this.#plan).watched])
-        this.#ends.push(nftables.watch((changes) => this.#hearTable(changes), { table }));
-    } catch (error) {
-      this.#stopListening();
-      throw error;
-    }
-  }
-
-  #stopListening(): void {
-    for (const end of this.#ends.splice(0)) end();
-  }
 
   #hearRoutes(changes: readonly RouteChange[]): void {
     for (const change of changes) {
@@ -183,7 +168,6 @@ export class Watch extends EventEmitter<WatchEvents> {
     if (this.#stopped) return;
     const started = performance.now();
     try {
-      this.#listen();
       const plan = this.#plan;
       const { losses: findRuleLosses, outlives } = backendOf(plan);
       const losses: Loss[] = [
