@@ -72,6 +72,7 @@ class Guard : public std::enable_shared_from_this<Guard> {
     JsReader::read(rules, deletedRules, netlink::list({}, netlink::described));
     JsReader::read(routes, deletedRoutes, netlink::list({}, netlink::described));
     std::vector<rtnetlink::Change> changes;
+    changes.reserve(deletedRules.size() + deletedRoutes.size());
     for (auto& rule : deletedRules) changes.push_back({rtnetlink::Verb::erase, std::move(rule)});
     for (auto& route : deletedRoutes) changes.push_back({rtnetlink::Verb::erase, std::move(route)});
     Bytes requests;
@@ -83,8 +84,7 @@ class Guard : public std::enable_shared_from_this<Guard> {
     // The old one, if any, is ended when the new one knows what to do.
     std::optional<netlink::Connection> nftables;
     if (needsNftables) nftables.emplace(NETLINK_NETFILTER, netns_);
-    auto process =
-        std::make_unique<guard::Process>(connection.descriptor(), nftables ? nftables->descriptor() : -1);
+    auto process = std::make_unique<guard::Process>(connection.descriptor(), nftables ? nftables->descriptor() : -1);
     try {
       process->renew(work, left ? &*left : nullptr);
     } catch (...) {
