@@ -424,12 +424,14 @@ export function checkCounterFilter(filter: { readonly counter?: string }): void 
 }
 
 const named = { family: word, table: string, name: string };
+const elementKey = objectOf({ key: bytes, keyEnd: optional(bytes), flags: optional(words) });
 const keys = unionOf({
   table: { family: word, name: string },
   chain: named,
   rule: { family: word, table: string, chain: string, handle: u64 },
   set: named,
   counter: named,
+  elements: { family: word, table: string, set: string, elements: listOf(elementKey) },
 });
 export function checkKey(key: NftKey): void {
   checkUnion(key, ROOT, 'key', keys);

@@ -264,11 +264,14 @@ export interface NftCounter {
 
 export type NftObject = NftTable | NftChain | NftRule | NftSet | NftElements | NftCounter;
 
-/** What names one object: of rules the handle, of all else the name. */
+/** What names one object: of rules the handle, of elements the set and their keys, of all else the name. */
 export type NftKey =
   | Pick<NftTable, 'kind' | 'family' | 'name'>
   | Pick<NftChain | NftSet | NftCounter, 'kind' | 'family' | 'table' | 'name'>
-  | (Pick<NftRule, 'kind' | 'family' | 'table' | 'chain'> & { readonly handle: bigint });
+  | (Pick<NftRule, 'kind' | 'family' | 'table' | 'chain'> & { readonly handle: bigint })
+  | (Pick<NftElements, 'kind' | 'family' | 'table' | 'set'> & {
+      readonly elements: readonly Pick<NftElement, 'key' | 'keyEnd' | 'flags'>[];
+    });
 
 /** One message of a batch. `create` is `add` that fails with EEXIST where the thing is there already. */
 export type NftOperation =
