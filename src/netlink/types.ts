@@ -60,12 +60,76 @@ export interface Route {
   readonly metric?: number;
 }
 
-/** `ip link`. */
+/** `ip -d link`. linux/if_link.h */
 export interface Link {
   readonly index: number;
   readonly name: string;
+  readonly altNames?: readonly string[];
+  /** IFF_UP and so on, of linux/if.h. */
   readonly flags: number;
+  /** Of the link layer, such as `02:00:00:00:00:01`. */
+  readonly address?: string;
   readonly mtu?: number;
+  /** Index of the bridge that it is a port of. */
+  readonly master?: number;
+  /** Index of the link that it stands on or, of a veth, of its peer; with `linkNetnsId` in another namespace. */
+  readonly link?: number;
+  readonly linkNetnsId?: number;
+  /** Of links that are not hardware. */
+  readonly linkInfo?: LinkInfo;
+}
+
+/** The kinds of `ip link add ... type KIND`, each with its own settings. */
+export type LinkInfo =
+  /** `veth`. Which one its peer is the kernel tells by `link`. */
+  | { readonly kind: 'veth'; readonly peer?: LinkPeer }
+  /** `bridge`. Times in hundredths of a second. */
+  | {
+      readonly kind: 'bridge';
+      readonly forwardDelay?: number;
+      readonly helloTime?: number;
+      readonly maxAge?: number;
+      readonly ageingTime?: number;
+      /** 0: no spanning tree, 1: the kernel's, 2: a program's. */
+      readonly stpState?: number;
+      readonly priority?: number;
+      readonly vlanFiltering?: boolean;
+      readonly mcastSnooping?: boolean;
+    }
+  /** `vlan`, on another `link`. */
+  | { readonly kind: 'vlan'; readonly id: number; readonly protocol?: '802.1Q' | '802.1ad' | number }
+  | { readonly kind: 'dummy' }
+  | { readonly kind: 'ifb' }
+  /** A kind that this package has no word for, and its IFLA_INFO_DATA as the kernel has it. */
+  | { readonly kind: 'unknown'; readonly name: string; readonly data?: Uint8Array };
+
+/** What `ip link set` changes; the rest stays as it is. */
+export interface LinkChange {
+  readonly up?: boolean;
+  /** Of the link layer, such as `02:00:00:00:00:01`. */
+  readonly address?: string;
+  readonly mtu?: number;
+  /** The bridge that it shall be a port of, by name or index; `null`: none (`nomaster`). */
+  readonly master?: string | number | null;
+  /** Another network namespace to go to: its path, or the id of a process that is in it. */
+  readonly netns?: string | number;
+  /** The new name. */
+  readonly name?: string;
+}
+
+/** The other end of a new veth pair. Without a name it gets one from the kernel. */
+export interface LinkPeer extends Omit<LinkChange, 'master'> {
+  readonly index?: number;
+}
+
+/** What `ip link add` makes. */
+export interface NewLink extends LinkChange {
+  readonly name: string;
+  readonly linkInfo: LinkInfo;
+  /** Default: any that is free. */
+  readonly index?: number;
+  /** What it stands on (`ip link add link eth0 ... type vlan`), by name or index. */
+  readonly link?: string | number;
 }
 
 /** `ip address`. */

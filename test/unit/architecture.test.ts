@@ -75,7 +75,7 @@ const rules: readonly Rule[] = [
   {
     rule: 'only those who install, hand over, repair and take down change the host',
     files: /^src\/(?!(native|intercept\/(install|installation|installed|handover|reap|watch))\.ts|netlink\/)/,
-    text: /\.((rule|route|address)(Add|Replace|Delete)|linkSet|commit)(Sync)?\(/,
+    text: /\.((rule|route|address)(Add|Replace|Delete)|link(Add|Set|Delete)|commit)(Sync)?\(/,
     violation: ['src/server.ts', '  await socket.ruleAdd(rule);'],
   },
   {
