@@ -135,6 +135,18 @@ void describe(auto& visit, Is<Vlan> auto& vlan) {
   visit("id", NETLINK_NAMED(IFLA_VLAN_ID), vlan.id, host16);
 }
 
+inline constexpr Word macvlanModes[] = {
+    {"private", MACVLAN_MODE_PRIVATE},   {"vepa", MACVLAN_MODE_VEPA},     {"bridge", MACVLAN_MODE_BRIDGE},
+    {"passthru", MACVLAN_MODE_PASSTHRU}, {"source", MACVLAN_MODE_SOURCE},
+};
+struct Macvlan {
+  static constexpr const char* kind = "macvlan";
+  std::optional<uint32_t> mode;
+};
+void describe(auto& visit, Is<Macvlan> auto& macvlan) {
+  visit("mode", NETLINK_NAMED(IFLA_MACVLAN_MODE), macvlan.mode, enumeration(netlink::host32, macvlanModes));
+}
+
 struct Dummy {
   static constexpr const char* kind = "dummy";
 };
@@ -155,7 +167,7 @@ void describe(auto& visit, Is<OtherKind> auto& other) {
   visit.header("data", other.data, netlink::zeroAbsent(netlink::blob));
 }
 
-using LinkInfo = std::variant<Veth, Bridge, Vlan, Dummy, Ifb, OtherKind>;
+using LinkInfo = std::variant<Veth, Bridge, Vlan, Macvlan, Dummy, Ifb, OtherKind>;
 // The representation: IFLA_INFO_KIND and IFLA_INFO_DATA.
 struct LinkInfoAttribute {};
 void put(netlink::Encoder& encode, Named attribute, const LinkInfo& info, LinkInfoAttribute);

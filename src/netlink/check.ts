@@ -226,6 +226,7 @@ const linkInfo = unionOf({
     ...{ vlanFiltering: optional(flag), mcastSnooping: optional(flag) },
   },
   vlan: { id: number(0, 4095), protocol: optional(word) },
+  macvlan: { mode: optional(word) },
   dummy: {},
   ifb: {},
   unknown: { name: string, data: optional(bytes) },

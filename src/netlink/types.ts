@@ -98,6 +98,8 @@ export type LinkInfo =
     }
   /** `vlan`, on another `link`. */
   | { readonly kind: 'vlan'; readonly id: number; readonly protocol?: '802.1Q' | '802.1ad' | number }
+  /** `macvlan`, on another `link`. */
+  | { readonly kind: 'macvlan'; readonly mode?: 'private' | 'vepa' | 'bridge' | 'passthru' | 'source' | number }
   | { readonly kind: 'dummy' }
   | { readonly kind: 'ifb' }
   /** A kind that this package has no word for, and its IFLA_INFO_DATA as the kernel has it. */
@@ -119,6 +121,7 @@ export interface LinkChange {
 
 /** The other end of a new veth pair. Without a name it gets one from the kernel. */
 export interface LinkPeer extends Omit<LinkChange, 'master'> {
+  /** The kernel takes it only where the first end is given one too. */
   readonly index?: number;
 }
 

@@ -140,6 +140,7 @@ const captures: Record<string, Capture> = {
       'ip link add dummy0 type dummy',
       'ip link add ifb7 type ifb',
       'ip link add link eth0 name mac0 type macvlan mode bridge',
+      'ip link add vxlan0 type vxlan id 7 dstport 4789',
       'ip link del eth0',
     ],
     mayBeRefused: true,

@@ -363,9 +363,12 @@ const links: Record<string, () => Buffer> = {
     newLink({ ...vlan, master: 7, linkInfo: { kind: 'vlan', id: 5, protocol: '802.1ad' } }),
   'add dummy0 type dummy': () => newLink({ name: 'dummy0', linkInfo: { kind: 'dummy' } }),
   'add ifb7 type ifb': () => newLink({ name: 'ifb7', linkInfo: { kind: 'ifb' } }),
-  'add link eth0 name mac0 type macvlan mode bridge': () => {
-    const data = Uint8Array.from([8, 0, 1, 0, 4, 0, 0, 0]); // IFLA_MACVLAN_MODE, MACVLAN_MODE_BRIDGE
-    return newLink({ name: 'mac0', link: 5, linkInfo: { kind: 'unknown', name: 'macvlan', data } });
+  'add link eth0 name mac0 type macvlan mode bridge': () =>
+    newLink({ name: 'mac0', link: 5, linkInfo: { kind: 'macvlan', mode: 'bridge' } }),
+  'add vxlan0 type vxlan id 7 dstport 4789': () => {
+    // IFLA_VXLAN_ID, IFLA_VXLAN_LEARNING, IFLA_VXLAN_PORT
+    const data = Buffer.from(['0800010007000000', '0500070001000000', '06000f0012b50000'].join(''), 'hex');
+    return newLink({ name: 'vxlan0', linkInfo: { kind: 'unknown', name: 'vxlan', data } });
   },
   'del eth0': () => native.encodeLinkDeletion(5),
 };

@@ -124,7 +124,7 @@ const rules: readonly Rule[] = [
   {
     rule: 'rtnetlink stands on netlink',
     files: /^src-native\/rtnetlink\//,
-    only: cpp('netlink/', 'rtnetlink/'),
+    only: cpp('netlink/', 'rtnetlink/', 'socket/netns'),
     violation: ['src-native/rtnetlink/rule.cc', '#include "nftables/object.h"'],
   },
   {
