@@ -90,8 +90,10 @@ if [ ! -e $addon ] || [ -n "$(find src-native CMakeLists.txt package-lock.json -
   echo 'setup: building the addon'
   # In CI a compiler warning is an error.
   set -- ${CI:+--CDCMAKE_COMPILE_WARNING_AS_ERROR=ON}
-  mkdir -p build
-  node_modules/.bin/cmake-js compile "$@" >build/log.txt 2>&1 || { cat build/log.txt >&2; exit 1; }
-  ! grep -A6 'warning:' build/log.txt
+  # Not in build/: cmake-js empties it when a compilation fails.
+  log=$(mktemp)
+  trap 'rm -f "$log"' EXIT
+  node_modules/.bin/cmake-js compile "$@" >"$log" 2>&1 || { cat "$log" >&2; exit 1; }
+  ! grep -A6 'warning:' "$log"
   touch $addon
 fi

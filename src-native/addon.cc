@@ -14,6 +14,8 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
     info.Env().GetInstanceData<Instance>()->errorFactory = Napi::Persistent(info[0].As<Napi::Function>());
   });
   tproxy::bindings::defineNetlink(env, exports);
+  tproxy::bindings::defineRouteSocket(env, exports);
+  tproxy::bindings::defineNftablesSocket(env, exports);
   tproxy::bindings::defineSocket(env, exports);
   tproxy::bindings::defineRelay(env, exports);
   return exports;

@@ -3,12 +3,8 @@ export { type ConnectTransparentOptions, connectTransparent, type TransparentCon
 export { type OriginalDestination, originalDestination } from './destination.js';
 export { InterceptError, NetlinkError, type NetlinkMessageError, SocketError } from './errors.js';
 export type { Count, Counters } from './intercept/counters.js';
-export {
-  type InstalledEvents,
-  type InstalledRules,
-  type InstallOptions,
-  installIntercept,
-} from './intercept/install.js';
+export { type InstallOptions, installIntercept } from './intercept/install.js';
+export type { InstalledEvents, InstalledRules } from './intercept/installation.js';
 export {
   type Installed,
   type Leftovers,

@@ -97,12 +97,10 @@ export interface NativeRouteSocket {
   commitSync(operations: readonly RouteOperation[]): void;
   ruleAdd(rule: Rule): Promise<void>;
   ruleDelete(rule: Rule): Promise<void>;
-  ruleDeleteSync(rule: Rule): void;
   ruleList(family?: Family): Promise<Rule[]>;
   routeAdd(route: Route): Promise<void>;
   routeReplace(route: Route): Promise<void>;
   routeDelete(route: Route): Promise<void>;
-  routeDeleteSync(route: Route): void;
   routeList(filter?: { family?: Family; table?: number }): Promise<Route[]>;
   routeGet(query: RouteQuery): Promise<Route>;
   linkList(): Promise<Link[]>;

@@ -8,7 +8,8 @@ import { checkPort } from './connect.js';
 import { originalDestination } from './destination.js';
 import { checkMilliseconds, checkOptions, invalidType, invalidValue, outOfRange } from './errors.js';
 import { type Acceptor, acceptFlows, checkTarget } from './flows.js';
-import { type InstalledRules, installIntercept, leave } from './intercept/install.js';
+import { installIntercept } from './intercept/install.js';
+import { type InstalledRules, leave } from './intercept/installation.js';
 import { OWN_KEEPALIVE_MS } from './intercept/named-sets.js';
 import type { Owner } from './intercept/owner.js';
 import { planIntercept } from './intercept/plan.js';
@@ -72,8 +73,8 @@ export interface TransparentServerOptions extends ServerOpts, RelayLimits {
   readonly privileges?: 'own' | 'broker';
   readonly engine?: Engine | 'auto';
   /**
-   * With `relay`: so many threads accept (SO_REUSEPORT) and relay, each connection on one of them. Default 1, which measured
-   * best where the end points share two CPUs with it; beyond, up to one for each CPU that has nothing else to do.
+   * With `relay`: so many threads accept (SO_REUSEPORT) and relay, each connection on one of them. Default 1; more are for
+   * CPUs that have nothing else to do.
    */
   readonly threads?: number;
   /** After `close()`, relays that have not ended by then are reset. Default: they are waited for. */

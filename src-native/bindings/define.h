@@ -5,6 +5,8 @@
 namespace tproxy::bindings {
 
 void defineNetlink(Napi::Env env, Napi::Object exports);
+void defineRouteSocket(Napi::Env env, Napi::Object exports);
+void defineNftablesSocket(Napi::Env env, Napi::Object exports);
 void defineSocket(Napi::Env env, Napi::Object exports);
 void defineRelay(Napi::Env env, Napi::Object exports);
 

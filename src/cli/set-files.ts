@@ -1,5 +1,5 @@
 /** Sets that are read from files: which there are, and what stands in such a file. Pure. */
-import type { InstalledRules } from '../intercept/install.js';
+import type { InstalledRules } from '../intercept/installation.js';
 import { parsePorts, parsePrefixes } from '../intercept/ranges.js';
 import type { PortSet, PrefixSet } from '../types.js';
 

@@ -5,8 +5,8 @@
  */
 import type { NftOperation, NftRule, NftTable } from '../netlink/types.js';
 import { commentOf } from './counters.js';
-import type { Kernel } from './host.js';
 import { findTableLosses, type Loss } from './intact.js';
+import type { Kernel } from './kernel.js';
 import {
   commentOfRule,
   isMangle,

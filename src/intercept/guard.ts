@@ -5,7 +5,7 @@
 import type { Guard } from '../netlink/route.js';
 import type { NftOperation } from '../netlink/types.js';
 import { backendOf } from './backend.js';
-import type { Kernel } from './host.js';
+import type { Kernel } from './kernel.js';
 import { tableObject } from './nftables.js';
 import type { Plan } from './plan.js';
 

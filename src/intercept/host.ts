@@ -3,25 +3,16 @@
  * are free, and what is left over of processes of ours that died.
  */
 import { InterceptError } from '../errors.js';
-import type { NftablesSocket } from '../netlink/nftables.js';
-import type { RouteSocket } from '../netlink/route.js';
 import { sequence } from '../netlink/sequence.js';
 import type { Address, Link, NftExpression, NftTable, Route, Rule } from '../netlink/types.js';
 import { decodeComment } from '../netlink/userdata.js';
 import type { Family, Fwmark } from '../types.js';
+import type { Kernel } from './kernel.js';
 import { namesInMangle } from './mangle.js';
 import { lookUpIds } from './names.js';
 import { type Claim, parseClaim } from './nftables.js';
 import { ownerOf, ownerText } from './owner.js';
 import { nameOfTable, type PlanOptions, PRIORITIES, planIntercept, ROUTE_PROTOCOL } from './plan.js';
-
-export interface Kernel {
-  /** Which network namespace it is of. */
-  readonly namespace: string;
-  readonly route: RouteSocket;
-  /** Another one when a table that it owned has been let go of. */
-  nftables: NftablesSocket;
-}
 
 /** Everything that decides what is free; `generation` is that of the rule set it was read from. */
 export interface HostState {

@@ -9,14 +9,16 @@ import type { Family, Fwmark } from '../types.js';
 import { ignoring, untilQuiet } from './attempt.js';
 import { backendOf, emptied, readMangle } from './backend.js';
 import { type Counters, commentOf, sumCounters } from './counters.js';
-import { claimOf, type HostState, type Kernel, lookAtHost, staleNames, staleRules } from './host.js';
-import { closeKernel, openKernel, reap, takeOut } from './install.js';
+import { claimOf, type HostState, lookAtHost, staleNames, staleRules } from './host.js';
 import { routingLosses } from './intact.js';
+import type { Kernel } from './kernel.js';
+import { closeKernel, openKernel } from './kernel.js';
 import { commentOfRule, listenerOfMangle, nameOfChain, setsOfMangle, sizeOfMangle } from './mangle.js';
 import { type Claim, leaving } from './nftables.js';
 import { type Owner, ownerOf, ownerText } from './owner.js';
 import { nameOfTable, type Plan, ROUTE_PROTOCOL, routingOf } from './plan.js';
 import { addressRange, formatRange, fromBytes, portRange, type RangeType, rangesOfElements } from './ranges.js';
+import { reap, takeOut } from './reap.js';
 import { counted } from './ruleset.js';
 import { datatype } from './statement.js';
 

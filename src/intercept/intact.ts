@@ -5,7 +5,7 @@
 import { NetlinkError } from '../errors.js';
 import type { NftChain, NftExpression, NftObject, NftRule, NftSet, Route, Rule } from '../netlink/types.js';
 import { canonical } from './canonical.js';
-import type { Kernel } from './host.js';
+import type { Kernel } from './kernel.js';
 import { tableObject } from './nftables.js';
 import type { Plan } from './plan.js';
 import { ANONYMOUS_SET } from './statement.js';

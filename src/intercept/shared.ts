@@ -3,7 +3,8 @@
  * ask for it, and stays until the last of them goes. So listeners come and go without a change of any rule.
  */
 import { threadId } from 'node:worker_threads';
-import { type InstalledRules, type InstallOptions, installIntercept, leave } from './install.js';
+import { type InstallOptions, installIntercept } from './install.js';
+import { type InstalledRules, leave } from './installation.js';
 import { namespaceOf } from './marks.js';
 
 interface Shared {

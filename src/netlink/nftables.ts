@@ -12,6 +12,7 @@ import {
 } from './check.js';
 import type { NetlinkSocketOptions } from './route.js';
 import type { NftChange, NftCounter, NftFamily, NftGeneration, NftKey, NftObject, NftOperation } from './types.js';
+import { Watches } from './watches.js';
 
 export interface CommitOptions {
   /** Only if the rule set is still of this generation; `ERESTART` if not. */
@@ -42,7 +43,7 @@ export interface ListFilter {
  */
 export class NftablesSocket {
   readonly #native: NativeNftablesSocket;
-  readonly #watches = new Set<() => void>();
+  readonly #watches = new Watches();
 
   /** Throws `SocketError` where the namespace cannot be entered. */
   constructor(options: NetlinkSocketOptions = {}) {
@@ -117,12 +118,7 @@ export class NftablesSocket {
    */
   watch(onChanges: (changes: NftChange[]) => void, filter: { readonly table?: string } = {}): () => void {
     checkNftWatch(filter, onChanges);
-    const end = this.#native.watch(filter, onChanges);
-    this.#watches.add(end);
-    return () => {
-      this.#watches.delete(end);
-      end();
-    };
+    return this.#watches.add(this.#native.watch(filter, onChanges));
   }
 
   /**
@@ -130,8 +126,7 @@ export class NftablesSocket {
    * take some milliseconds. A call under way is finished first; those that wait for it, and later ones, fail with `EBADF`.
    */
   close(): Promise<void> {
-    for (const end of this.#watches) end();
-    this.#watches.clear();
+    this.#watches.endAll();
     return this.#native.close();
   }
 }

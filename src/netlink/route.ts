@@ -16,6 +16,7 @@ import {
   checkSocketOptions,
 } from './check.js';
 import type { Address, Link, Route, RouteChange, RouteOperation, RouteQuery, Rule } from './types.js';
+import { Watches } from './watches.js';
 
 export type { Guard, GuardOptions } from '../native.js';
 
@@ -31,7 +32,7 @@ export interface NetlinkSocketOptions {
  */
 export class RouteSocket {
   readonly #native: NativeRouteSocket;
-  readonly #watches = new Set<() => void>();
+  readonly #watches = new Watches();
 
   /** Throws `SocketError` where the namespace cannot be entered. */
   constructor(options: NetlinkSocketOptions = {}) {
@@ -77,12 +78,6 @@ export class RouteSocket {
     await this.#native.ruleDelete(rule);
   }
 
-  /** The same at once, for `process.on('exit')`. */
-  ruleDeleteSync(rule: Rule): void {
-    checkRule(rule);
-    this.#native.ruleDeleteSync(rule);
-  }
-
   /** Equivalent to: `ip -4 rule; ip -6 rule`. */
   async ruleList(family?: Family): Promise<Rule[]> {
     checkFamily(family);
@@ -111,12 +106,6 @@ export class RouteSocket {
   async routeDelete(route: Route): Promise<void> {
     checkRoute(route);
     await this.#native.routeDelete(route);
-  }
-
-  /** The same at once, for `process.on('exit')`. */
-  routeDeleteSync(route: Route): void {
-    checkRoute(route);
-    this.#native.routeDeleteSync(route);
   }
 
   /** Equivalent to: `ip route show table 100`; without a table, of all of them. */
@@ -197,18 +186,12 @@ export class RouteSocket {
    */
   watch(onChanges: (changes: RouteChange[]) => void, filter: { readonly table?: number } = {}): () => void {
     checkRouteWatch(filter, onChanges);
-    const end = this.#native.watch(filter, onChanges);
-    this.#watches.add(end);
-    return () => {
-      this.#watches.delete(end);
-      end();
-    };
+    return this.#watches.add(this.#native.watch(filter, onChanges));
   }
 
   /** Ends the watches. A call under way is finished first; those that wait for it, and later ones, fail with `EBADF`. */
   close(): Promise<void> {
-    for (const end of this.#watches) end();
-    this.#watches.clear();
+    this.#watches.endAll();
     return this.#native.close();
   }
 }

@@ -144,10 +144,10 @@ test('a rule that is there: EEXIST; one that is not: ENOENT; another protocol is
   );
   await socket.ruleAdd({ ...rule, protocol: 85 });
   assert.is((await refusal(socket.ruleDelete({ ...rule, protocol: 86 }))).code, 'ENOENT');
-  socket.ruleDeleteSync(rule);
+  socket.commitSync([{ verb: 'delete', kind: 'rule', rule }]);
   await socket.ruleDelete({ ...rule, protocol: 85 });
   assert.throws(
-    () => socket.ruleDeleteSync(rule),
+    () => socket.commitSync([{ verb: 'delete', kind: 'rule', rule }]),
     (error: NetlinkError) => error.code === 'ENOENT',
   );
 });
@@ -265,7 +265,7 @@ test('a route that is there: EEXIST; one that is not: ESRCH; an interface that i
   const route: Route = { family: 'ipv4', type: 'local', destination: 'default', dev: 'lo', table: 100, protocol: 84 };
   await socket.routeAdd(route);
   assert.is((await refusal(socket.routeAdd(route))).code, 'EEXIST');
-  socket.routeDeleteSync(route);
+  socket.commitSync([{ verb: 'delete', kind: 'route', route }]);
   assert.is((await refusal(socket.routeDelete(route))).code, 'ESRCH');
   const missing = await refusal(socket.routeAdd({ ...route, dev: 'nowhere0' }));
   assert.equal([missing.code, missing.operation], ['ENODEV', 'get link nowhere0']);
@@ -486,7 +486,7 @@ test('close: the call under way is finished, those that wait and later ones fail
   assert.is((await second).code, 'EBADF');
   assert.is((await refusal(closing.linkList())).code, 'EBADF');
   assert.throws(
-    () => closing.ruleDeleteSync({ family: 'ipv4', action: 'nop' }),
+    () => closing.commitSync([{ verb: 'delete', kind: 'rule', rule: { family: 'ipv4', action: 'nop' } }]),
     (error: NetlinkError) => error.code === 'EBADF',
   );
 });

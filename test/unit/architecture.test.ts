@@ -73,9 +73,9 @@ const rules: readonly Rule[] = [
     violation: ['src/netlink/index.ts', "export { planIntercept } from '../intercept/plan.js';"],
   },
   {
-    rule: 'only install.ts, installed.ts, handover.ts and watch.ts change the host',
-    files: /^src\/(?!(native|intercept\/(install|installed|handover|watch))\.ts|netlink\/)/,
-    text: /\.(rule|route)(Add|Delete)(Sync)?\(|\.commit(Sync)?\(/,
+    rule: 'only those who install, hand over, repair and take down change the host',
+    files: /^src\/(?!(native|intercept\/(install|installation|installed|handover|reap|watch))\.ts|netlink\/)/,
+    text: /\.((rule|route|address)(Add|Replace|Delete)|linkSet|commit)(Sync)?\(/,
     violation: ['src/server.ts', '  await socket.ruleAdd(rule);'],
   },
   {

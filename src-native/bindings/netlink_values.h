@@ -1,0 +1,40 @@
+// JavaScript values of the netlink sockets into what the core takes, and back. The types are those of src/netlink/types.ts.
+#pragma once
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "bindings/js.h"
+#include "bindings/transaction.h"
+#include "nftables/batch.h"
+#include "rtnetlink/change.h"
+
+namespace tproxy::bindings {
+
+// Undefined of an object that is undefined.
+Napi::Value member(Napi::Value object, const char* name);
+
+template <class T>
+std::optional<T> optionalMember(Napi::Value object, const char* name, const auto& representation) {
+  const Napi::Value js = member(object, name);
+  std::optional<T> value;
+  if (!js.IsUndefined()) JsReader::read(js, value.emplace(), representation);
+  return value;
+}
+
+rtnetlink::Verb verbArgument(Napi::Value js);
+std::vector<nftables::Operation> operationsArgument(Napi::Value js);
+Napi::Object operationValue(Napi::Env env, const nftables::Operation& operation);
+nftables::BatchOptions batchOptions(Napi::Value js);
+netlink::Bytes batchBytes(std::vector<nftables::Operation> operations, const nftables::BatchOptions& options);
+netlink::ByteView bytesArgument(Napi::Value js);
+
+// The first argument of a socket's constructor: the path of its namespace; empty where it is the process's.
+std::string netnsArgument(const Napi::CallbackInfo& info);
+std::shared_ptr<Session> openSession(const Napi::CallbackInfo& info, int protocol);
+
+// What a watch tells when notifications were lost.
+Napi::Object toLost(Napi::Env env);
+
+}  // namespace tproxy::bindings

@@ -1,0 +1,154 @@
+// NftablesSocket of src/native.ts.
+#include <type_traits>
+#include <utility>
+
+#include "bindings/define.h"
+#include "bindings/netlink_values.h"
+#include "bindings/watches.h"
+#include "nftables/query.h"
+#include "nftables/watch.h"
+
+namespace tproxy::bindings {
+
+using netlink::ByteView;
+using netlink::Connection;
+using When = Session::When;
+
+namespace {
+
+// Gathers the operations of a batch until its end, which makes an NftChange of src/netlink/types.ts of them.
+class NftChanges {
+ public:
+  Napi::Value operator()(Napi::Env env, const Watches::Notification& notification) {
+    if (notification.message.empty()) {
+      operations_.clear();
+      return toLost(env);
+    }
+    ByteView bytes = notification.message;
+    const netlink::Received message = netlink::readMessage(bytes);
+    try {
+      if (!nftables::isGeneration(message)) {
+        operations_.push_back(nftables::decodeOperation(message.whole));
+        return {};
+      }
+      auto js = Napi::Object::New(env);
+      js["kind"] = Napi::String::New(env, "batch");
+      auto list = Napi::Array::New(env);
+      for (const nftables::Operation& operation : std::exchange(operations_, {}))
+        list[list.Length()] = operationValue(env, operation);
+      js["operations"] = list;
+      js["generation"] = JsWriter::object(env, nftables::decodeGeneration(message.whole));
+      js["portId"] = Napi::Number::New(env, message.header.nlmsg_pid);
+      return js;
+    } catch (const netlink::Malformed&) {
+      return {};  // an object of a kind that this package has no word for
+    }
+  }
+
+ private:
+  std::vector<nftables::Operation> operations_;
+};
+
+class NftablesSocket : public Napi::ObjectWrap<NftablesSocket> {
+ public:
+  static Napi::Function define(Napi::Env env) {
+    return DefineClass(env, "NftablesSocket",
+                       {
+                           InstanceAccessor<&NftablesSocket::portId>("portId"),
+                           InstanceMethod<&NftablesSocket::commit<When::later>>("commit"),
+                           InstanceMethod<&NftablesSocket::commit<When::now>>("commitSync"),
+                           InstanceMethod<&NftablesSocket::generation>("generation"),
+                           InstanceMethod<&NftablesSocket::list>("list"),
+                           InstanceMethod<&NftablesSocket::get>("get"),
+                           InstanceMethod<&NftablesSocket::resetCounters>("resetCounters"),
+                           InstanceMethod<&NftablesSocket::watch>("watch"),
+                           InstanceMethod<&NftablesSocket::close>("close"),
+                       });
+  }
+
+  explicit NftablesSocket(const Napi::CallbackInfo& info)
+      : ObjectWrap(info), session_(openSession(info, NETLINK_NETFILTER)), netns_(netnsArgument(info)) {
+    portId_ = session_->open()->portId();
+  }
+
+ private:
+  Napi::Value portId(const Napi::CallbackInfo& info) { return Napi::Number::New(info.Env(), portId_); }
+
+  template <When when>
+  Napi::Value commit(const Napi::CallbackInfo& info) {
+    const auto options = batchOptions(info[1]);
+    auto operations = guarded(info.Env(), [&] { return operationsArgument(info[0]); });
+    return session_->transact<when>(info.Env(), [operations = std::move(operations), options](Connection& c) mutable {
+      c.commit(options.dryRun ? "check batch" : "commit batch", nftables::encodeBatch(std::move(operations), options));
+    });
+  }
+
+  Napi::Value generation(const Napi::CallbackInfo& info) {
+    return later(info, [](Connection& c) { return nftables::generation(c); });
+  }
+
+  static nftables::Filter filterArgument(Napi::Value js) {
+    nftables::Filter filter;
+    filter.family = optionalMember<uint8_t>(js, "family", nftables::familyOf);
+    filter.table = optionalMember<std::string>(js, "table", netlink::text);
+    filter.chain = optionalMember<std::string>(js, "chain", netlink::text);
+    filter.set = optionalMember<std::string>(js, "set", netlink::text);
+    filter.counter = optionalMember<std::string>(js, "counter", netlink::text);
+    return filter;
+  }
+  Napi::Value list(const Napi::CallbackInfo& info) {
+    return ofKind(info[0], [&]<class T>() {
+      return later(info, [filter = filterArgument(info[1])](Connection& c) { return nftables::list<T>(c, filter); });
+    });
+  }
+  Napi::Value get(const Napi::CallbackInfo& info) {
+    return ofKind(member(info[0], "kind"), [&]<class T>() -> Napi::Value {
+      if constexpr (std::is_same_v<T, nftables::Elements>) {
+        throw Napi::TypeError::New(info.Env(), "elements are listed, by their set");
+      } else {
+        auto key = guarded(info.Env(), [&] { return JsReader::object<T>(info[0], JsReader::Purpose::key); });
+        return later(info, [key = std::move(key)](Connection& c) { return nftables::get(c, key); });
+      }
+    });
+  }
+  Napi::Value resetCounters(const Napi::CallbackInfo& info) {
+    return later(info,
+                 [filter = filterArgument(info[0])](Connection& c) { return nftables::resetCounters(c, filter); });
+  }
+  Napi::Value later(const Napi::CallbackInfo& info, auto work) {
+    return session_->transact<When::later>(info.Env(), std::move(work));
+  }
+  // Calls it with the type of that kind of object.
+  template <size_t index = 0>
+  static Napi::Value ofKind(Napi::Value kind, const auto& call) {
+    if constexpr (index == std::variant_size_v<nftables::Object>) {
+      throw Napi::TypeError::New(kind.Env(), "unknown kind: " + std::string(kind.As<Napi::String>()));
+    } else {
+      using T = std::variant_alternative_t<index, nftables::Object>;
+      if (std::string(kind.As<Napi::String>()) != T::messages.kind) return ofKind<index + 1>(kind, call);
+      return call.template operator()<T>();
+    }
+  }
+
+  Napi::Value watch(const Napi::CallbackInfo& info) {
+    const auto table = optionalMember<std::string>(info[0], "table", netlink::text);
+    return Watches::of(info.Env())
+        .watch(
+            info.Env(), [&](netlink::Watcher& watcher) { return nftables::watch(watcher, netns_, table); },
+            NftChanges(), info[1].As<Napi::Function>());
+  }
+
+  Napi::Value close(const Napi::CallbackInfo& info) { return session_->close(info.Env()); }
+
+  std::shared_ptr<Session> session_;
+  std::string netns_;
+  uint32_t portId_;
+};
+
+}  // namespace
+
+void defineNftablesSocket(Napi::Env env, Napi::Object exports) {
+  exports["NftablesSocket"] = NftablesSocket::define(env);
+}
+
+}  // namespace tproxy::bindings

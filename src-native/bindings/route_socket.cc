@@ -1,0 +1,230 @@
+// RouteSocket of src/native.ts.
+#include "bindings/define.h"
+#include "bindings/guard.h"
+#include "bindings/netlink_values.h"
+#include "bindings/watches.h"
+#include "rtnetlink/watch.h"
+
+namespace tproxy::bindings {
+
+using netlink::ByteView;
+using netlink::Connection;
+using When = Session::When;
+
+namespace {
+
+std::optional<uint8_t> familyArgument(Napi::Value js) {
+  std::optional<uint8_t> family;
+  if (!js.IsUndefined()) JsReader::read(js, family.emplace(), rtnetlink::familyOf);
+  return family;
+}
+
+rtnetlink::Device deviceArgument(Napi::Value js) {
+  rtnetlink::Device device;
+  JsReader::read(js, device, rtnetlink::DeviceIndex());
+  return device;
+}
+
+std::vector<rtnetlink::Change> changesArgument(Napi::Value js) {
+  const auto array = js.As<Napi::Array>();
+  std::vector<rtnetlink::Change> changes(array.Length());
+  for (uint32_t i = 0; i < array.Length(); ++i) {
+    const Napi::HandleScope scope(js.Env());
+    const Napi::Value change = array[i];
+    changes[i].verb = verbArgument(member(change, "verb"));
+    const std::string kind = member(change, "kind").As<Napi::String>();
+    const Napi::Value object = member(change, kind.c_str());
+    if (kind == "rule")
+      changes[i].object = JsReader::object<rtnetlink::Rule>(object);
+    else if (kind == "address")
+      changes[i].object = JsReader::object<rtnetlink::Address>(object);
+    else
+      changes[i].object = JsReader::object<rtnetlink::Route>(object);
+  }
+  return changes;
+}
+
+// A RouteChange of src/netlink/types.ts. What cannot be read is lost.
+Napi::Value routeChange(Napi::Env env, const Watches::Notification& notification) {
+  if (notification.message.empty()) return toLost(env);
+  ByteView bytes = notification.message;
+  const netlink::Received message = netlink::readMessage(bytes);
+  auto js = Napi::Object::New(env);
+  const auto describe = [&](const char* verb, const char* kind, const auto& object) {
+    js["kind"] = Napi::String::New(env, kind);
+    js["verb"] = Napi::String::New(env, verb);
+    js[kind] = JsWriter::object(env, object);
+  };
+  try {
+    switch (message.header.nlmsg_type) {
+      case RTM_NEWRULE:
+      case RTM_DELRULE:
+        describe(message.header.nlmsg_type == RTM_NEWRULE ? "add" : "delete", "rule",
+                 rtnetlink::decodeRule(message.whole));
+        break;
+      case RTM_NEWROUTE:
+      case RTM_DELROUTE:
+        describe(message.header.nlmsg_type == RTM_NEWROUTE ? "add" : "delete", "route",
+                 rtnetlink::decodeRoute(message.whole));
+        break;
+      case RTM_NEWADDR:
+      case RTM_DELADDR:
+        describe(message.header.nlmsg_type == RTM_NEWADDR ? "add" : "delete", "address",
+                 rtnetlink::decodeAddress(message.whole));
+        break;
+      default:
+        describe(message.header.nlmsg_type == RTM_NEWLINK ? "add" : "delete", "link",
+                 rtnetlink::decodeLink(message.whole));
+    }
+  } catch (const netlink::Malformed&) {
+    return toLost(env);
+  }
+  js["portId"] = Napi::Number::New(env, message.header.nlmsg_pid);
+  if (!notification.processName.empty()) js["processName"] = Napi::String::New(env, notification.processName);
+  return js;
+}
+
+class RouteSocket : public Napi::ObjectWrap<RouteSocket> {
+ public:
+  static Napi::Function define(Napi::Env env) {
+    return DefineClass(env, "RouteSocket",
+                       {
+                           InstanceMethod<&RouteSocket::commit<When::later>>("commit"),
+                           InstanceMethod<&RouteSocket::commit<When::now>>("commitSync"),
+                           InstanceMethod<&RouteSocket::rule<Verb::add>>("ruleAdd"),
+                           InstanceMethod<&RouteSocket::rule<Verb::erase>>("ruleDelete"),
+                           InstanceMethod<&RouteSocket::ruleList>("ruleList"),
+                           InstanceMethod<&RouteSocket::route<Verb::add>>("routeAdd"),
+                           InstanceMethod<&RouteSocket::route<Verb::replace>>("routeReplace"),
+                           InstanceMethod<&RouteSocket::route<Verb::erase>>("routeDelete"),
+                           InstanceMethod<&RouteSocket::routeGet>("routeGet"),
+                           InstanceMethod<&RouteSocket::routeList>("routeList"),
+                           InstanceMethod<&RouteSocket::linkList>("linkList"),
+                           InstanceMethod<&RouteSocket::linkGet>("linkGet"),
+                           InstanceMethod<&RouteSocket::linkSet>("linkSet"),
+                           InstanceMethod<&RouteSocket::address<Verb::add>>("addressAdd"),
+                           InstanceMethod<&RouteSocket::address<Verb::replace>>("addressReplace"),
+                           InstanceMethod<&RouteSocket::address<Verb::erase>>("addressDelete"),
+                           InstanceMethod<&RouteSocket::addressList>("addressList"),
+                           InstanceAccessor<&RouteSocket::portId>("portId"),
+                           InstanceMethod<&RouteSocket::guard>("guard"),
+                           InstanceMethod<&RouteSocket::watch>("watch"),
+                           InstanceMethod<&RouteSocket::close>("close"),
+                       });
+  }
+
+  explicit RouteSocket(const Napi::CallbackInfo& info)
+      : ObjectWrap(info), session_(openSession(info, NETLINK_ROUTE)), netns_(netnsArgument(info)) {
+    portId_ = session_->open()->portId();
+  }
+
+ private:
+  using Verb = rtnetlink::Verb;
+
+  template <When when = When::later>
+  Napi::Value transact(const Napi::CallbackInfo& info, auto work) {
+    return session_->transact<when>(info.Env(), std::move(work));
+  }
+  template <class T>
+  static T argument(const Napi::CallbackInfo& info) {
+    return guarded(info.Env(), [&] { return JsReader::object<T>(info[0]); });
+  }
+
+  template <When when>
+  Napi::Value commit(const Napi::CallbackInfo& info) {
+    auto changes = guarded(info.Env(), [&] { return changesArgument(info[0]); });
+    return transact<when>(info, [changes = std::move(changes)](Connection& c) { rtnetlink::change(c, changes); });
+  }
+  template <Verb verb>
+  Napi::Value rule(const Napi::CallbackInfo& info) {
+    return transact(info, [rule = argument<rtnetlink::Rule>(info)](Connection& c) { changeRule(c, verb, rule); });
+  }
+  Napi::Value ruleList(const Napi::CallbackInfo& info) {
+    return transact(info,
+                    [family = familyArgument(info[0])](Connection& c) { return rtnetlink::listRules(c, family); });
+  }
+  template <Verb verb>
+  Napi::Value route(const Napi::CallbackInfo& info) {
+    return transact(info, [route = argument<rtnetlink::Route>(info)](Connection& c) { changeRoute(c, verb, route); });
+  }
+  Napi::Value routeGet(const Napi::CallbackInfo& info) {
+    return transact(
+        info, [query = argument<rtnetlink::RouteQuery>(info)](Connection& c) { return rtnetlink::getRoute(c, query); });
+  }
+  Napi::Value routeList(const Napi::CallbackInfo& info) {
+    rtnetlink::RouteFilter filter;
+    filter.family = optionalMember<uint8_t>(info[0], "family", rtnetlink::familyOf);
+    filter.table = optionalMember<uint32_t>(info[0], "table", netlink::host32);
+    return transact(info, [filter](Connection& c) { return listRoutes(c, filter); });
+  }
+  Napi::Value linkList(const Napi::CallbackInfo& info) {
+    return transact(info, [](Connection& c) { return rtnetlink::listLinks(c); });
+  }
+  Napi::Value linkGet(const Napi::CallbackInfo& info) {
+    return transact(info, [device = deviceArgument(info[0])](Connection& c) { return rtnetlink::getLink(c, device); });
+  }
+  Napi::Value linkSet(const Napi::CallbackInfo& info) {
+    return transact(info, [device = deviceArgument(info[0]), up = info[1].ToBoolean().Value()](Connection& c) {
+      rtnetlink::setLinkUp(c, device, up);
+    });
+  }
+  template <Verb verb>
+  Napi::Value address(const Napi::CallbackInfo& info) {
+    return transact(info,
+                    [address = argument<rtnetlink::Address>(info)](Connection& c) { changeAddress(c, verb, address); });
+  }
+  Napi::Value addressList(const Napi::CallbackInfo& info) {
+    return transact(info,
+                    [family = familyArgument(info[0])](Connection& c) { return rtnetlink::listAddresses(c, family); });
+  }
+  Napi::Value portId(const Napi::CallbackInfo& info) { return Napi::Number::New(info.Env(), portId_); }
+  Napi::Value guard(const Napi::CallbackInfo& info) {
+    return guarded(info.Env(), [&] {
+      const auto& connection = session_->open();
+      const Napi::Value orphan = member(info[2], "orphan");
+      const auto batches = member(info[2], "batches").As<Napi::Array>();
+      std::vector<guard::Datagram> work;
+      std::optional<Connection> nftables;
+      if (batches.Length() > 0 || !orphan.IsUndefined()) nftables.emplace(NETLINK_NETFILTER, netns_);
+      for (uint32_t i = 0; i < batches.Length(); ++i) {
+        const Napi::Value operations = batches[i];
+        work.push_back({nftables->descriptor(), batchBytes(operationsArgument(operations), {})});
+      }
+      netlink::Bytes requests;
+      const auto append = [&](netlink::Message message) {
+        message.header().nlmsg_flags &= static_cast<uint16_t>(~NLM_F_ACK);
+        requests.insert(requests.end(), message.bytes().begin(), message.bytes().end());
+      };
+      std::vector<rtnetlink::Rule> rules;
+      std::vector<rtnetlink::Route> routes;
+      JsReader::read(info[0], rules, netlink::list({}, netlink::described));
+      JsReader::read(info[1], routes, netlink::list({}, netlink::described));
+      for (const auto& rule : rules) append(encodeRule(rtnetlink::Verb::erase, rule));
+      for (auto& route : routes) {
+        resolve(*connection, route.device);
+        append(encodeRoute(rtnetlink::Verb::erase, std::move(route)));
+      }
+      work.push_back({connection->descriptor(), std::move(requests)});
+      return startGuard(info.Env(), std::move(work), nftables ? nftables->descriptor() : -1, orphan,
+                        member(info[2], "onEnd"));
+    });
+  }
+  Napi::Value watch(const Napi::CallbackInfo& info) {
+    const auto table = optionalMember<uint32_t>(info[0], "table", netlink::host32);
+    return Watches::of(info.Env())
+        .watch(
+            info.Env(), [&](netlink::Watcher& watcher) { return rtnetlink::watch(watcher, netns_, table); },
+            routeChange, info[1].As<Napi::Function>());
+  }
+  Napi::Value close(const Napi::CallbackInfo& info) { return session_->close(info.Env()); }
+
+  std::shared_ptr<Session> session_;
+  std::string netns_;
+  uint32_t portId_;
+};
+
+}  // namespace
+
+void defineRouteSocket(Napi::Env env, Napi::Object exports) { exports["RouteSocket"] = RouteSocket::define(env); }
+
+}  // namespace tproxy::bindings
