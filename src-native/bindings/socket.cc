@@ -1,6 +1,12 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <fstream>
+#include <optional>
+#include <sstream>
+#include <string>
+#include <vector>
+
 #include "bindings/define.h"
 #include "bindings/instance.h"
 #include "bindings/socket_values.h"
@@ -50,6 +56,8 @@ bool optionalFlag(const Napi::Object& options, const char* name) { return option
 
 namespace {
 
+LooseDescriptors& loose(Napi::Env env) { return env.GetInstanceData<Instance>()->loose; }
+
 int descriptor(const Napi::CallbackInfo& info) { return info[0].As<Napi::Number>().Int32Value(); }
 
 Napi::Value openListener(const Napi::CallbackInfo& info) {
@@ -67,17 +75,22 @@ Napi::Value openListener(const Napi::CallbackInfo& info) {
     listen.address = socket::Address(address, port);
     fd = socket::listen(listen);
   });
-  return Napi::Number::New(info.Env(), fd.release());
+  return Napi::Number::New(info.Env(), loose(info.Env()).add(std::move(fd)));
 }
 
 Napi::Value duplicate(const Napi::CallbackInfo& info) {
-  const int copy = fcntl(descriptor(info), F_DUPFD_CLOEXEC, 0);
-  if (copy < 0) throw socket::Error(errno, "fcntl F_DUPFD_CLOEXEC");
-  return Napi::Number::New(info.Env(), copy);
+  UniqueFd copy(fcntl(descriptor(info), F_DUPFD_CLOEXEC, 0));
+  if (!copy) throw socket::Error(errno, "fcntl F_DUPFD_CLOEXEC");
+  return Napi::Number::New(info.Env(), loose(info.Env()).add(std::move(copy)));
 }
 
 Napi::Value closeDescriptor(const Napi::CallbackInfo& info) {
-  close(descriptor(info));
+  loose(info.Env()).remove(descriptor(info));
+  return info.Env().Undefined();
+}
+
+Napi::Value disown(const Napi::CallbackInfo& info) {
+  loose(info.Env()).remove(descriptor(info)).release();
   return info.Env().Undefined();
 }
 
@@ -100,6 +113,25 @@ Napi::Value inheritListener(const Napi::CallbackInfo& info) {
   return Napi::Boolean::New(info.Env(), socket::inheritListener(descriptor(info)));
 }
 
+Napi::Value readFiles(const Napi::CallbackInfo& info) {
+  const auto paths = info[0].As<Napi::Array>();
+  std::vector<std::string> names;
+  for (uint32_t at = 0; at < paths.Length(); at++) names.push_back(paths.Get(at).As<Napi::String>());
+  std::vector<std::optional<std::string>> texts;
+  inNetns(info[1].IsUndefined() ? "" : std::string(info[1].As<Napi::String>()), [&] {
+    for (const std::string& name : names) {
+      std::ifstream file(name);
+      std::ostringstream text;
+      text << file.rdbuf();
+      texts.push_back(file ? std::optional(text.str()) : std::nullopt);
+    }
+  });
+  Napi::Array read = Napi::Array::New(info.Env(), texts.size());
+  for (uint32_t at = 0; at < texts.size(); at++)
+    if (texts[at]) read[at] = *texts[at];
+  return read;
+}
+
 // No C++ exception may leave a function that JavaScript calls.
 template <Napi::Value (*function)(const Napi::CallbackInfo&)>
 Napi::Value guarded(const Napi::CallbackInfo& info) {
@@ -118,8 +150,10 @@ void defineSocket(Napi::Env env, Napi::Object exports) {
   exports["openListener"] = Napi::Function::New<guarded<openListener>>(env);
   exports["duplicate"] = Napi::Function::New<guarded<duplicate>>(env);
   exports["closeDescriptor"] = Napi::Function::New<guarded<closeDescriptor>>(env);
+  exports["disown"] = Napi::Function::New<guarded<disown>>(env);
   exports["socketAddress"] = Napi::Function::New<guarded<socketAddress>>(env);
   exports["originalDestination"] = Napi::Function::New<guarded<originalDestination>>(env);
+  exports["readFiles"] = Napi::Function::New<guarded<readFiles>>(env);
   exports["inheritListener"] = Napi::Function::New<guarded<inheritListener>>(env);
 }
 
