@@ -16,7 +16,7 @@ import type { Guarding } from './guard.js';
 import { findRoutingLosses, type Loss, type RoutingLoss, routeName, ruleName } from './intact.js';
 import type { Kernel } from './kernel.js';
 import { isLeaving, tableObject } from './nftables.js';
-import { processIdOf } from './owner.js';
+import { changedByText, processIdOf } from './owner.js';
 import type { Plan } from './plan.js';
 
 /** One command makes several changes (`ip rule flush`): they are waited for, and are one repair. */
@@ -282,7 +282,7 @@ export function changedBy(portId: number, processName?: string): ChangedBy | und
 }
 
 function contested(what: string, by: readonly ChangedBy[]): InterceptError {
-  const who = by.map(({ processName = 'process', processId }) => `${processName} (${processId})`).join(', ');
+  const who = changedByText(by);
   const remedy = what.startsWith('table')
     ? ''
     : '. systemd-networkd leaves them alone with ManageForeignRoutingPolicyRules=no and ManageForeignRoutes=no in networkd.conf';
