@@ -1,6 +1,7 @@
 /** The public face of linux-tproxy: re-exports only. */
 export { type ConnectTransparentOptions, connectTransparent, type TransparentConnection } from './connect.js';
 export { type OriginalDestination, originalDestination } from './destination.js';
+export { type DoctorOptions, doctor } from './doctor/doctor.js';
 export { InterceptError, NetlinkError, type NetlinkMessageError, SocketError } from './errors.js';
 export type { Count, Counters } from './intercept/counters.js';
 export { type InstallOptions, installIntercept } from './intercept/install.js';

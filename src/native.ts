@@ -376,6 +376,10 @@ export interface Native {
   encodeProxyHeader(version: 1 | 2, source: HostPort, destination: HostPort): Buffer;
   /** Whether this process may have an io_uring as the engine `uring` needs it. Equivalent to: io_uring_setup, close. */
   hasUring(): boolean;
+  /** Whether it may use splice(2). */
+  hasSplice(): boolean;
+  /** What is in these files, read inside the network namespace: /proc/sys/net and /proc/thread-self/net are of it. Undefined: cannot be read. */
+  readFiles(paths: readonly string[], netns?: string): (string | undefined)[];
   /** `netns`: path of the network namespace it works in. `engine`: what it waits with, and reads short messages by; default epoll. */
   RelayThread: new (
     options: { readonly netns?: string; readonly engine?: 'uring' | 'epoll' },

@@ -235,3 +235,16 @@ export interface RelayOpened {
 export interface RelayClosed extends RelayOpened {
   readonly result: RelayResult;
 }
+
+/** What the doctor has to say of one thing on this host. */
+export interface Finding {
+  /** What was looked at: for machines, and the same in every version. */
+  readonly id: string;
+  /** `fail`: it does not work here. `warn`: not for everybody, not always, or slower than it could. */
+  readonly severity: 'ok' | 'warn' | 'fail';
+  readonly summary: string;
+  /** Why it matters, and what was seen. */
+  readonly detail: string;
+  /** The command that mends it. */
+  readonly fix?: string;
+}

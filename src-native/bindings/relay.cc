@@ -361,6 +361,8 @@ void defineRelay(Napi::Env env, Napi::Object exports) {
       throw toError(info.Env(), error);
     }
   });
+  exports["hasSplice"] = Napi::Function::New(
+      env, [](const Napi::CallbackInfo& info) { return Napi::Boolean::New(info.Env(), relay::Thread::hasSplice()); });
 }
 
 }  // namespace tproxy::bindings

@@ -1,6 +1,12 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <fstream>
+#include <optional>
+#include <sstream>
+#include <string>
+#include <vector>
+
 #include "bindings/define.h"
 #include "bindings/instance.h"
 #include "bindings/socket_values.h"
@@ -100,6 +106,25 @@ Napi::Value inheritListener(const Napi::CallbackInfo& info) {
   return Napi::Boolean::New(info.Env(), socket::inheritListener(descriptor(info)));
 }
 
+Napi::Value readFiles(const Napi::CallbackInfo& info) {
+  const auto paths = info[0].As<Napi::Array>();
+  std::vector<std::string> names;
+  for (uint32_t at = 0; at < paths.Length(); at++) names.push_back(paths.Get(at).As<Napi::String>());
+  std::vector<std::optional<std::string>> texts;
+  inNetns(info[1].IsUndefined() ? "" : std::string(info[1].As<Napi::String>()), [&] {
+    for (const std::string& name : names) {
+      std::ifstream file(name);
+      std::ostringstream text;
+      text << file.rdbuf();
+      texts.push_back(file ? std::optional(text.str()) : std::nullopt);
+    }
+  });
+  Napi::Array read = Napi::Array::New(info.Env(), texts.size());
+  for (uint32_t at = 0; at < texts.size(); at++)
+    if (texts[at]) read[at] = *texts[at];
+  return read;
+}
+
 // No C++ exception may leave a function that JavaScript calls.
 template <Napi::Value (*function)(const Napi::CallbackInfo&)>
 Napi::Value guarded(const Napi::CallbackInfo& info) {
@@ -120,6 +145,7 @@ void defineSocket(Napi::Env env, Napi::Object exports) {
   exports["closeDescriptor"] = Napi::Function::New<guarded<closeDescriptor>>(env);
   exports["socketAddress"] = Napi::Function::New<guarded<socketAddress>>(env);
   exports["originalDestination"] = Napi::Function::New<guarded<originalDestination>>(env);
+  exports["readFiles"] = Napi::Function::New<guarded<readFiles>>(env);
   exports["inheritListener"] = Napi::Function::New<guarded<inheritListener>>(env);
 }
 

@@ -1,8 +1,10 @@
 #include "relay/thread.h"
 
+#include <fcntl.h>
 #include <pthread.h>
 #include <sys/eventfd.h>
 
+#include <cerrno>
 #include <csignal>
 #include <cstdint>
 #include <exception>
@@ -38,6 +40,11 @@ bool Thread::hasUring() {
     if (error == EPERM || error == EACCES || error == ENOSYS || error == EINVAL || error == ENOMEM) return false;
     throw;
   }
+}
+
+bool Thread::hasSplice() {
+  // Who may use it is told that these are no descriptors.
+  return splice(-1, nullptr, -1, nullptr, 1, 0) < 0 && errno == EBADF;
 }
 
 void Thread::post(Command command) {

@@ -22,6 +22,8 @@ class Thread {
 
   // Whether this process may have an io_uring of the kind we need. Throws when it may, but cannot now.
   static bool hasUring();
+  // Whether it may use splice(2).
+  static bool hasSplice();
 
   Id nextId() { return ids_.fetch_add(1, std::memory_order_relaxed); }
   // Unless it runs already. Throws socket::Error when it cannot be started.

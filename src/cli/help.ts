@@ -35,7 +35,7 @@ export function commandHelp(verbs: readonly Verb[]): string {
       'WHAT IS CHANGED',
       [
         "For each interception one nf_tables table of its own, inet linux-tproxy-NAME; in each family three or four policy rules (`ip rule`) and one route in a routing table of its own, both marked `proto 84`. Nobody else's table, chain, rule, route or sysctl is touched, and nothing is written to any file. Nothing outlives a reboot.",
-        'CAP_NET_ADMIN in the network namespace is needed by all verbs but plan and completion.',
+        'CAP_NET_ADMIN in the network namespace is needed by all verbs but plan, doctor (which says less without) and completion.',
       ],
     ],
     [

@@ -1,5 +1,6 @@
 /** The verbs, in the order in which they are told. */
 import { completionOf } from './completion.js';
+import { doctor } from './doctor.js';
 import { down } from './down.js';
 import { plan } from './plan.js';
 import { relay } from './relay.js';
@@ -8,5 +9,5 @@ import { status } from './status.js';
 import { up } from './up.js';
 import type { Verb } from './verb.js';
 
-export const verbs: Verb[] = [up, down, status, plan, run, relay];
+export const verbs: Verb[] = [up, down, status, plan, run, relay, doctor];
 verbs.push(completionOf(verbs));

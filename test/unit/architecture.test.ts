@@ -74,9 +74,15 @@ const rules: readonly Rule[] = [
   },
   {
     rule: 'only those who install, hand over, repair and take down change the host',
-    files: /^src\/(?!(native|intercept\/(install|installation|installed|handover|reap|watch))\.ts|netlink\/)/,
+    files: /^src\/(?!doctor\/|(native|intercept\/(install|installation|installed|handover|reap|watch))\.ts|netlink\/)/,
     text: /\.((rule|route|address)(Add|Replace|Delete)|linkSet|commit)(Sync)?\(/,
     violation: ['src/server.ts', '  await socket.ruleAdd(rule);'],
+  },
+  {
+    rule: 'the doctor has rules checked, and commits none',
+    files: /^src\/doctor\//,
+    text: /\.((rule|route|address)(Add|Replace|Delete)|linkSet|commit)(Sync)?\((?!.*dryRun: true)/,
+    violation: ['src/doctor/kernel.ts', '  await kernel.nftables.commit(plan.nftables);'],
   },
   {
     rule: 'nothing is shelled out; only the command `run` starts what the user asks for',
