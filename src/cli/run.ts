@@ -1,7 +1,6 @@
 /** `linux-tproxy run`: an interception that lives as long as a command. The only file that starts another program. */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { readFileSync } from 'node:fs';
 import { constants } from 'node:os';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { InterceptError, usageError } from '../errors.js';
@@ -62,14 +61,16 @@ export const run: Verb = {
   async run(values, operands) {
     if (operands.length === 0) throw usageError('which command is to run is missing: `-- COMMAND [ARGUMENT]...`');
     const { netns, ...planOptions } = { ...toInterceptOptions(values), ...lifetimeOf(values), ...netnsOf(values) };
-    const { name, port, lifetime } = planIntercept(planOptions);
+    const { name, port, lifetime, tcp, udp } = planIntercept(planOptions);
     const options = { ...planOptions, ...netnsOf(values) };
     const { installIntercept } = await import('../intercept/install.js');
     const program = new Program(operands, netns);
     try {
       const predecessor = lifetime === 'persist' ? await predecessorOf(name, port, netns) : undefined;
+      const { isListening } = await import('../listening.js');
+      const listens = () => (!tcp || isListening('tcp', port, netns)) && (!udp || isListening('udp', port, netns));
       // Its connections come to the other port once somebody listens there, and not before.
-      if (predecessor && predecessor.port !== port && !(await program.listens(port))) return await program.run();
+      if (predecessor && predecessor.port !== port && !(await program.until(listens))) return await program.run();
       const rules = tell(await installIntercept(options));
       try {
         return await program.run();
@@ -150,32 +151,19 @@ class Program {
     return this.#status;
   }
 
-  /** Starts it and waits until somebody listens on the port. False: it has ended before. */
-  async listens(port: number): Promise<boolean> {
+  /** Starts it and waits until that holds. False: it has ended before. */
+  async until(holds: () => boolean): Promise<boolean> {
     const running = { yet: true };
     this.run().finally(() => {
       running.yet = false;
     });
-    for (; running.yet; await sleep(LOOK_MS)) if (this.#child?.pid && this.#isThere(this.#child.pid, port)) return true;
+    for (; running.yet; await sleep(LOOK_MS)) if (holds()) return true;
     return false;
   }
 
   end(): void {
     for (const signal of PASSED) process.off(signal, this.#pass);
     this.#child?.kill();
-  }
-
-  #isThere(pid: number, port: number): boolean {
-    const read = (file: string) => readFileSync(`/proc/${pid}/${file}`, 'latin1');
-    try {
-      // nsenter may not have entered yet.
-      if (this.#netns !== undefined && read('comm') === 'nsenter\n') return false;
-      // In hexadecimal: local address and port, remote ones, state: LISTEN, or that of a UDP socket that is not connected.
-      const bound = new RegExp(`:${port.toString(16).toUpperCase().padStart(4, '0')} 0+:0000 (0A|07) `);
-      return ['tcp', 'tcp6', 'udp', 'udp6'].some((protocol) => bound.test(read(`net/${protocol}`)));
-    } catch {
-      return false; // it has ended
-    }
   }
 
   async #start(): Promise<number> {
