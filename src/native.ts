@@ -362,6 +362,11 @@ export interface Native {
   /** fcntl F_DUPFD_CLOEXEC. */
   duplicate(fd: number): number;
   closeDescriptor(fd: number): void;
+  /**
+   * To be called when a handle of Node's has taken over a descriptor that came from here. What nobody has when a worker thread
+   * ends is closed with it.
+   */
+  disown(fd: number): void;
   /** getsockname. */
   socketAddress(fd: number): Endpoint;
   /** Where the client of an accepted socket meant to go. getsockname, getsockopt SO_ORIGINAL_DST / IP6T_SO_ORIGINAL_DST. */

@@ -486,6 +486,7 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
         server.on('error', (error) => this.emit('error', error));
         resolve({ stop: (done) => server.close(done), ref: () => server.ref(), unref: () => server.unref() });
       });
+      native.disown(fd);
     });
   }
 
@@ -555,7 +556,9 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
       onSocket: (handed) => {
         // `pauseOnCreate` is what net.Server gives its own sockets; Node's types leave it out.
         const options = { fd: handed, readable: true, writable: true, allowHalfOpen, pauseOnCreate: pauseOnConnect };
-        this.#handOver(new Socket(options));
+        const socket = new Socket(options);
+        native.disown(handed);
+        this.#handOver(socket);
       },
       onRelay: (relay, flow) => this.emit('relay', relay, flow),
       onError: (error) => this.emit('error', error),
