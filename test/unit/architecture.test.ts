@@ -36,8 +36,8 @@ const rules: readonly Rule[] = [
   },
   {
     rule: 'types know types only',
-    files: /^src\/(netlink\/)?types\.ts$/,
-    only: /^src\/(netlink\/)?types\.ts$/,
+    files: /^src\/(netlink\/)?types(\/.*)?\.ts$/,
+    only: /^src\/(netlink\/)?types(\/.*)?\.ts$/,
     violation: ['src/types.ts', "import type { Native } from './native.js';"],
   },
   {
