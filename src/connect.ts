@@ -2,7 +2,7 @@
 import { isIP, Socket } from 'node:net';
 import { checkOptions, errorFromFailure, invalidType, invalidValue, outOfRange } from './errors.js';
 import { ownMark } from './intercept/marks.js';
-import type { NativeConnectOptions } from './native.js';
+import { type NativeConnectOptions, native } from './native.js';
 import { relayThread } from './thread.js';
 import type { SourcePort } from './types.js';
 
@@ -74,6 +74,7 @@ export function connectTransparent(options: ConnectTransparentOptions): Promise<
       signal?.removeEventListener('abort', abort);
       if (event.kind === 'connected') {
         const socket = new Socket({ fd: event.fd, readable: true, writable: true, allowHalfOpen });
+        native.disown(event.fd);
         const { localPortKept } = event;
         if (!aborted) return resolve(localPortKept === undefined ? socket : Object.assign(socket, { localPortKept }));
         socket.destroy();

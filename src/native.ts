@@ -13,6 +13,8 @@ import { errorFromFailure } from './errors.js';
 import type {
   Address,
   Link,
+  LinkChange,
+  NewLink,
   NftChange,
   NftCounter,
   NftFamily,
@@ -109,7 +111,9 @@ export interface NativeRouteSocket {
   routeGet(query: RouteQuery): Promise<Route>;
   linkList(): Promise<Link[]>;
   linkGet(dev: string | number): Promise<Link>;
-  linkSet(dev: string | number, up: boolean): Promise<void>;
+  linkAdd(link: NewLink): Promise<void>;
+  linkSet(dev: string | number, change: LinkChange): Promise<void>;
+  linkDelete(dev: string | number): Promise<void>;
   addressAdd(address: Address): Promise<void>;
   addressReplace(address: Address): Promise<void>;
   addressDelete(address: Address): Promise<void>;
@@ -352,7 +356,9 @@ export interface Native {
   encodeRoute(verb: 'add' | 'replace' | 'delete', route: Route): Buffer;
   encodeRouteQuery(query: RouteQuery): Buffer;
   encodeAddress(verb: 'add' | 'replace' | 'delete', address: Address): Buffer;
-  encodeLinkUp(index: number, up: boolean): Buffer;
+  encodeNewLink(link: NewLink): Buffer;
+  encodeLinkChange(index: number, change: LinkChange): Buffer;
+  encodeLinkDeletion(index: number): Buffer;
   /** The whole batch, begin and end included, sequence numbers from 0. */
   encodeBatch(operations: readonly NftOperation[], options?: { generation?: number }): Buffer;
   /** Reads one such message (without its batch) back. */
@@ -366,6 +372,11 @@ export interface Native {
   /** fcntl F_DUPFD_CLOEXEC. */
   duplicate(fd: number): number;
   closeDescriptor(fd: number): void;
+  /**
+   * To be called when a handle of Node's has taken over a descriptor that came from here. What nobody has when a worker thread
+   * ends is closed with it.
+   */
+  disown(fd: number): void;
   /** getsockname. */
   socketAddress(fd: number): Endpoint;
   /** Where the client of an accepted socket meant to go. getsockname, getsockopt SO_ORIGINAL_DST / IP6T_SO_ORIGINAL_DST. */

@@ -1,9 +1,10 @@
 /**
- * The test runner: `npm test`, or `node --import tsx test/run.ts [--verbose] [--timeout SECONDS] [lint | SUITE | FILE]...`
+ * The test runner: `npm test`, or `node --import tsx test/run.ts [--verbose] [--timeout SECONDS] [--linger SECONDS] [lint | SUITE | FILE]...`
  * A suite is a folder of test/. Every file is a process of its own, two run at a time on each core, since most of them wait for
  * the kernel and its timers; those of the suites kernel and interop are in private namespaces (helpers/namespaces.ts). Lint
  * runs before all others, and a file whose first line is `// runs alone` when all others are done, with four times the time.
- * A file fails when a test of it fails, when it exits with an error, takes too long, or tells no totals. In CI a skipped test fails.
+ * A file fails when a test of it fails, when it exits with an error, takes too long, does not end after its last test, or tells
+ * no totals. In CI a skipped test fails.
  */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -17,6 +18,8 @@ import { namespaced } from './helpers/namespaces.js';
 const root = dirname(dirname(fileURLToPath(import.meta.url)));
 const suites = ['unit', 'golden', 'kernel', 'interop'];
 const privateSuites = ['kernel', 'interop'];
+/** The last line that uvu prints. */
+const lastTotal = /^ {2}Duration: /m;
 
 interface Job {
   readonly name: string;
@@ -38,6 +41,7 @@ const { values, positionals } = parseArgs({
   options: {
     verbose: { type: 'boolean', short: 'v', default: false },
     timeout: { type: 'string', default: '180' },
+    linger: { type: 'string', default: '10' },
   },
 });
 process.chdir(root);
@@ -104,23 +108,25 @@ async function run(job: Job): Promise<void> {
       output += text;
     });
   }
-  let late = false;
-  const timer = setTimeout(() => {
-    late = true;
-    child.kill('SIGKILL');
-    // Its children may hold the pipes.
-    child.stdout.destroy();
-    child.stderr.destroy();
-  }, job.timeoutSeconds * 1000);
+  let late: string | undefined;
+  const endIn = (seconds: number, reason: string) =>
+    setTimeout(() => {
+      late = reason;
+      child.kill('SIGKILL');
+      // Its children may hold the pipes.
+      child.stdout.destroy();
+      child.stderr.destroy();
+    }, seconds * 1000);
+  const timers = [endIn(job.timeoutSeconds, `took longer than ${job.timeoutSeconds} s`)];
+  child.stdout.on('data', () => {
+    if (timers.length === 1 && lastTotal.test(output))
+      timers.push(endIn(Number(values.linger), 'has not ended after its last test: something is left open'));
+  });
   const [code, signal] = (await once(child, 'close')) as [number | null, NodeJS.Signals | null];
-  clearTimeout(timer);
+  for (const timer of timers) clearTimeout(timer);
 
   const reasons = [...output.matchAll(/^skipped: .*$/gm)].map(([line]) => line);
-  const end = late
-    ? `took longer than ${job.timeoutSeconds} s`
-    : code === 0
-      ? undefined
-      : `ended with ${signal ?? code}`;
+  const end = late ?? (code === 0 ? undefined : `ended with ${signal ?? code}`);
   const result = judge(job, end, output, reasons.length);
   sum.passed += result.passed;
   sum.failed += result.failed;

@@ -4,6 +4,8 @@
 
 #include <memory>
 
+#include "bindings/loose.h"
+
 namespace tproxy::bindings {
 
 class Job;
@@ -16,6 +18,7 @@ struct Instance {
   Job* sequence = nullptr;
   // Empty until something is watched.
   std::shared_ptr<Watches> watches;
+  LooseDescriptors loose;
 };
 
 // The Error that `failure` (a NativeFailure of src/native.ts) becomes; throw it or reject with its Value().

@@ -3,6 +3,7 @@
 #include <memory>
 
 #include "bindings/define.h"
+#include "bindings/instance.h"
 #include "bindings/socket_values.h"
 #include "broker/process.h"
 #include "relay/proxy_protocol.h"
@@ -17,8 +18,10 @@ using relay::Id;
 Id idOf(const Napi::Value& value) { return static_cast<Id>(value.As<Napi::Number>().Int64Value()); }
 Napi::Number idValue(Napi::Env env, Id id) { return Napi::Number::New(env, static_cast<double>(id)); }
 
+LooseDescriptors& loose(Napi::Env env) { return env.GetInstanceData<Instance>()->loose; }
+
 UniqueFd descriptor(const Napi::Object& options, const char* name) {
-  return UniqueFd(static_cast<int>(optionalNumber(options, name).value_or(-1)));
+  return loose(options.Env()).remove(static_cast<int>(optionalNumber(options, name).value_or(-1)));
 }
 
 std::vector<std::byte> bytes(const Napi::Object& options, const char* name) {
@@ -295,13 +298,13 @@ class RelayThread : public Napi::ObjectWrap<RelayThread> {
   }
   Napi::Object toValue(Napi::Env env, relay::ConnectedEvent& event) {
     Napi::Object value = newEvent(env, "connected", "id", event.id);
-    value["fd"] = event.fd.release();
+    value["fd"] = loose(env).add(std::move(event.fd));
     if (event.localPortKept) value["localPortKept"] = *event.localPortKept;
     return value;
   }
   Napi::Object toValue(Napi::Env env, relay::SocketEvent& event) {
     Napi::Object value = newEvent(env, "socket", "id", event.id);
-    value["fd"] = event.fd.release();
+    value["fd"] = loose(env).add(std::move(event.fd));
     counters_.erase(event.id);
     return value;
   }

@@ -56,6 +56,8 @@ bool optionalFlag(const Napi::Object& options, const char* name) { return option
 
 namespace {
 
+LooseDescriptors& loose(Napi::Env env) { return env.GetInstanceData<Instance>()->loose; }
+
 int descriptor(const Napi::CallbackInfo& info) { return info[0].As<Napi::Number>().Int32Value(); }
 
 Napi::Value openListener(const Napi::CallbackInfo& info) {
@@ -73,17 +75,22 @@ Napi::Value openListener(const Napi::CallbackInfo& info) {
     listen.address = socket::Address(address, port);
     fd = socket::listen(listen);
   });
-  return Napi::Number::New(info.Env(), fd.release());
+  return Napi::Number::New(info.Env(), loose(info.Env()).add(std::move(fd)));
 }
 
 Napi::Value duplicate(const Napi::CallbackInfo& info) {
-  const int copy = fcntl(descriptor(info), F_DUPFD_CLOEXEC, 0);
-  if (copy < 0) throw socket::Error(errno, "fcntl F_DUPFD_CLOEXEC");
-  return Napi::Number::New(info.Env(), copy);
+  UniqueFd copy(fcntl(descriptor(info), F_DUPFD_CLOEXEC, 0));
+  if (!copy) throw socket::Error(errno, "fcntl F_DUPFD_CLOEXEC");
+  return Napi::Number::New(info.Env(), loose(info.Env()).add(std::move(copy)));
 }
 
 Napi::Value closeDescriptor(const Napi::CallbackInfo& info) {
-  close(descriptor(info));
+  loose(info.Env()).remove(descriptor(info));
+  return info.Env().Undefined();
+}
+
+Napi::Value disown(const Napi::CallbackInfo& info) {
+  loose(info.Env()).remove(descriptor(info)).release();
   return info.Env().Undefined();
 }
 
@@ -143,6 +150,7 @@ void defineSocket(Napi::Env env, Napi::Object exports) {
   exports["openListener"] = Napi::Function::New<guarded<openListener>>(env);
   exports["duplicate"] = Napi::Function::New<guarded<duplicate>>(env);
   exports["closeDescriptor"] = Napi::Function::New<guarded<closeDescriptor>>(env);
+  exports["disown"] = Napi::Function::New<guarded<disown>>(env);
   exports["socketAddress"] = Napi::Function::New<guarded<socketAddress>>(env);
   exports["originalDestination"] = Napi::Function::New<guarded<originalDestination>>(env);
   exports["readFiles"] = Napi::Function::New<guarded<readFiles>>(env);

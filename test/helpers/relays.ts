@@ -21,6 +21,13 @@ native.setErrorFactory((failure) => Object.assign(new Error(`${failure.code}`), 
 export type FlowEvent = Extract<NativeRelayEvent, { kind: 'flow' }>;
 export type EndedEvent = Extract<NativeRelayEvent, { kind: 'ended' }>;
 
+/** What a test has opened; closeOpened() closes it. */
+export const opened = new Set<() => void>();
+export function closeOpened(): void {
+  for (const close of opened) close();
+  opened.clear();
+}
+
 export const newCounters = () => new BigUint64Array(new ArrayBuffer(Counter.length * 8));
 
 /** A relay thread whose events can be waited for. */
@@ -42,6 +49,7 @@ export class Relays {
       for (const resume of this.#waiting.splice(0)) resume();
     });
     this.thread.ref();
+    opened.add(() => this.stop());
   }
 
   /** The first event of this kind, past or to come, that is about `id` (of a flow, a relay, or of a listener). */
@@ -109,16 +117,14 @@ export async function serve(
     socket.on('error', () => {});
     handler(socket);
   });
+  const close = () => {
+    server.close();
+    for (const socket of sockets) socket.destroy();
+  };
+  opened.add(close);
   server.listen(0, '127.0.0.1');
   await once(server, 'listening');
-  return {
-    port: (server.address() as net.AddressInfo).port,
-    server,
-    close() {
-      server.close();
-      for (const socket of sockets) socket.destroy();
-    },
-  };
+  return { port: (server.address() as net.AddressInfo).port, server, close };
 }
 
 /** Reads and forgets. */
@@ -127,6 +133,9 @@ export const echo = () => serve((socket) => void socket.pipe(socket));
 
 export async function dial(port: number): Promise<net.Socket> {
   const socket = net.connect({ port, host: '127.0.0.1', allowHalfOpen: true });
+  const close = () => socket.destroy();
+  opened.add(close);
+  socket.once('close', () => opened.delete(close));
   await once(socket, 'connect');
   socket.on('error', () => {}); // endOf() and the iterators tell
   return socket;
@@ -134,6 +143,53 @@ export async function dial(port: number): Promise<net.Socket> {
 
 /** How a connection to a port ends, which may be reset before it is told to be there. */
 export const dialToEnd = (port: number) => endOf(net.connect({ port, host: '127.0.0.1', allowHalfOpen: true }));
+
+/** A connection between two sockets of this process. */
+export async function connected(): Promise<[net.Socket, net.Socket]> {
+  let accepted: (socket: net.Socket) => void;
+  const other = new Promise<net.Socket>((resolve) => {
+    accepted = resolve;
+  });
+  const server = await serve((socket) => accepted(socket), { pauseOnConnect: true });
+  const socket = await dial(server.port);
+  const pair: [net.Socket, net.Socket] = [socket, await other];
+  server.server.close();
+  return pair;
+}
+
+/** A listening port that answers nothing any more: its backlog is full. */
+export async function fullBacklog() {
+  const fd = native.openListener({ address: '127.0.0.1', port: 0, backlog: 0, transparent: false });
+  const { port } = native.socketAddress(fd);
+  const close = () => native.closeDescriptor(fd);
+  opened.add(close);
+  const filling = await dial(port);
+  return {
+    port,
+    filling,
+    /** The descriptor, for who wants to accept after all. */
+    take() {
+      opened.delete(close);
+      return fd;
+    },
+  };
+}
+
+/** A descriptor as it comes from Node: our own duplicate of a socket that JavaScript then gives up. */
+export function takeOver(socket: net.Socket): number {
+  const fd = native.duplicate((socket as unknown as { _handle: { fd: number } })._handle.fd);
+  socket.destroy();
+  return fd;
+}
+
+/** Waits until no more bytes of the client go anywhere. */
+export async function stalls(counters: BigUint64Array): Promise<void> {
+  for (let before = -1n; before !== counters[Counter.bytesFromClient]; await sleep(150))
+    before = counters[Counter.bytesFromClient] as bigint;
+}
+
+/** How a relay ended, and after how many bytes each way. */
+export const ended = (event: EndedEvent) => [event.reason, event.bytesFromClient, event.bytesFromServer];
 
 /**
  * Hands every chunk on until the end of stream; rejects with the error of a socket that is reset. (An async iterator would
@@ -190,17 +246,30 @@ export async function drain(socket: net.Socket): Promise<{ bytes: number; hash: 
   return { bytes, hash: hash.digest('hex') };
 }
 
-/** What a leak would show in. */
-export function resources(pid: number | 'self' = 'self') {
-  const descriptors = readdirSync(`/proc/${pid}/fd`);
-  const pipes = descriptors.filter((fd) => {
+/** What a descriptor of a process is: `socket:[123]`, `pipe:[123]`, `anon_inode:[eventfd]`, or a path. */
+export function descriptors(pid: number | 'self' = 'self'): Map<string, string> {
+  const found = new Map<string, string>();
+  for (const fd of readdirSync(`/proc/${pid}/fd`)) {
     try {
-      return readlinkSync(`/proc/${pid}/fd/${fd}`).startsWith('pipe:');
+      found.set(fd, readlinkSync(`/proc/${pid}/fd/${fd}`));
     } catch {
-      return false; // the directory that was being read
+      // the directory that was being read
     }
-  });
-  return { descriptors: descriptors.length, pipes: pipes.length, threads: readdirSync(`/proc/${pid}/task`).length };
+  }
+  return found;
+}
+
+/** Node leaves files open that a terminated worker thread was just opening, as tsx does to keep what it has compiled. */
+export const isFile = (kind: string) => kind.startsWith('/') && !kind.startsWith('/dev/');
+
+/** What a leak would show in: no files. */
+export function resources(pid: number | 'self' = 'self') {
+  const kinds = [...descriptors(pid).values()].filter((kind) => !isFile(kind));
+  return {
+    descriptors: kinds.length,
+    pipes: kinds.filter((kind) => kind.startsWith('pipe:')).length,
+    threads: readdirSync(`/proc/${pid}/task`).length,
+  };
 }
 
 /** Waits until `condition` holds. */

@@ -70,6 +70,13 @@ test('a file that takes too long is killed', ({ directory }) => {
   assert.match(stdout, 'took longer than 2 s');
 });
 
+test('a file that does not end after its last test is killed', ({ directory }) => {
+  const body = "test('a', () => {}); test.run(); setInterval(() => {}, 1000);";
+  const { last, stdout } = run(directory, { one: body }, ['--linger', '1']);
+  assert.is(last, '1 passed, 1 failed');
+  assert.match(stdout, 'has not ended after its last test');
+});
+
 test('a skip needs a reason, and fails in CI', ({ directory }) => {
   const body = "test('a', () => {}); test.skip('b', () => {}); test.run();";
   const reason = "console.log('skipped: b: no such kernel');";

@@ -1,0 +1,146 @@
+/** The process around the native relay: exit, worker threads, signals, a blocked event loop. Needs a network namespace with `lo` up. */
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { readdirSync, readFileSync } from 'node:fs';
+import { createInterface } from 'node:readline';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
+import { Worker } from 'node:worker_threads';
+import * as assert from 'uvu/assert';
+import { relayChild, startRelay } from '../helpers/programs.js';
+import { relaySuite } from '../helpers/relay-suite.js';
+import {
+  closeOpened,
+  descriptors,
+  dial,
+  echo,
+  endOf,
+  fullBacklog,
+  isFile,
+  pour,
+  resources,
+  sink,
+  until,
+} from '../helpers/relays.js';
+
+const MiB = 1024 * 1024;
+const { test, testWith, run } = relaySuite('relay, its process');
+
+test('process.exit in the middle of traffic exits at once with its code', async ({ engine }) => {
+  const server = await sink();
+  const one = async () => {
+    const { child, port } = await startRelay(relayChild(server.port, engine, 300));
+    const exited = once(child, 'exit');
+    pour(await dial(port), 2000 * MiB, 7).catch(() => {});
+    assert.equal(await exited, [7, null]);
+  };
+  await Promise.all([one(), one(), one()]);
+});
+
+/** tsx does not reach into workers by itself. */
+function startWorker(helper: string, workerData: unknown): Worker {
+  const script = fileURLToPath(new URL(`../helpers/${helper}.ts`, import.meta.url));
+  return new Worker(`require('tsx/cjs'); require('${script}')`, { eval: true, workerData });
+}
+
+test('a worker thread that is terminated in the middle of traffic takes its relay with it', async ({ engine }) => {
+  const server = await sink();
+  const before = resources();
+  for (let i = 0; i < 10; i++) {
+    const worker = startWorker('relay-child', [`${server.port}`, engine]);
+    const [{ port }] = (await once(worker, 'message')) as [{ port: number }];
+    const client = await dial(port);
+    const end = endOf(client);
+    pour(client, 2000 * MiB, 8).catch(() => {});
+    await sleep(20 * i);
+    await worker.terminate();
+    assert.match(await end, /^(ECONNRESET|EPIPE)$/);
+    client.destroy();
+  }
+  await until(() => resources().descriptors <= before.descriptors + 2, 'no descriptor is left');
+  await until(() => resources().threads <= before.threads, 'no thread is left');
+});
+
+/** Of held-child.ts. */
+const PLACES = [
+  'with a listener',
+  'with a duplicate',
+  'while it connects',
+  'with a connection it has not heard of',
+  'with a connection',
+  'with a connection in a Socket',
+  'with a socket that was accepted',
+  'with a connection to decide about',
+  'with a relay that is about to begin',
+];
+
+testWith(
+  'uring',
+  'a worker thread that is terminated leaves nothing open, whatever it just had',
+  async ({ engine }) => {
+    const open = () =>
+      [...descriptors().values()].filter((kind) => !isFile(kind)).map((kind) => kind.replace(/\d+/, ''));
+    const before = open();
+    const [accepting, silent] = [await sink(), await fullBacklog()];
+    const terminate = async (place: string) => {
+      const worker = startWorker('held-child', [place, engine, accepting.port, silent.port]);
+      for (let held = false; !held; ) {
+        const [message] = (await once(worker, 'message')) as [{ held?: true; port?: number }];
+        if (message.port !== undefined) await dial(message.port);
+        held = message.held === true;
+      }
+      await worker.terminate();
+    };
+    await Promise.all(PLACES.map(terminate));
+    closeOpened(); // the peers, which are here
+    await until(() => open().length <= before.length, 'all are closed', 2000).catch(() => {});
+    assert.equal(open().sort(), before.sort());
+  },
+);
+
+test('a blocked event loop does not slow a relay', async ({ relays, engine }) => {
+  const script = new URL('../helpers/ping-pong-child.ts', import.meta.url).pathname;
+  const peers = spawn(process.execPath, ['--import', 'tsx', script], { stdio: ['pipe', 'pipe', 'inherit'] });
+  const lines = createInterface(peers.stdout)[Symbol.asyncIterator]();
+  const { port } = relays.relayTo(Number((await lines.next()).value), engine);
+  peers.stdin.write(`${port}\n`);
+  assert.is((await lines.next()).value, 'started');
+  Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1000);
+  const { rounds, slowest } = JSON.parse((await lines.next()).value) as { rounds: number; slowest: number };
+  assert.ok(rounds > 1000 && slowest < 700, `${rounds} rounds, the slowest ${slowest} ms`);
+});
+
+test('a thread keeps the process alive only when it is asked to', async ({ engine }) => {
+  const helper = new URL('../helpers/relays.ts', import.meta.url).pathname;
+  const run = (call: string) => {
+    const script = `
+      import { Relays } from '${helper}';
+      const relays = new Relays({ engine: '${engine}' });
+      const { port } = relays.listen(() => undefined);
+      relays.thread.${call}();
+      console.log(JSON.stringify({ port }));
+    `;
+    return startRelay([process.execPath, '--import', 'tsx', '--input-type=module', '-e', script]);
+  };
+  const [free, kept] = await Promise.all([run('unref'), run('ref')]);
+  await until(() => free.child.exitCode === 0, 'the one that is not kept alive has ended', 1000);
+  await sleep(500);
+  assert.is(kept.child.exitCode, null);
+  kept.child.kill();
+  assert.equal(await once(kept.child, 'exit'), [null, 'SIGTERM']);
+});
+
+test('signals are for the threads of Node: none reaches the relay', async ({ relays, engine }) => {
+  const server = await echo();
+  await dial(relays.relayTo(server.port, engine).port).then((client) => client.destroy());
+  const threads = readdirSync('/proc/self/task').map((id) => readFileSync(`/proc/self/task/${id}/status`, 'utf8'));
+  const blocked = threads
+    .filter((status) => /^Name:\ttproxy-relay$/m.test(status))
+    .map((status) => /SigBlk:\t(.*)/.exec(status)?.[1]);
+  assert.is(blocked.length, 1);
+  // SIGHUP, SIGINT, SIGUSR1, SIGUSR2, SIGPIPE, SIGALRM, SIGTERM, SIGCHLD, SIGPROF
+  for (const signal of [1, 2, 10, 12, 13, 14, 15, 17, 27])
+    assert.ok(BigInt(`0x${blocked[0]}`) & (1n << BigInt(signal - 1)), `signal ${signal} in ${blocked[0]}`);
+});
+
+run();
