@@ -71,16 +71,19 @@ export function parsePrefix(name: string, prefix: string): Range & { readonly fa
   return { family, start, end: start | hostMask };
 }
 
+const OCTET = '(25[0-5]|2[0-4]\\d|1\\d\\d|[1-9]?\\d)';
+const PLAIN_IPV4 = new RegExp(`^${OCTET}\\.${OCTET}\\.${OCTET}\\.${OCTET}(?:/(3[0-2]|[12]?\\d))?$`);
+
 /** What nearly all prefixes are, of which there may be thousands; nothing for all others, and for wrong ones. */
 function parsePlainIpv4(prefix: string): (Range & { readonly family: Family }) | undefined {
-  const match = /^(\d{1,3})\.(\d{1,3})\.(\d{1,3})\.(\d{1,3})(?:\/(\d{1,2}))?$/.exec(prefix);
-  if (!match || isIP(prefix.slice(0, match[5] === undefined ? undefined : -match[5].length - 1)) === 0)
-    return undefined;
-  const length = Number(match[5] ?? 32);
-  const start = Number(match[1]) * 2 ** 24 + Number(match[2]) * 2 ** 16 + Number(match[3]) * 2 ** 8 + Number(match[4]);
-  const size = 2 ** (32 - length);
-  if (length > 32 || start % size !== 0) return undefined;
-  return { family: 'ipv4', start: BigInt(start), end: BigInt(start + size - 1) };
+  const match = PLAIN_IPV4.exec(prefix);
+  if (!match) return undefined;
+  const start =
+    ((Number(match[1]) << 24) | (Number(match[2]) << 16) | (Number(match[3]) << 8) | Number(match[4])) >>> 0;
+  const hostBits = 32 - Number(match[5] ?? 32);
+  const hostMask = hostBits === 0 ? 0 : 0xffffffff >>> (32 - hostBits);
+  if ((start & hostMask) !== 0) return undefined;
+  return { family: 'ipv4', start: BigInt(start), end: BigInt(start + hostMask) };
 }
 
 /** Sorted, with overlapping and adjacent ranges made one. */

@@ -113,12 +113,13 @@ export function difference(
   };
 }
 
+/** Both in ascending order. */
 function without(some: readonly Segment[], others: readonly Segment[]): Segment[] {
-  if (others.length === 0) return [...some];
-  const byStart = new Map(others.map((each) => [each.start, each]));
-  return some.filter((each) => {
-    const other = byStart.get(each.start);
-    return other?.end !== each.end || other.until !== each.until;
+  let index = 0;
+  return some.filter(({ start, end, until }) => {
+    while ((others[index]?.start ?? start) < start) index++;
+    const other = others[index];
+    return other?.start !== start || other.end !== end || other.until !== until;
   });
 }
 
