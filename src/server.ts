@@ -348,7 +348,11 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
     }
     const { rules } = this;
     const repaired = (report: RepairReport) => this.emit('repaired', report);
-    const failed = (error: Error) => this.emit('error', error);
+    // It goes on all the same: nothing to end the process for.
+    const failed = (error: Error) => {
+      if (this.listenerCount('error') > 0) this.emit('error', error);
+      else process.emitWarning(error);
+    };
     const uninstalled = (by: ChangedBy | undefined) => this.emit('uninstalled', by);
     const handover = (successor: Owner) => {
       this.emit('handover', successor);
