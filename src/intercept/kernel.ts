@@ -9,6 +9,8 @@ import { namespaceOf } from './marks.js';
 export interface Kernel {
   /** Which network namespace it is of. */
   readonly namespace: string;
+  /** Its path, where it is not the process's own. */
+  readonly netns: string | undefined;
   readonly route: RouteSocket;
   /** Another one when a table that it owned has been let go of. */
   nftables: NftablesSocket;
@@ -31,7 +33,7 @@ export function openKernel(netns: string | undefined): Kernel {
     }
   const route = new RouteSocket(socketOptions(netns));
   try {
-    return { namespace, route, nftables: new NftablesSocket(socketOptions(netns)) };
+    return { namespace, netns, route, nftables: new NftablesSocket(socketOptions(netns)) };
   } catch (error) {
     void route.close();
     throw error;
