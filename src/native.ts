@@ -13,6 +13,8 @@ import { errorFromFailure } from './errors.js';
 import type {
   Address,
   Link,
+  LinkChange,
+  NewLink,
   NftChange,
   NftCounter,
   NftFamily,
@@ -105,7 +107,9 @@ export interface NativeRouteSocket {
   routeGet(query: RouteQuery): Promise<Route>;
   linkList(): Promise<Link[]>;
   linkGet(dev: string | number): Promise<Link>;
-  linkSet(dev: string | number, up: boolean): Promise<void>;
+  linkAdd(link: NewLink): Promise<void>;
+  linkSet(dev: string | number, change: LinkChange): Promise<void>;
+  linkDelete(dev: string | number): Promise<void>;
   addressAdd(address: Address): Promise<void>;
   addressReplace(address: Address): Promise<void>;
   addressDelete(address: Address): Promise<void>;
@@ -348,7 +352,9 @@ export interface Native {
   encodeRoute(verb: 'add' | 'replace' | 'delete', route: Route): Buffer;
   encodeRouteQuery(query: RouteQuery): Buffer;
   encodeAddress(verb: 'add' | 'replace' | 'delete', address: Address): Buffer;
-  encodeLinkUp(index: number, up: boolean): Buffer;
+  encodeNewLink(link: NewLink): Buffer;
+  encodeLinkChange(index: number, change: LinkChange): Buffer;
+  encodeLinkDeletion(index: number): Buffer;
   /** The whole batch, begin and end included, sequence numbers from 0. */
   encodeBatch(operations: readonly NftOperation[], options?: { generation?: number }): Buffer;
   /** Reads one such message (without its batch) back. */

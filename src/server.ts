@@ -307,18 +307,18 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
 
   async #start(options: ListenOptions): Promise<void> {
     const { relay, netns, privileges, threads = 1 } = this.#options;
-    const fds = this.#openListeners(options);
+    const listeners = this.#openListeners(options);
     try {
-      const address = native.socketAddress(fds[0] as number);
+      const address = native.socketAddress(listeners[0]?.[0] as number);
       await this.#install(address);
       this.#acceptor =
         relay === undefined
-          ? await this.#acceptInNode(fds.pop() as number, options.backlog)
-          : this.#acceptInThreads(fds, relay);
+          ? await this.#acceptInNode(listeners.shift()?.[0] as number, options.backlog)
+          : this.#acceptInThreads(listeners, relay);
       if (privileges === 'broker') this.#endings.push(startBroker({ netns, engine: this.#engine, threads }));
       this.#address = address;
     } catch (error) {
-      for (const fd of fds) native.closeDescriptor(fd);
+      for (const fd of listeners.flat()) native.closeDescriptor(fd);
       await this.#end();
       throw error;
     }
@@ -348,7 +348,11 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
     }
     const { rules } = this;
     const repaired = (report: RepairReport) => this.emit('repaired', report);
-    const failed = (error: Error) => this.emit('error', error);
+    // It goes on all the same: nothing to end the process for.
+    const failed = (error: Error) => {
+      if (this.listenerCount('error') > 0) this.emit('error', error);
+      else process.emitWarning(error);
+    };
     const uninstalled = (by: ChangedBy | undefined) => this.emit('uninstalled', by);
     const handover = (successor: Owner) => {
       this.emit('handover', successor);
@@ -378,48 +382,48 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
     this.emit('listening');
   }
 
-  /** One for each thread, all on the same port. */
-  #openListeners(options: ListenOptions): number[] {
-    const { threads = 1 } = this.#options;
-    if (threads > 1 && options.systemd !== undefined)
-      throw invalidValue('threads', '1 with a socket that systemd has opened', threads);
-    const fds: number[] = [];
+  /** For each thread: one, or one of each family; all on the same port. */
+  #openListeners(options: ListenOptions): number[][] {
+    const { threads = 1, netns, intercept } = this.#options;
+    const { host, systemd, backlog = BACKLOG } = options;
+    const transparent = intercept?.mode !== 'redirect';
+    if (systemd !== undefined) {
+      if (threads > 1) throw invalidValue('threads', '1 with a socket that systemd has opened', threads);
+      return [[passedListener(systemd, { transparent })]];
+    }
+    const reusePort = threads > 1 || options.reusePort === true;
+    const open = (addresses: readonly ListenAddress[], port: number): number[][] => {
+      const listeners: number[][] = Array.from({ length: threads }, () => []);
+      let common = port;
+      try {
+        for (const ofThread of listeners)
+          for (const each of addresses) {
+            const more = { port: common, backlog, transparent, reusePort, ...(netns !== undefined && { netns }) };
+            ofThread.push(native.openListener({ ...each, ...more }));
+            common ||= native.socketAddress(ofThread[0] as number).port;
+          }
+        return listeners;
+      } catch (error) {
+        for (const fd of listeners.flat()) native.closeDescriptor(fd);
+        throw error;
+      }
+    };
+    const ports = portsOf(options);
     try {
-      fds.push(this.#openListener({ ...options, ...(threads > 1 && { reusePort: true }) }));
-      const { address: host, port } = native.socketAddress(fds[0] as number);
-      while (fds.length < threads) fds.push(this.#openListener({ ...options, host, port, reusePort: true }));
-      return fds;
+      return firstFree(ports, (port) => open(this.#addresses(options), port));
     } catch (error) {
-      for (const fd of fds) native.closeDescriptor(fd);
-      throw error;
+      if (host !== undefined || (error as NodeJS.ErrnoException).code !== 'EAFNOSUPPORT') throw error;
+      return firstFree(ports, (port) => open([{ address: '0.0.0.0' }], port));
     }
   }
 
-  #openListener(options: ListenOptions): number {
-    const { host, systemd, backlog = BACKLOG, ipv6Only = false, reusePort = false } = options;
-    const { netns, intercept } = this.#options;
-    const transparent = intercept?.mode !== 'redirect';
-    if (systemd !== undefined) return passedListener(systemd, { transparent });
-    const open = (address: string) =>
-      firstFree(portsOf(options), (port) =>
-        native.openListener({
-          address,
-          port,
-          backlog,
-          transparent,
-          v6Only: ipv6Only,
-          reusePort,
-          ...(netns !== undefined && { netns }),
-        }),
-      );
-    if (host !== undefined) return open(host);
-    if (intercept?.families && !intercept.families.includes('ipv6')) return open('0.0.0.0');
-    try {
-      return open('::');
-    } catch (error) {
-      if ((error as NodeJS.ErrnoException).code === 'EAFNOSUPPORT') return open('0.0.0.0');
-      throw error;
-    }
+  /** The wildcard takes both families. Where a relay thread accepts, IPv4 has a socket of its own, which costs it less. */
+  #addresses({ host, ipv6Only = false }: ListenOptions): ListenAddress[] {
+    const { relay, intercept } = this.#options;
+    if (host !== undefined) return [{ address: host, v6Only: ipv6Only }];
+    if (intercept?.families && !intercept.families.includes('ipv6')) return [{ address: '0.0.0.0' }];
+    if (relay === undefined || ipv6Only) return [{ address: '::', v6Only: ipv6Only }];
+    return [{ address: '::', v6Only: true }, { address: '0.0.0.0' }];
   }
 
   /** No new connections; those that are open go on, and need the rules until their end. */
@@ -506,13 +510,14 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
   // ---- accepted by the relay thread -------------------------------------------------------------------------------------
 
   /** Takes the descriptors out of the list as they change hands. */
-  #acceptInThreads(fds: number[], decide: NonNullable<TransparentServerOptions['relay']>): Acceptor {
+  #acceptInThreads(listeners: readonly number[][], decide: NonNullable<TransparentServerOptions['relay']>): Acceptor {
     const acceptors: Acceptor[] = [];
     try {
-      while (fds[0] !== undefined) {
-        acceptors.push(this.#acceptInThread(fds[0], acceptors.length, decide));
-        fds.shift();
-      }
+      for (const [index, ofThread] of listeners.entries())
+        while (ofThread[0] !== undefined) {
+          acceptors.push(this.#acceptInThread(ofThread[0], index, decide));
+          ofThread.shift();
+        }
     } catch (error) {
       for (const acceptor of acceptors) acceptor.stop(() => {});
       throw error;
@@ -583,12 +588,19 @@ function portsOf({ port = 0 }: ListenOptions): { first: number; last: number } {
   return { first: Number(range.start), last: Number(range.end) };
 }
 
-function firstFree({ first, last }: { first: number; last: number }, open: (port: number) => number): number {
-  for (let port = first; ; port++) {
+function firstFree<T>({ first, last }: { first: number; last: number }, open: (port: number) => T): T {
+  // One that the kernel has chosen (0) may be free in one family only.
+  const tries = first === 0 ? 10 : last - first + 1;
+  for (let at = 1; ; at++) {
     try {
-      return open(port);
+      return open(first === 0 ? 0 : first + at - 1);
     } catch (error) {
-      if ((error as NodeJS.ErrnoException).code !== 'EADDRINUSE' || port >= last) throw error;
+      if ((error as NodeJS.ErrnoException).code !== 'EADDRINUSE' || at === tries) throw error;
     }
   }
+}
+
+interface ListenAddress {
+  readonly address: string;
+  readonly v6Only?: boolean;
 }

@@ -101,7 +101,9 @@ class RouteSocket : public Napi::ObjectWrap<RouteSocket> {
                            InstanceMethod<&RouteSocket::routeList>("routeList"),
                            InstanceMethod<&RouteSocket::linkList>("linkList"),
                            InstanceMethod<&RouteSocket::linkGet>("linkGet"),
+                           InstanceMethod<&RouteSocket::linkAdd>("linkAdd"),
                            InstanceMethod<&RouteSocket::linkSet>("linkSet"),
+                           InstanceMethod<&RouteSocket::linkDelete>("linkDelete"),
                            InstanceMethod<&RouteSocket::address<Verb::add>>("addressAdd"),
                            InstanceMethod<&RouteSocket::address<Verb::replace>>("addressReplace"),
                            InstanceMethod<&RouteSocket::address<Verb::erase>>("addressDelete"),
@@ -126,8 +128,8 @@ class RouteSocket : public Napi::ObjectWrap<RouteSocket> {
     return session_->transact<when>(info.Env(), std::move(work));
   }
   template <class T>
-  static T argument(const Napi::CallbackInfo& info) {
-    return guarded(info.Env(), [&] { return JsReader::object<T>(info[0]); });
+  static T argument(const Napi::CallbackInfo& info, size_t index = 0) {
+    return guarded(info.Env(), [&] { return JsReader::object<T>(info[index]); });
   }
 
   template <When when>
@@ -163,10 +165,15 @@ class RouteSocket : public Napi::ObjectWrap<RouteSocket> {
   Napi::Value linkGet(const Napi::CallbackInfo& info) {
     return transact(info, [device = deviceArgument(info[0])](Connection& c) { return rtnetlink::getLink(c, device); });
   }
+  Napi::Value linkAdd(const Napi::CallbackInfo& info) {
+    return transact(info, [link = argument<rtnetlink::NewLink>(info)](Connection& c) { rtnetlink::addLink(c, link); });
+  }
   Napi::Value linkSet(const Napi::CallbackInfo& info) {
-    return transact(info, [device = deviceArgument(info[0]), up = info[1].ToBoolean().Value()](Connection& c) {
-      rtnetlink::setLinkUp(c, device, up);
-    });
+    return transact(info, [device = deviceArgument(info[0]), change = argument<rtnetlink::LinkSettings>(info, 1)](
+                              Connection& c) { rtnetlink::setLink(c, device, change); });
+  }
+  Napi::Value linkDelete(const Napi::CallbackInfo& info) {
+    return transact(info, [device = deviceArgument(info[0])](Connection& c) { rtnetlink::deleteLink(c, device); });
   }
   template <Verb verb>
   Napi::Value address(const Napi::CallbackInfo& info) {

@@ -233,6 +233,19 @@ export function netnsOf(values: Values): { netns?: string } {
   return { netns: path.includes('/') ? path : `/run/netns/${path}` };
 }
 
+export function seconds(values: Values, flag: string): number | undefined {
+  const text = values[flag] as string | undefined;
+  if (text === undefined) return undefined;
+  if (!/^\d+(\.\d+)?$/.test(text) || Number(text) === 0 || Number(text) > 2 ** 31 / 1000)
+    throw usageError(`--${flag} must be a number of seconds, not '${text}'`);
+  return Number(text);
+}
+
+export function milliseconds(values: Values, flag: string): number | undefined {
+  const given = seconds(values, flag);
+  return given === undefined ? undefined : Math.ceil(given * 1000);
+}
+
 /** Reads what follows the verb. Throws TypeErrors with a code, as parseArgs does. */
 export function readCommandLine(verb: Verb, args: readonly string[]): { values: Values; operands: readonly string[] } {
   // Behind `--` stands a command with options of its own.

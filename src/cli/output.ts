@@ -1,6 +1,7 @@
 /** What verbs print: text or one JSON document, and the words for what is told by more than one of them. */
 import type { Leftovers } from '../intercept/installed.js';
-import type { Family, Fwmark } from '../types.js';
+import { changedByText } from '../intercept/owner.js';
+import type { Family, Fwmark, RepairReport } from '../types.js';
 import type { Values } from './verb.js';
 
 /** `data` with --json, else the text. */
@@ -55,3 +56,6 @@ export function leftoverWords({ chains, rules, routes }: Leftovers): string {
   const inMangle = chains.map((name) => `chains linux-tproxy-${name} in table mangle, `).join('');
   return `${inMangle}${rules.length} policy rules, ${routes.length} routes`;
 }
+
+export const repairedText = ({ repaired, by }: Pick<RepairReport, 'repaired' | 'by'>): string =>
+  `put back what ${changedByText(by) || 'somebody else'} had changed: ${repaired.join(', ')}`;

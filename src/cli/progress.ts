@@ -1,6 +1,7 @@
 /** What `linux-tproxy relay` tells while it runs: a live line on a terminal, lines of JSON, or only beginning and end. */
 import type { TransparentServer } from '../server.js';
-import type { RelayStats } from '../types.js';
+import type { RelayStats, RepairReport } from '../types.js';
+import { repairedText } from './output.js';
 
 export type Tell = (event: string, data: object) => void;
 
@@ -101,14 +102,14 @@ export function scaled(value: number): string {
 }
 
 function sentence(event: string, data: object): string {
-  const { port, engine, open, connections, bytesFromClient, bytesFromServer, repaired, ...sets } = data as Partial<
-    RelayStats & { port: number; open: number; repaired: readonly string[] }
+  const { port, engine, open, connections, bytesFromClient, bytesFromServer, ...sets } = data as Partial<
+    RelayStats & { port: number; open: number }
   >;
   switch (event) {
     case 'listening':
       return `Relaying on port ${port}, engine ${engine}. SIGTERM drains, SIGHUP reads files again.`;
     case 'repaired':
-      return `Put back, what somebody else had changed: ${repaired?.join(', ')}.`;
+      return `${repairedText(data as RepairReport).replace('put', 'Put')}.`;
     case 'reloaded':
       return `Read again: ${
         Object.entries(sets)

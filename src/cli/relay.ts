@@ -7,7 +7,16 @@ import { planIntercept } from '../intercept/plan.js';
 import type { TransparentServer } from '../server.js';
 import type { HostPort, InterceptOptions, LiveSet, PortSpec, RelayTarget } from '../types.js';
 import { serveMetrics } from './metrics.js';
-import { interceptOptions, json, netns, netnsOf, toInterceptOptions, toNumber } from './options.js';
+import {
+  interceptOptions,
+  json,
+  milliseconds,
+  netns,
+  netnsOf,
+  seconds,
+  toInterceptOptions,
+  toNumber,
+} from './options.js';
 import { Progress, type Tell } from './progress.js';
 import { listsIn, type SetFile, setFiles } from './set-files.js';
 import type { Option, Values, Verb } from './verb.js';
@@ -168,7 +177,6 @@ async function serverOf(values: Values, files: readonly SetFile[], target: Relay
     intercept: onlyReachable(intercept, target),
     relay: target,
     ...(values['engine'] !== undefined && { engine: values['engine'] as 'auto' }),
-    ...(values['threads'] !== undefined && { threads: Number(values['threads']) }),
     ...(idleTimeoutMs !== undefined && { idleTimeoutMs }),
     ...(connectTimeoutMs !== undefined && { connectTimeoutMs }),
     ...(drainTimeoutMs !== undefined && { drainTimeoutMs }),
@@ -223,19 +231,6 @@ function metricsOf(values: Values): HostPort | undefined {
     throw usageError(`--metrics must be ADDRESS:PORT, as 127.0.0.1:9100 or [::1]:9100, not '${text}'`);
   return at;
 }
-
-function seconds(values: Values, flag: string): number | undefined {
-  const text = values[flag] as string | undefined;
-  if (text === undefined) return undefined;
-  if (!/^\d+(\.\d+)?$/.test(text) || Number(text) === 0 || Number(text) > 2 ** 31 / 1000)
-    throw usageError(`--${flag} must be a number of seconds, not '${text}'`);
-  return Number(text);
-}
-
-const milliseconds = (values: Values, flag: string) => {
-  const given = seconds(values, flag);
-  return given === undefined ? undefined : Math.ceil(given * 1000);
-};
 
 // ---- sets from files -----------------------------------------------------------------------------------------------------------
 

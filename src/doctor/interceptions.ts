@@ -1,6 +1,6 @@
 /** Whether what is installed is whole, and somebody listens. */
 import type { Installed } from '../intercept/installed.js';
-import { native } from '../native.js';
+import { isListening } from '../listening.js';
 import type { Finding } from '../types.js';
 import { type Group, type Look, ok } from './look.js';
 
@@ -23,29 +23,23 @@ function whole({ name, lifetime, owner, intact, missing }: Installed): Finding {
   };
 }
 
-function listener({ name, port, families, onDown }: Installed, { netns }: Look): Finding[] {
+function listener({ name, port, families, onDown, sets }: Installed, { netns }: Look): Finding[] {
   if (port === undefined) return [];
   const id = 'listener';
-  if (listens(port, netns))
-    return [ok(id, `somebody listens on port ${port}`, `interception ${name} delivers there (${families.join(', ')})`)];
-  return [
-    {
-      id,
-      severity: 'fail',
-      summary: `nobody listens on port ${port}`,
-      detail: `interception ${name} delivers there: what it matches ${onDown === 'closed' ? 'is dropped' : 'passes unproxied'} until somebody does`,
-      fix: `start the proxy, with a socket that is transparent (IP_TRANSPARENT; Squid: http_port ${port} tproxy; HAProxy: bind :${port} transparent)`,
-    },
-  ];
-}
-
-/** proc_pid_net(5): the second column is the local address and port, in hexadecimal; the fourth the state, 0A LISTEN. */
-function listens(port: number, netns: string | undefined): boolean {
-  const hex = port.toString(16).toUpperCase().padStart(4, '0');
-  const row = new RegExp(`^ *\\d+: [0-9A-F]+:${hex} \\S+ 0A `, 'm');
-  return native
-    .readFiles(['/proc/thread-self/net/tcp', '/proc/thread-self/net/tcp6'], netns)
-    .some((text) => text !== undefined && row.test(text));
+  return (['tcp', 'udp'] as const)
+    .filter((protocol) => sets[`${protocol}_ports`])
+    .map((protocol) => {
+      const where = `${protocol.toUpperCase()} port ${port}`;
+      if (isListening(protocol, port, netns))
+        return ok(id, `somebody listens on ${where}`, `interception ${name} delivers there (${families.join(', ')})`);
+      return {
+        id,
+        severity: 'fail',
+        summary: `nobody listens on ${where}`,
+        detail: `interception ${name} delivers there: what it matches ${onDown === 'closed' ? 'is dropped' : 'passes unproxied'} until somebody does`,
+        fix: `start the proxy, with a socket that is transparent (IP_TRANSPARENT; Squid: http_port ${port} tproxy; HAProxy: bind :${port} transparent)`,
+      };
+    });
 }
 
 function leftovers({ leftovers: { chains, rules, routes } }: Look): Finding[] {

@@ -1,5 +1,6 @@
 /** What on the way of a packet through policy routing and interfaces keeps interception from working. */
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
+import { isUp } from '../intercept/host.js';
 import { ROUTE_PROTOCOL } from '../intercept/plan.js';
 import type { Finding } from '../types.js';
 import { type Group, type Look, ok, sysctls } from './look.js';
@@ -12,13 +13,10 @@ export const routing: Group = (look) => [
   ...networkd(look),
 ];
 
-const UP = 1;
-
 function loopback({ links }: Look): Finding {
   const id = 'loopback';
   const lo = links.find(({ name }) => name === 'lo');
-  if (lo && lo.flags & UP)
-    return ok(id, 'the loopback interface is up', 'intercepted packets are delivered through it');
+  if (lo && isUp(lo)) return ok(id, 'the loopback interface is up', 'intercepted packets are delivered through it');
   return {
     id,
     severity: 'fail',

@@ -153,15 +153,15 @@ async function usesConntrack({ nftables }: Kernel): Promise<boolean> {
 /** Of expressions, and of iptables' matches and targets. */
 const CONNTRACK_NAMES = /^(flow_offload|connlimit|synproxy|conntrack|state|connmark|connbytes|CONNMARK|CT|SYNPROXY)$/;
 
+/** IFF_UP of linux/if.h. */
+export const isUp = ({ flags }: Pick<Link, 'flags'>): boolean => (flags & 1) !== 0;
+export const LOOPBACK_DOWN =
+  'The loopback interface is down, and intercepted traffic is delivered through it: `ip link set lo up`';
+
 /** The families that the loopback interface speaks: IPv6 may be disabled. */
 function familiesOf({ links, addresses }: HostState): Family[] {
   const lo = links.find(({ name }) => name === 'lo');
-  if (!lo || (lo.flags & 1) === 0)
-    throw new InterceptError(
-      'ERR_TPROXY_UNSUPPORTED',
-      'The loopback interface is down, and intercepted traffic is delivered through it: `ip link set lo up`',
-      'check',
-    );
+  if (!lo || !isUp(lo)) throw new InterceptError('ERR_TPROXY_UNSUPPORTED', LOOPBACK_DOWN, 'check');
   return (['ipv4', 'ipv6'] as const).filter((family) =>
     addresses.some((address) => address.linkIndex === lo.index && address.family === family),
   );

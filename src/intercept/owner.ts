@@ -1,5 +1,6 @@
 /** Whose a netlink socket is, and so a table that it owns. Reads /proc. */
 import { readFileSync } from 'node:fs';
+import type { ChangedBy } from '../types.js';
 
 /** A process that owns a table. */
 export interface Owner {
@@ -37,3 +38,7 @@ export function ownerText({ netlinkPort, processId, command }: Owner): string {
   if (processId === undefined) return `a process (netlink port ${netlinkPort})`;
   return command === undefined ? `process ${processId}` : `process ${processId} (${command})`;
 }
+
+/** `ip (4711), nft (4712)`; nothing where nobody is known. */
+export const changedByText = (by: readonly ChangedBy[]): string =>
+  by.map(({ processName = 'process', processId }) => `${processName} (${processId})`).join(', ');

@@ -67,7 +67,7 @@ const NFPROTO: Record<Family, number> = { ipv4: 2, ipv6: 10 };
 const IPPROTO = { icmp: 1, tcp: 6, udp: 17, 'ipv6-icmp': 58 } as const;
 const RTN = { local: 2, broadcast: 3, multicast: 5 } as const;
 const IP_CT_DIR_ORIGINAL = 0;
-const LOOPBACK_INDEX = 1;
+export const LOOPBACK_INDEX = 1;
 // The numbers of linux/netfilter/nf_tables.h, for nft's notes only: NFT_META_L4PROTO, NFT_META_SKUID,
 // NFT_FIB_RESULT_ADDRTYPE, NFTA_FIB_F_DADDR.
 const META_L4PROTO = 16;

@@ -13,11 +13,13 @@ import { ignoring } from './attempt.js';
 import { backendOf, rebuiltMangle } from './backend.js';
 import { type Content, isDynamic, readContents, tableWith } from './contents.js';
 import type { Guarding } from './guard.js';
+import { isUp, LOOPBACK_DOWN } from './host.js';
 import { findRoutingLosses, type Loss, type RoutingLoss, routeName, ruleName } from './intact.js';
 import type { Kernel } from './kernel.js';
 import { isLeaving, tableObject } from './nftables.js';
-import { processIdOf } from './owner.js';
+import { changedByText, processIdOf } from './owner.js';
 import type { Plan } from './plan.js';
+import { LOOPBACK_INDEX } from './statement.js';
 
 /** One command makes several changes (`ip rule flush`): they are waited for, and are one repair. */
 const SETTLE_MS = 10;
@@ -29,6 +31,8 @@ const CONTESTED = { repairs: 5, withinMs: 10_000 };
 const RETRY_MS = 10_000;
 /** So many failures in a row may be a race with whoever changes things at this moment. */
 const RACES = 3;
+/** A loopback interface that is taken down to be taken up again is so for less. */
+const DOWN_MS = 500;
 /** What the guard is called in reports. */
 const GUARD = 'guard process';
 
@@ -52,6 +56,8 @@ export class Watch extends EventEmitter<WatchEvents> {
   #stopped = false;
   #contested = false;
   #failures = 0;
+  /** The loopback interface is. */
+  #down: { readonly since: number; told: boolean } | undefined;
   /** What is known of changes that no report has told yet, by what they are about. */
   readonly #heard = new Map<string, { readonly at: number; readonly by?: ChangedBy }>();
   #repairs: { readonly what: string; readonly at: number }[] = [];
@@ -124,7 +130,10 @@ export class Watch extends EventEmitter<WatchEvents> {
         // Going down it took its routes along, some of them without a word.
         return routes.filter(({ dev }) => dev === change.link.name).map(routeName);
       case 'address':
-        return [];
+        // With the last one of a family go its routes, without a word.
+        return routes
+          .filter(({ family }) => change.address.linkIndex === LOOPBACK_INDEX && family === change.address.family)
+          .map(routeName);
     }
   }
 
@@ -175,6 +184,7 @@ export class Watch extends EventEmitter<WatchEvents> {
         ...(this.#owned && !outlives ? [] : await findRuleLosses(this.#kernel, plan)),
         ...(this.#guarding.isLost ? [{ kind: 'guard', what: GUARD } as const] : []),
       ];
+      if (plan.routes.length > 0) this.#tellLoopback(isUp(await this.#kernel.route.linkGet('lo')));
       if (losses.length > 0) {
         await this.#repair(losses);
         const ended = performance.now();
@@ -255,6 +265,18 @@ export class Watch extends EventEmitter<WatchEvents> {
     if (this.#contested) this.#lookIn(RETRY_MS);
   }
 
+  /** It is not ours to set up. */
+  #tellLoopback(up: boolean): void {
+    if (up) this.#down = undefined;
+    else {
+      this.#down ??= { since: performance.now(), told: false };
+      if (this.#down.told) return;
+      this.#down.told = performance.now() - this.#down.since >= DOWN_MS;
+      if (this.#down.told) this.#tell('error', new InterceptError('ERR_TPROXY_REPAIR', LOOPBACK_DOWN));
+      else this.#lookIn(DOWN_MS);
+    }
+  }
+
   #fail(error: unknown): void {
     if (this.#stopped) return;
     // The interface is down: there is news when it is up.
@@ -282,7 +304,7 @@ export function changedBy(portId: number, processName?: string): ChangedBy | und
 }
 
 function contested(what: string, by: readonly ChangedBy[]): InterceptError {
-  const who = by.map(({ processName = 'process', processId }) => `${processName} (${processId})`).join(', ');
+  const who = changedByText(by);
   const remedy = what.startsWith('table')
     ? ''
     : '. systemd-networkd leaves them alone with ManageForeignRoutingPolicyRules=no and ManageForeignRoutes=no in networkd.conf';

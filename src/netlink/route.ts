@@ -6,6 +6,8 @@ import {
   checkAddress,
   checkFamily,
   checkLink,
+  checkLinkChange,
+  checkNewLink,
   checkOperations,
   checkRoute,
   checkRouteFilter,
@@ -15,7 +17,17 @@ import {
   checkRule,
   checkSocketOptions,
 } from './check.js';
-import type { Address, Link, Route, RouteChange, RouteOperation, RouteQuery, Rule } from './types.js';
+import type {
+  Address,
+  Link,
+  LinkChange,
+  NewLink,
+  Route,
+  RouteChange,
+  RouteOperation,
+  RouteQuery,
+  Rule,
+} from './types.js';
 import { Watches } from './watches.js';
 
 export type { Guard, GuardOptions } from '../native.js';
@@ -135,10 +147,30 @@ export class RouteSocket {
     return this.#native.linkGet(dev);
   }
 
-  /** Equivalent to: `ip link set dev eth0 up`, `down`. */
-  async linkSet(dev: string | number, change: { readonly up: boolean }): Promise<void> {
-    checkLink(dev, change);
-    await this.#native.linkSet(dev, change.up);
+  /**
+   * Equivalent to: `ip link add veth0 type veth peer name veth1`, `ip link add link eth0 name eth0.5 type vlan id 5`. `EEXIST`
+   * where the name is taken, `EOPNOTSUPP` where the kernel has no such kind of link (and no module for it), `SocketError` where
+   * the namespace cannot be opened.
+   */
+  async linkAdd(link: NewLink): Promise<void> {
+    checkNewLink(link);
+    await this.#native.linkAdd(link);
+  }
+
+  /**
+   * Equivalent to: `ip link set dev eth0 up mtu 1400 master br0 ...`, with `name` too. In one message, but where the kernel refuses one
+   * of several, some may be done. Kernels before 6.2 rename no interface that is up: `EBUSY`.
+   */
+  async linkSet(dev: string | number, change: LinkChange): Promise<void> {
+    checkLink(dev);
+    checkLinkChange(change);
+    await this.#native.linkSet(dev, change);
+  }
+
+  /** Equivalent to: `ip link del dev veth0`. Its peer goes with it. `EOPNOTSUPP` where it is hardware. */
+  async linkDelete(dev: string | number): Promise<void> {
+    checkLink(dev);
+    await this.#native.linkDelete(dev);
   }
 
   /** Equivalent to: `ip address add 10.1.0.1/24 dev eth0`. `EEXIST` where the interface has it already. */

@@ -172,7 +172,7 @@ test('an interception that is not whole, and one where nobody listens', async ()
     assert.equal(await wrong('intact'), []);
     const [nobody] = await wrong('listener');
     assert.is(nobody?.severity, 'fail');
-    assert.match(nobody?.summary ?? '', /nobody listens on port 50080/);
+    assert.match(nobody?.summary ?? '', /nobody listens on TCP port 50080/);
     assert.match(nobody?.detail ?? '', /passes unproxied/);
     sh(`ip -6 rule del pref ${rules.plan.priority + 1}`);
     const [broken] = await wrong('intact');

@@ -105,9 +105,14 @@ for (const family of families) {
 
   test(`${family}: without any rule of ours: REDIRECT and DNAT of the administrator, TPROXY, and none`, async () => {
     const server = await start(createTransparentServer({ netns }, (socket) => greeting('proxy', socket)));
+    // conntrack remembers a connection for two minutes, and would be asked for it by the next one of the same ports.
+    let localPort = 20000;
     const accepted = async (address: string, port: number) => {
       const seen = once(server, 'connection') as Promise<[Socket]>;
-      const call = await dial(lab, 'client', address, port);
+      const call = await dial(lab, 'client', address, port, {
+        localAddress: addresses.client[family],
+        localPort: localPort++,
+      });
       assert.is(call.who, 'proxy');
       const [socket] = await seen;
       const found = originalDestination(socket);

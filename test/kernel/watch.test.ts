@@ -95,6 +95,11 @@ const damages: readonly (readonly [command: string, repaired: RegExp, by?: 'ip']
   ['ip route replace blackhole default table 100', /^route local default in table 100 \(ipv4\)$/, 'ip'],
   ['ip route replace local default dev lo table 100 proto 4', /^route local default in table 100 \(ipv4\)$/, 'ip'],
   ['ip link set lo down; ip link set lo up', /^route local default in table 100 \(ipv6\)$/],
+  // The kernel takes the routes along, and tells nobody.
+  [
+    'ip address del 127.0.0.1/8 dev lo; ip address add 127.0.0.1/8 dev lo',
+    /^route local default in table 100 \(ipv4\)$/,
+  ],
   [
     'ip -6 rule flush protocol 84; ip -6 route flush table 100; ip rule flush protocol 84; ip route flush table 100',
     /^(?=.*route.*ipv4)(?=.*route.*ipv6)(?=.*rule 98 \(ipv4)(?=.*rule 100 \(ipv6)/,
@@ -292,16 +297,31 @@ test('a guard that somebody kills is replaced, and the new one does its work', a
 
 // ---- what cannot be repaired, or not for long --------------------------------------------------------------------------
 
-test('loopback down: no error, and when it is up everything is there', async () => {
+test('loopback down: told once it stays so, and when it is up everything is there', async () => {
   const rules = await install();
-  const errors: unknown[] = [];
+  const errors: Error[] = [];
   rules.on('error', (error) => errors.push(error));
-  await lab.run('router', 'ip', 'link', 'set', 'lo', 'down');
-  await setTimeout(200);
-  assert.not.ok((await rules.verify()).intact);
-  await afterwards(rules, 'ip link set lo up');
-  assert.equal(await rules.verify(), { intact: true, missing: [] });
-  assert.equal(errors, []);
+  for (const round of [1, 2]) {
+    await lab.run('router', 'ip', 'link', 'set', 'lo', 'down');
+    await setTimeout(200);
+    assert.not.ok((await rules.verify()).intact);
+    assert.is(errors.length, round - 1);
+    await setTimeout(1500);
+    assert.is(errors.length, round);
+    assert.match(errors.at(-1)?.message ?? '', /loopback interface is down.*`ip link set lo up`/);
+    await afterwards(rules, 'ip link set lo up');
+    assert.equal(await rules.verify(), { intact: true, missing: [] });
+  }
+  assert.is(errors.length, 2);
+  await rules.uninstall();
+});
+
+test('loopback down, where no route is lost by it: told all the same', async () => {
+  const rules = await install({ families: ['ipv4'], ownHost: true });
+  const failed = once(rules, 'error', { signal: AbortSignal.timeout(3000) });
+  lab.exec('router', 'ip', 'link', 'set', 'lo', 'down');
+  assert.match((await failed)[0].message, /`ip link set lo up`/);
+  lab.exec('router', 'ip', 'link', 'set', 'lo', 'up');
   await rules.uninstall();
 });
 
@@ -352,6 +372,16 @@ test('an error that nobody listens for is a warning, not the end of the process'
   lab.exec('router', 'ip', 'rule', 'del', 'pref', '99');
   assert.is((await warned)[0].code, 'ERR_TPROXY_CONTESTED');
   await rules.uninstall();
+});
+
+test('nor is one that a server tells', async () => {
+  const server = await proxy({ intercept: { tcp: [80] } });
+  const warned = once(process, 'warning', { signal: AbortSignal.timeout(3000) });
+  lab.exec('router', 'sysctl', '-qw', 'net.ipv6.conf.lo.disable_ipv6=1');
+  assert.is((await warned)[0].code, 'ERR_TPROXY_REPAIR');
+  lab.exec('router', 'sysctl', '-qw', 'net.ipv6.conf.lo.disable_ipv6=0');
+  assert.is(await ask(lab, 'client', addresses.server.ipv4, 80), 'proxy');
+  await new Promise((resolve) => server.close(resolve));
 });
 
 // ---- what it costs ------------------------------------------------------------------------------------------------------

@@ -112,6 +112,12 @@ for (const [args, message] of [
   [['plan', '--to-port', '1', 'more'], "Unexpected argument 'more'"],
   [['run', '--to-port', '1'], 'which command is to run is missing'],
   [['run', '--to-port', '1', 'squid'], "Unexpected argument 'squid'"],
+  [['run', '--to-port', '1', '--grace', '9', '--', 'true'], '--grace is of use with --persist only'],
+  [
+    ['run', '--to-port', '1', '--persist', '--grace', 'x', '--', 'true'],
+    "--grace must be a number of seconds, not 'x'",
+  ],
+  [['run', '--to-port', '1', '--persist', '--backend', 'iptables', '--', 'true'], '--persist needs --backend nftables'],
   [['down', '--all', '--name', 'x'], 'either --name or --all'],
   [['relay', '--tcp', '80'], '--port PORT is missing'],
   [['relay', '--port', '70000'], '--port must be an integer from 1 to 65535, not 70000'],
