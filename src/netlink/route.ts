@@ -200,16 +200,19 @@ export class RouteSocket {
   /**
    * Starts a guard: a small child process that deletes these rules and routes when this process has ended, in whatever way
    * (`kill -9` too). It outlives everything but a signal to itself, of which `onEnd` tells. `end()` it when they are deleted,
-   * or need not be.
+   * or need not be. With nothing to delete it is started when `renew` tells it of something.
    * Equivalent to: `( while read _; do :; done; ip rule del ...; ip route del ... ) <pipe &`
    */
   guard(rules: readonly Rule[], routes: readonly Route[], options: GuardOptions = {}): Guard {
-    for (const rule of rules) checkRule(rule);
-    for (const route of routes) checkRoute(route);
-    checkOptions('guard options', options, ['batches', 'orphan', 'onEnd']);
-    const { batches = [], ...rest } = options;
-    for (const batch of batches) checkOperations(batch);
-    return this.#native.guard(rules, routes, { batches, ...rest });
+    checkGuard(rules, routes, options, ['batches', 'orphan', 'onEnd']);
+    const guard = this.#native.guard(rules, routes, { batches: [], ...options });
+    return {
+      ...guard,
+      renew(rules, routes, options = {}) {
+        checkGuard(rules, routes, options, ['batches', 'orphan']);
+        guard.renew(rules, routes, { batches: [], ...options });
+      },
+    };
   }
 
   /**
@@ -226,4 +229,11 @@ export class RouteSocket {
     this.#watches.endAll();
     return this.#native.close();
   }
+}
+
+function checkGuard(rules: readonly Rule[], routes: readonly Route[], options: GuardOptions, known: string[]): void {
+  for (const rule of rules) checkRule(rule);
+  for (const route of routes) checkRoute(route);
+  checkOptions('guard options', options, known);
+  for (const batch of options.batches ?? []) checkOperations(batch);
 }
