@@ -294,7 +294,8 @@ void transactions(netlink::Connection& connection) {
   claims("executeAll",
          succeeds([&] { change(connection, std::vector<rtnetlink::Change>(1 + kernel.below(5), {.object = rule})); }));
   claims("link", succeeds([&] {
-           setLink(connection, {.index = 3}, {.up = true, .mtu = 1400, .master = rtnetlink::Device{.index = 4}});
+           rtnetlink::setLink(connection, {.index = 3},
+                              {.up = true, .mtu = 1400, .master = rtnetlink::Device{.index = 4}});
          }));
   kernel.queue.clear();  // the kernel's answers to a batch are all there when it has been sent
   nftables::Operation operation{nftables::Verb::add, nftables::Table{.family = NFPROTO_INET, .name = "t"}};
@@ -324,7 +325,7 @@ void transactions(netlink::Connection& connection) {
   (void)succeeds([&] { rtnetlink::getLink(connection, {.name = "eth0"}); });
   (void)succeeds([&] { rtnetlink::listLinks(connection); });
   (void)succeeds([&] { rtnetlink::listAddresses(connection, {}); });
-  (void)succeeds([&] { getRoute(connection, {.family = AF_INET, .destination = {192, 0, 2, 1}}); });
+  (void)succeeds([&] { rtnetlink::getRoute(connection, {.family = AF_INET, .destination = {192, 0, 2, 1}}); });
 }
 
 }  // namespace

@@ -39,14 +39,14 @@ Bytes encodedAgain(const rtnetlink::Link& link) {
     if (!index) return {};
     return rtnetlink::Device{.index = *index};
   };
-  return encodeNewLink({.settings = {.index = link.index,
-                                     .up = (link.flags & IFF_UP) != 0,
-                                     .address = link.address,
-                                     .mtu = link.mtu,
-                                     .master = device(link.master),
-                                     .lower = device(link.lower),
-                                     .name = link.name},
-                        .info = link.info.value_or(rtnetlink::Dummy())})
+  return rtnetlink::encodeNewLink({.settings = {.index = link.index,
+                                                .up = (link.flags & IFF_UP) != 0,
+                                                .address = link.address,
+                                                .mtu = link.mtu,
+                                                .master = device(link.master),
+                                                .lower = device(link.lower),
+                                                .name = link.name},
+                                   .info = link.info.value_or(rtnetlink::Dummy())})
       .bytes();
 }
 
