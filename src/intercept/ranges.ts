@@ -43,8 +43,8 @@ export function parsePrefixes(name: string, prefixes: readonly string[]): Readon
   if (!Array.isArray(prefixes)) throw invalidType(name, 'a list of prefixes', prefixes);
   const ranges: Record<Family, Range[]> = { ipv4: [], ipv6: [] };
   for (const prefix of prefixes) {
-    const { family, start, end } = parsePrefix(name, prefix);
-    ranges[family].push({ start, end });
+    const range = parsePrefix(name, prefix);
+    ranges[range.family].push(range);
   }
   return { ipv4: merge(ranges.ipv4), ipv6: merge(ranges.ipv6) };
 }
@@ -93,7 +93,7 @@ export function merge(ranges: readonly Range[]): Range[] {
     const last = merged.at(-1);
     if (last && range.start <= last.end + 1n) {
       if (range.end > last.end) last.end = range.end;
-    } else merged.push({ ...range });
+    } else merged.push({ start: range.start, end: range.end });
   }
   return merged;
 }
@@ -127,7 +127,8 @@ export function rangeElements(type: RangeType, { start, end }: Range): readonly 
 }
 
 /** Up to the last number there is: it has no end behind it. */
-export const isOpen = (type: RangeType, end: bigint) => end + 1n === 1n << BigInt(type.bytes * 8);
+export const isOpen = (type: RangeType, end: bigint) => end === LAST[type.bytes];
+const LAST: Readonly<Record<RangeType['bytes'], bigint>> = { 2: 0xffffn, 4: 0xffff_ffffn, 16: (1n << 128n) - 1n };
 
 /** The keys of many ranges, none of them open: of each its first key, then that of the end behind it. */
 export function intervalKeys({ bytes }: RangeType, ranges: readonly Range[]): Uint8Array {
