@@ -2,14 +2,14 @@
 #pragma once
 #include <napi.h>
 
-#include <vector>
+#include <memory>
+#include <string>
 
-#include "guard/process.h"
+#include "bindings/transaction.h"
 
 namespace tproxy::bindings {
 
-// `work` is what it sends in the end; `orphan` and `onEnd` are options of it.
-Napi::Value startGuard(Napi::Env env, std::vector<guard::Datagram> work, int nftablesSocket, Napi::Value orphan,
-                       Napi::Value onEnd);
+// With the arguments of the call; `session` is the socket's, in the namespace at `netns`.
+Napi::Value makeGuard(const Napi::CallbackInfo& info, std::shared_ptr<Session> session, std::string netns);
 
 }  // namespace tproxy::bindings

@@ -2,21 +2,21 @@
 import { checkOptions } from '../errors.js';
 import { type Guard, type GuardOptions, type NativeRouteSocket, native } from '../native.js';
 import type { Family } from '../types.js';
+import { checkOperations } from './check/nftables.js';
 import {
   checkAddress,
   checkFamily,
   checkLink,
   checkLinkChange,
   checkNewLink,
-  checkOperations,
   checkRoute,
   checkRouteFilter,
   checkRouteOperations,
   checkRouteQuery,
   checkRouteWatch,
   checkRule,
-  checkSocketOptions,
-} from './check.js';
+} from './check/rtnetlink.js';
+import { checkSocketOptions } from './check/schema.js';
 import type {
   Address,
   Link,
@@ -90,7 +90,7 @@ export class RouteSocket {
     await this.#native.ruleDelete(rule);
   }
 
-  /** Equivalent to: `ip -4 rule; ip -6 rule`. */
+  /** Equivalent to: `ip -4 rule; ip -6 rule`. (The kernel tells all of them or none.) */
   async ruleList(family?: Family): Promise<Rule[]> {
     checkFamily(family);
     return this.#native.ruleList(family);
@@ -191,7 +191,7 @@ export class RouteSocket {
     await this.#native.addressDelete(address);
   }
 
-  /** Equivalent to: `ip address`. */
+  /** Equivalent to: `ip address`. (No single one: the kernel would tell IPv6 addresses only.) */
   async addressList(family?: Family): Promise<Address[]> {
     checkFamily(family);
     return this.#native.addressList(family);
@@ -200,16 +200,19 @@ export class RouteSocket {
   /**
    * Starts a guard: a small child process that deletes these rules and routes when this process has ended, in whatever way
    * (`kill -9` too). It outlives everything but a signal to itself, of which `onEnd` tells. `end()` it when they are deleted,
-   * or need not be.
+   * or need not be. With nothing to delete it is started when `renew` tells it of something.
    * Equivalent to: `( while read _; do :; done; ip rule del ...; ip route del ... ) <pipe &`
    */
   guard(rules: readonly Rule[], routes: readonly Route[], options: GuardOptions = {}): Guard {
-    for (const rule of rules) checkRule(rule);
-    for (const route of routes) checkRoute(route);
-    checkOptions('guard options', options, ['batches', 'orphan', 'onEnd']);
-    const { batches = [], ...rest } = options;
-    for (const batch of batches) checkOperations(batch);
-    return this.#native.guard(rules, routes, { batches, ...rest });
+    checkGuard(rules, routes, options, ['batches', 'orphan', 'onEnd']);
+    const guard = this.#native.guard(rules, routes, { batches: [], ...options });
+    return {
+      ...guard,
+      renew(rules, routes, options = {}) {
+        checkGuard(rules, routes, options, ['batches', 'orphan']);
+        guard.renew(rules, routes, { batches: [], ...options });
+      },
+    };
   }
 
   /**
@@ -226,4 +229,11 @@ export class RouteSocket {
     this.#watches.endAll();
     return this.#native.close();
   }
+}
+
+function checkGuard(rules: readonly Rule[], routes: readonly Route[], options: GuardOptions, known: string[]): void {
+  for (const rule of rules) checkRule(rule);
+  for (const route of routes) checkRoute(route);
+  checkOptions('guard options', options, known);
+  for (const batch of options.batches ?? []) checkOperations(batch);
 }
