@@ -7,6 +7,7 @@ import { type Guard, RouteSocket } from '../netlink/route.js';
 import { namespaceOf } from './marks.js';
 
 export interface Kernel {
+  /** Path of its network namespace, where that is not the process's own. */
   readonly netns: string | undefined;
   /** Which one that is, as `namespaceOf` tells. */
   readonly namespace: string;
