@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "bindings/js.h"
+#include "bindings/netlink_values.h"
 #include "bindings/watches.h"
 #include "guard/process.h"
 #include "nftables/batch.h"
@@ -46,6 +47,13 @@ guard::Orphan orphanOf(Napi::Object js, int socket, std::vector<guard::Datagram>
   return orphan;
 }
 
+guard::Heir heirOf(Napi::Object js) {
+  guard::Heir heir{.owner = js.Get("owner").As<Napi::Number>().Uint32Value(), .words = {}};
+  const auto words = js.Get("words").As<Napi::Array>();
+  for (uint32_t i = 0; i < words.Length(); ++i) heir.words.push_back(words.Get(i).As<Napi::String>());
+  return heir;
+}
+
 // Keeps the guard: it goes with the last function that refers to it.
 struct Guard {
   std::unique_ptr<guard::Process> process;
@@ -59,12 +67,19 @@ struct Guard {
 
 }  // namespace
 
-Napi::Value startGuard(Napi::Env env, std::vector<guard::Datagram> work, int nftablesSocket, Napi::Value orphan,
-                       Napi::Value onEnd) {
+Napi::Value startGuard(Napi::Env env, std::vector<guard::Datagram> work, int nftablesSocket, Napi::Value options,
+                       const std::string& netns) {
+  const Napi::Value orphan = member(options, "orphan");
+  const Napi::Value heir = member(options, "heir");
+  const Napi::Value onEnd = member(options, "onEnd");
   std::optional<guard::Orphan> left;
   if (!orphan.IsUndefined()) left = orphanOf(orphan.As<Napi::Object>(), nftablesSocket, work);
+  std::optional<guard::Heir> next;
+  if (!heir.IsUndefined()) next = heirOf(heir.As<Napi::Object>());
   auto guard = std::make_shared<Guard>();
-  guard->process = std::make_unique<guard::Process>(work, left ? &*left : nullptr);
+  guard->process = std::make_unique<guard::Process>(
+      work, guard::Process::Options{
+                .orphan = left ? &*left : nullptr, .heir = next ? &*next : nullptr, .netns = next ? netns : ""});
   if (!onEnd.IsUndefined()) {
     const auto begin = [&](netlink::Watcher& watcher) {
       return watcher.watch(UniqueFd(::fcntl(guard->process->pidfd(), F_DUPFD_CLOEXEC, 0)));

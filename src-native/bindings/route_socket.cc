@@ -205,8 +205,7 @@ class RouteSocket : public Napi::ObjectWrap<RouteSocket> {
         append(encodeRoute(rtnetlink::Verb::erase, std::move(route)));
       }
       work.push_back({connection->descriptor(), std::move(requests)});
-      return startGuard(info.Env(), std::move(work), nftables ? nftables->descriptor() : -1, orphan,
-                        member(info[2], "onEnd"));
+      return startGuard(info.Env(), std::move(work), nftables ? nftables->descriptor() : -1, info[2], netns_);
     });
   }
   Napi::Value watch(const Napi::CallbackInfo& info) {

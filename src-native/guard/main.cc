@@ -17,6 +17,7 @@
 #include <cerrno>
 #include <cstring>
 #include <ctime>
+#include <string_view>
 
 #include "broker/serve.h"
 #include "guard/process.h"
@@ -38,6 +39,22 @@ struct Bytes {
 // The kernel works it off inside this call.
 bool tell(int socket, Bytes requests) { return send(socket, requests.data, requests.size, 0) >= 0; }
 
+// Of a message that tells of a table: the netlink port that it belongs to, 0 for none.
+unsigned ownerOf(Bytes message) {
+  for (size_t at = NLMSG_LENGTH(sizeof(nfgenmsg)); at + sizeof(nlattr) <= message.size;) {
+    nlattr attribute;
+    std::memcpy(&attribute, message.data + at, sizeof attribute);
+    if (attribute.nla_len < sizeof attribute) break;
+    if ((attribute.nla_type & NLA_TYPE_MASK) == NFTA_TABLE_OWNER && at + NLA_HDRLEN + 4 <= message.size) {
+      const auto* bytes = reinterpret_cast<const unsigned char*>(message.data + at + NLA_HDRLEN);
+      return static_cast<unsigned>(bytes[0]) << 24 | static_cast<unsigned>(bytes[1]) << 16 |
+             static_cast<unsigned>(bytes[2]) << 8 | bytes[3];
+    }
+    at += NLA_ALIGN(attribute.nla_len);
+  }
+  return 0;
+}
+
 // Whether it is orphaned, or will be: its owner may be dying this moment.
 bool isOrphan(int socket, Bytes question, unsigned owner) {
   if (!tell(socket, question)) return false;
@@ -47,19 +64,8 @@ bool isOrphan(int socket, Bytes question, unsigned owner) {
   if (size < static_cast<ssize_t>(sizeof header)) return false;
   std::memcpy(&header, answer, sizeof header);
   if (header.nlmsg_type != (NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWTABLE)) return false;  // an error: it is gone
-  for (size_t at = NLMSG_LENGTH(sizeof(nfgenmsg)); at + sizeof(nlattr) <= static_cast<size_t>(size);) {
-    nlattr attribute;
-    std::memcpy(&attribute, answer + at, sizeof attribute);
-    if (attribute.nla_len < sizeof attribute) return false;
-    if ((attribute.nla_type & NLA_TYPE_MASK) == NFTA_TABLE_OWNER && at + NLA_HDRLEN + 4 <= static_cast<size_t>(size)) {
-      const auto* bytes = reinterpret_cast<const unsigned char*>(answer + at + NLA_HDRLEN);
-      const unsigned found = static_cast<unsigned>(bytes[0]) << 24 | static_cast<unsigned>(bytes[1]) << 16 |
-                             static_cast<unsigned>(bytes[2]) << 8 | bytes[3];
-      return found == owner;
-    }
-    at += NLA_ALIGN(attribute.nla_len);
-  }
-  return true;
+  const unsigned found = ownerOf({answer, static_cast<size_t>(size)});
+  return found == 0 || found == owner;
 }
 
 // Owned by this process nobody can take it over any more. Refused: somebody was faster. The kernel answers a batch with
@@ -82,6 +88,39 @@ bool outlastsGrace(const Preface& orphan, Bytes question) {
     if (left <= 0) return true;
     const timespec pause{.tv_sec = 0, .tv_nsec = (left < lookEveryMs ? left : lookEveryMs) * 1'000'000};
     nanosleep(&pause, nullptr);
+  }
+}
+
+bool hasOneOf(Bytes words, std::string_view text) {
+  std::string_view rest{words.data, words.size};
+  for (size_t end; (end = rest.find('\n')) != rest.npos; rest.remove_prefix(end + 1))
+    if (text.find(rest.substr(0, end)) != text.npos) return true;
+  return false;
+}
+
+// Whether somebody else has begun to use what this is about to delete, and has cleared away what there was himself. What
+// cannot be known is taken for a no.
+bool isInherited(Bytes words, unsigned owner) {
+  const int socket = ::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_NETFILTER);
+  struct {
+    nlmsghdr header;
+    nfgenmsg family;
+  } question{};
+  question.header.nlmsg_len = sizeof question;
+  question.header.nlmsg_type = NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETTABLE;
+  question.header.nlmsg_flags = NLM_F_REQUEST | NLM_F_DUMP;
+  if (socket < 0 || !tell(socket, {reinterpret_cast<const char*>(&question), sizeof question})) return false;
+  alignas(nlmsghdr) static char answer[32768];  // NLMSG_GOODSIZE at most
+  for (;;) {
+    const ssize_t size = recv(socket, answer, sizeof answer, 0);
+    if (size <= 0) return false;
+    nlmsghdr header;
+    for (size_t at = 0; at + sizeof header <= static_cast<size_t>(size); at += NLMSG_ALIGN(header.nlmsg_len)) {
+      std::memcpy(&header, answer + at, sizeof header);
+      if (header.nlmsg_type != (NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWTABLE)) return false;  // the end, or an error
+      const Bytes message{answer + at, header.nlmsg_len};
+      if (ownerOf(message) != owner && hasOneOf(words, {message.data, message.size})) return true;
+    }
   }
 }
 
@@ -108,7 +147,8 @@ int main(int count, char** arguments) {
   std::memcpy(&preface, given, sizeof preface);
   const Bytes question{given + sizeof preface, preface.question};
   const Bytes takeover{question.data + question.size, preface.takeover};
-  const size_t first = sizeof preface + question.size + takeover.size;
+  const Bytes words{takeover.data + takeover.size, preface.words};
+  const size_t first = sizeof preface + question.size + takeover.size + words.size;
   Header header{};
   size_t end = first;
   for (; end + sizeof header <= length; end += sizeof header + header.length)
@@ -121,6 +161,7 @@ int main(int count, char** arguments) {
     if (fork() != 0) return 0;
     if (!outlastsGrace(preface, question) || !takeOver(static_cast<int>(preface.descriptor), takeover)) return 0;
   }
+  if (words.size != 0 && isInherited(words, preface.owner)) return 0;
   // The kernel works each datagram off inside the call. A request that fails (for what it is about is gone already) does
   // not keep it from the next one. The answers are for nobody.
   int failed = 0;

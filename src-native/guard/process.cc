@@ -19,7 +19,8 @@ constexpr int capabilities[] = {CAP_NET_ADMIN};
 
 }  // namespace
 
-Process::Process(std::span<const Datagram> datagrams, const Orphan* orphan) {
+Process::Process(std::span<const Datagram> datagrams, const Options& options) {
+  const auto& [orphan, heir, netns] = options;
   // They are its standard output and standard error.
   std::vector<int> sockets;
   const auto descriptorOf = [&sockets](int socket) {
@@ -37,11 +38,19 @@ Process::Process(std::span<const Datagram> datagrams, const Orphan* orphan) {
     preface = {.descriptor = descriptorOf(orphan->socket),
                .question = static_cast<std::uint32_t>(orphan->question.size()),
                .takeover = static_cast<std::uint32_t>(orphan->takeover.size()),
+               .words = 0,
                .graceMs = orphan->graceMs,
                .owner = orphan->owner};
+  std::string words;
+  if (heir) {
+    for (const std::string& word : heir->words) words += word + '\n';
+    preface.owner = heir->owner;
+    preface.words = static_cast<std::uint32_t>(words.size());
+  }
   append(preface);
   if (orphan)
     for (const auto& part : {orphan->question, orphan->takeover}) bytes.insert(bytes.end(), part.begin(), part.end());
+  bytes.insert(bytes.end(), words.begin(), words.end());
   for (const Datagram& datagram : datagrams) {
     append(Header{.descriptor = descriptorOf(datagram.socket),
                   .length = static_cast<std::uint32_t>(datagram.bytes.size())});
@@ -57,7 +66,7 @@ Process::Process(std::span<const Datagram> datagrams, const Orphan* orphan) {
                                 .standardOutput = sockets.at(0),
                                 .standardError = sockets.size() > 1 ? sockets[1] : -1,
                                 .capabilities = capabilities,
-                                .netns = {}});
+                                .netns = netns});
   write(bytes);  // until all of it is there the guard could only do a part: nothing is installed yet
 }
 

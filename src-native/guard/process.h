@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "child/process.h"
@@ -24,9 +25,17 @@ struct Orphan {
   std::uint32_t graceMs, owner;                  // the netlink port of its owner
 };
 
-// In front of all that goes to the guard; the two of Orphan follow. No question: no orphan.
+// Somebody else who has begun to use what was this process's: an nf_tables table that is not its `owner`'s and has one of
+// these words in its name or comment.
+struct Heir {
+  std::uint32_t owner;  // a netlink port
+  std::vector<std::string> words;
+};
+
+// In front of all that goes to the guard; the two of Orphan follow, and the words of Heir, each with a newline behind it. No
+// question: no orphan. The owner is Orphan's, or Heir's: there is one or the other, or neither.
 struct Preface {
-  std::uint32_t descriptor, question, takeover, graceMs, owner;
+  std::uint32_t descriptor, question, takeover, words, graceMs, owner;
 };
 
 // How a datagram goes to the guard: this, then its bytes. `descriptor` is the socket's in the guard.
@@ -40,10 +49,15 @@ inline constexpr std::size_t capacity = 128 << 10;
 // grace).
 class Process {
  public:
+  struct Options {
+    const Orphan* orphan = nullptr;
+    const Heir* heir = nullptr;
+    std::string netns;  // where an heir is looked for; empty: this thread's
+  };
   // When this process ends, in whatever way, these are sent, one after the other, through one or two sockets, of which the
   // guard has copies. It has CAP_NET_ADMIN where this process has it. Throws socket::Error.
-  // An orphan that is taken over by somebody else spares all of them.
-  explicit Process(std::span<const Datagram> datagrams, const Orphan* orphan = nullptr);
+  // An orphan that is taken over by somebody else spares all of them, and so does an heir.
+  Process(std::span<const Datagram> datagrams, const Options& options);
   Process(const Process&) = delete;
   Process& operator=(const Process&) = delete;
   ~Process() { work(); }

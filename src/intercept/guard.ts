@@ -6,7 +6,7 @@ import type { Guard } from '../netlink/route.js';
 import type { NftOperation } from '../netlink/types.js';
 import { backendOf } from './backend.js';
 import type { Kernel } from './kernel.js';
-import { tableObject } from './nftables.js';
+import { claimWords, tableObject } from './nftables.js';
 import type { Plan } from './plan.js';
 
 export class Guarding {
@@ -40,9 +40,9 @@ export class Guarding {
     const { route, nftables } = this.#kernel;
     const guard = route.guard([...rules].reverse(), [...routes].reverse(), {
       batches: backendOf(this.#plan).outlives ? this.batches : [],
-      ...(lifetime === 'persist' && {
-        orphan: { table: tableObject(this.#plan).name, owner: nftables.portId, graceMs },
-      }),
+      ...(lifetime === 'persist'
+        ? { orphan: { table: tableObject(this.#plan).name, owner: nftables.portId, graceMs } }
+        : { heir: { owner: nftables.portId, words: claimWords(this.#plan) } }),
       onEnd: () => {
         guard.end(); // there is nothing to end, but somebody has to have waited for it
         this.isLost = true;

@@ -174,7 +174,7 @@ export class RouteSocket {
   guard(rules: readonly Rule[], routes: readonly Route[], options: GuardOptions = {}): Guard {
     for (const rule of rules) checkRule(rule);
     for (const route of routes) checkRoute(route);
-    checkOptions('guard options', options, ['batches', 'orphan', 'onEnd']);
+    checkOptions('guard options', options, ['batches', 'orphan', 'heir', 'onEnd']);
     const { batches = [], ...rest } = options;
     for (const batch of batches) checkOperations(batch);
     return this.#native.guard(rules, routes, { batches, ...rest });
