@@ -19,12 +19,13 @@ test.before(async () => {
 });
 test.after.each(async () => {
   await stopAll();
-  lab.exec('router', 'sh', '-c', 'for name in late elsewhere; do ip netns delete $name 2>/dev/null; done; true');
+  const remove = 'ip -n late link delete eth0; for name in late elsewhere; do ip netns delete $name; done';
+  lab.exec('router', 'sh', '-c', `{ ${remove}; } 2>/dev/null; true`);
 });
 test.after(() => lab.dispose());
 
 const sh = (script: string) => lab.exec('router', 'sh', '-euc', script);
-const addressed = `ip address add 10.79.0.1/24 dev late0; ip address add fd79::1/64 dev late0 nodad; ip link set late0 up
+const addressed = `ip address replace 10.79.0.1/24 dev late0; ip address replace fd79::1/64 dev late0 nodad; ip link set late0 up
   ip netns exec late ping -c 1 -W 3 fd79::1 >/dev/null || true`;
 /** A second client, behind late0. */
 const come = (index: number) =>
@@ -52,9 +53,9 @@ const ways: readonly (readonly [
     'moved to another namespace',
     'ip netns add elsewhere; ip link set late0 netns elsewhere',
     undefined,
-    () => sh(`ip -n elsewhere link set late0 netns 1; ip link set late0 netns router; ${addressed}`),
+    () => sh(`ip -n elsewhere link set late0 netns router; ${addressed}`),
   ],
-  ['down', 'ip link set late0 down', undefined, () => sh(addressed.replaceAll('add', 'replace'))],
+  ['down', 'ip link set late0 down', undefined, () => sh(addressed)],
 ];
 
 for (const backend of backends)
