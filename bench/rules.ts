@@ -1,16 +1,19 @@
 /**
  * How long does it take to change what is installed: by this package, and by spawning `ip` and `nft` as a script would, with
- * the same commands that `plan` prints. Runs in namespaces of its own and writes the table into bench/RULES.md:
- * `npm run bench:rules`.
+ * the same commands that `plan` prints. Runs what is published (`dist`) in namespaces of its own and writes the table into
+ * bench/RULES.md: `npm run bench:rules`.
  */
 import { spawnSync } from 'node:child_process';
 import { writeFileSync } from 'node:fs';
 import { cpus, release } from 'node:os';
 import { monitorEventLoopDelay } from 'node:perf_hooks';
-import { type InstallOptions, installIntercept, planIntercept } from '../src/index.js';
+import type { InstallOptions } from '../src/index.js';
 import { enterNamespaces } from '../test/helpers/namespaces.js';
 
 enterNamespaces();
+// Not src: what tsx makes of it is slower than what tsc does.
+const built = new URL('../dist/index.js', import.meta.url).href;
+const { installIntercept, planIntercept } = (await import(built)) as typeof import('../src/index.js');
 
 const options = { port: 50080, tcp: [80, 443, '8000-8999'], exclude: { to: ['10.0.0.0/8', 'fd00::/8'] } } as const;
 const table = 'inet linux-tproxy-50080';

@@ -70,6 +70,7 @@ export class InterceptError extends Error {
       | 'ERR_TPROXY_UNSUPPORTED'
       | 'ERR_TPROXY_INSTALL'
       | 'ERR_TPROXY_REPAIR'
+      | 'ERR_TPROXY_BRIDGE'
       | 'ERR_TPROXY_CONTESTED',
     message: string,
     /** Which step of the installation failed, when one did. */

@@ -13,6 +13,8 @@ import { errorFromFailure } from './errors.js';
 import type {
   Address,
   Link,
+  LinkChange,
+  NewLink,
   NftChange,
   NftCounter,
   NftFamily,
@@ -90,6 +92,10 @@ export interface GuardOptions {
 
 /** When nothing refers to it any more it is as if the process had ended. */
 export interface Guard {
+  /** Gives it this to do in place of what it had, which costs far less than another guard. If it has been ended, another starts. */
+  renew(rules: readonly Rule[], routes: readonly Route[], options?: Omit<GuardOptions, 'onEnd'>): void;
+  /** It has nothing to do any more, until it is given something. */
+  rest(): void;
   /** Ends the guard before it does anything. */
   end(): void;
   /** Has it do its work now, as if the process had ended; waits for that up to a second, but not for the grace. */
@@ -111,7 +117,9 @@ export interface NativeRouteSocket {
   routeGet(query: RouteQuery): Promise<Route>;
   linkList(): Promise<Link[]>;
   linkGet(dev: string | number): Promise<Link>;
-  linkSet(dev: string | number, up: boolean): Promise<void>;
+  linkAdd(link: NewLink): Promise<void>;
+  linkSet(dev: string | number, change: LinkChange): Promise<void>;
+  linkDelete(dev: string | number): Promise<void>;
   addressAdd(address: Address): Promise<void>;
   addressReplace(address: Address): Promise<void>;
   addressDelete(address: Address): Promise<void>;
@@ -354,7 +362,9 @@ export interface Native {
   encodeRoute(verb: 'add' | 'replace' | 'delete', route: Route): Buffer;
   encodeRouteQuery(query: RouteQuery): Buffer;
   encodeAddress(verb: 'add' | 'replace' | 'delete', address: Address): Buffer;
-  encodeLinkUp(index: number, up: boolean): Buffer;
+  encodeNewLink(link: NewLink): Buffer;
+  encodeLinkChange(index: number, change: LinkChange): Buffer;
+  encodeLinkDeletion(index: number): Buffer;
   /** The whole batch, begin and end included, sequence numbers from 0. */
   encodeBatch(operations: readonly NftOperation[], options?: { generation?: number }): Buffer;
   /** Reads one such message (without its batch) back. */

@@ -2,14 +2,14 @@
 
 #include <fcntl.h>
 
-#include <memory>
 #include <optional>
+#include <utility>
+#include <vector>
 
-#include "bindings/js.h"
 #include "bindings/netlink_values.h"
 #include "bindings/watches.h"
 #include "guard/process.h"
-#include "nftables/batch.h"
+#include "rtnetlink/change.h"
 
 namespace tproxy::bindings {
 
@@ -29,10 +29,9 @@ Bytes batch(std::vector<nftables::Operation> operations) {
   return bytes;
 }
 
-guard::Orphan orphanOf(Napi::Object js, int socket, std::vector<guard::Datagram>& work) {
+guard::Orphan orphanOf(Napi::Object js, std::vector<guard::Datagram>& work) {
   nftables::Table table{.family = NFPROTO_INET, .name = std::string(js.Get("table").As<Napi::String>())};
-  guard::Orphan orphan{.socket = socket,
-                       .question = {},
+  guard::Orphan orphan{.question = {},
                        .takeover = {},
                        .graceMs = js.Get("graceMs").As<Napi::Number>().Uint32Value(),
                        .owner = js.Get("owner").As<Napi::Number>().Uint32Value()};
@@ -43,62 +42,122 @@ guard::Orphan orphanOf(Napi::Object js, int socket, std::vector<guard::Datagram>
   nftables::Table owned = table;
   owned.tableFlags = NFT_TABLE_F_OWNER | nftables::NFT_TABLE_F_PERSIST;
   orphan.takeover = batch({{nftables::Verb::flush, table}, {nftables::Verb::add, owned}});
-  work.push_back({socket, batch({{nftables::Verb::erase, table}})});
+  work.push_back({guard::Socket::nftables, batch({{nftables::Verb::erase, table}})});
   return orphan;
 }
 
 guard::Heir heirOf(Napi::Object js) {
   guard::Heir heir{.owner = js.Get("owner").As<Napi::Number>().Uint32Value(), .words = {}};
   const auto words = js.Get("words").As<Napi::Array>();
-  for (uint32_t i = 0; i < words.Length(); ++i) heir.words.push_back(words.Get(i).As<Napi::String>());
+  for (uint32_t i = 0; i < words.Length(); ++i) heir.words += std::string(words.Get(i).As<Napi::String>()) + '\n';
   return heir;
 }
 
-// Keeps the guard: it goes with the last function that refers to it.
-struct Guard {
-  std::unique_ptr<guard::Process> process;
-  Napi::FunctionReference unwatch;
-
-  void forget(Napi::Env env) {
-    if (!unwatch.IsEmpty()) unwatch.Call(env.Undefined(), {});
-    unwatch.Reset();
+// The guard as JavaScript has it: it goes with the last function that refers to it.
+class Guard : public std::enable_shared_from_this<Guard> {
+ public:
+  Guard(std::shared_ptr<Session> session, std::string netns, Napi::Value onEnd)
+      : session_(std::move(session)), netns_(std::move(netns)) {
+    if (!onEnd.IsUndefined()) onEnd_ = Napi::Persistent(onEnd.As<Napi::Function>());
   }
+
+  void renew(Napi::Env env, Napi::Value rules, Napi::Value routes, Napi::Value options) {
+    netlink::Connection& connection = *session_->open();
+    std::vector<guard::Datagram> work;
+    const auto batches = member(options, "batches").As<Napi::Array>();
+    for (uint32_t i = 0; i < batches.Length(); ++i) {
+      const Napi::Value operations = batches[i];
+      work.push_back({guard::Socket::nftables, batch(operationsArgument(operations))});
+    }
+    const Napi::Value orphan = member(options, "orphan");
+    std::optional<guard::Orphan> left;
+    if (!orphan.IsUndefined()) left = orphanOf(orphan.As<Napi::Object>(), work);
+    const bool needsNftables = !work.empty();
+    const Napi::Value heir = member(options, "heir");
+    std::optional<guard::Heir> next;
+    if (!heir.IsUndefined()) next = heirOf(heir.As<Napi::Object>());
+    const auto tell = [&](guard::Process& process) {
+      process.renew(work, left ? &*left : nullptr, next ? &*next : nullptr);
+    };
+
+    std::vector<rtnetlink::Rule> deletedRules;
+    std::vector<rtnetlink::Route> deletedRoutes;
+    JsReader::read(rules, deletedRules, netlink::list({}, netlink::described));
+    JsReader::read(routes, deletedRoutes, netlink::list({}, netlink::described));
+    std::vector<rtnetlink::Change> changes;
+    changes.reserve(deletedRules.size() + deletedRoutes.size());
+    for (auto& rule : deletedRules) changes.push_back({rtnetlink::Verb::erase, std::move(rule)});
+    for (auto& route : deletedRoutes) changes.push_back({rtnetlink::Verb::erase, std::move(route)});
+    Bytes requests;
+    for (const Message& message : rtnetlink::encodeChanges(connection, changes)) append(requests, message);
+    if (!requests.empty()) work.push_back({guard::Socket::route, std::move(requests)});
+
+    if (work.empty()) return rest();
+    if (process_ && (process_->hasNftables() || !needsNftables)) return tell(*process_);
+    // The old one, if any, is ended when the new one knows what to do.
+    std::optional<netlink::Connection> nftables;
+    if (needsNftables) nftables.emplace(NETLINK_NETFILTER, netns_);
+    auto process =
+        std::make_unique<guard::Process>(connection.descriptor(), nftables ? nftables->descriptor() : -1, netns_);
+    try {
+      tell(*process);
+    } catch (...) {
+      process->disarm();
+      throw;
+    }
+    end(env);
+    process_ = std::move(process);
+    watch(env);
+  }
+  void rest() {
+    if (process_) process_->rest();
+  }
+  void end(Napi::Env env) { finish(env, &guard::Process::disarm); }
+  void release(Napi::Env env) { finish(env, &guard::Process::release); }
+
+ private:
+  void finish(Napi::Env env, void (guard::Process::*how)()) {
+    if (!unwatch_.IsEmpty()) unwatch_.Call(env.Undefined(), {});
+    unwatch_.Reset();
+    if (process_) (process_.get()->*how)();
+    process_.reset();
+  }
+  void watch(Napi::Env env) {
+    if (onEnd_.IsEmpty()) return;
+    const auto begin = [&](netlink::Watcher& watcher) {
+      return watcher.watch(UniqueFd(::fcntl(process_->pidfd(), F_DUPFD_CLOEXEC, 0)));
+    };
+    const auto read = [](Napi::Env environment, const auto&) { return Napi::Value(environment.Null()); };
+    const auto ended = [self = weak_from_this()](const Napi::CallbackInfo& call) {
+      const auto guard = self.lock();
+      if (!guard) return;
+      guard->end(call.Env());  // there is nothing to end, but somebody has to have waited for it
+      guard->onEnd_.Call({});
+    };
+    unwatch_ = Napi::Persistent(
+        Watches::of(env).watch(env, begin, read, Napi::Function::New(env, ended)).As<Napi::Function>());
+  }
+
+  const std::shared_ptr<Session> session_;
+  const std::string netns_;
+  Napi::FunctionReference onEnd_, unwatch_;
+  std::unique_ptr<guard::Process> process_;  // none before there is something to do
 };
 
 }  // namespace
 
-Napi::Value startGuard(Napi::Env env, std::vector<guard::Datagram> work, int nftablesSocket, Napi::Value options,
-                       const std::string& netns) {
-  const Napi::Value orphan = member(options, "orphan");
-  const Napi::Value heir = member(options, "heir");
-  const Napi::Value onEnd = member(options, "onEnd");
-  std::optional<guard::Orphan> left;
-  if (!orphan.IsUndefined()) left = orphanOf(orphan.As<Napi::Object>(), nftablesSocket, work);
-  std::optional<guard::Heir> next;
-  if (!heir.IsUndefined()) next = heirOf(heir.As<Napi::Object>());
-  auto guard = std::make_shared<Guard>();
-  guard->process = std::make_unique<guard::Process>(
-      work, guard::Process::Options{
-                .orphan = left ? &*left : nullptr, .heir = next ? &*next : nullptr, .netns = next ? netns : ""});
-  if (!onEnd.IsUndefined()) {
-    const auto begin = [&](netlink::Watcher& watcher) {
-      return watcher.watch(UniqueFd(::fcntl(guard->process->pidfd(), F_DUPFD_CLOEXEC, 0)));
-    };
-    const auto read = [](Napi::Env environment, const auto&) { return Napi::Value(environment.Null()); };
-    guard->unwatch =
-        Napi::Persistent(Watches::of(env).watch(env, begin, read, onEnd.As<Napi::Function>()).As<Napi::Function>());
-  }
+Napi::Value makeGuard(const Napi::CallbackInfo& info, std::shared_ptr<Session> session, std::string netns) {
+  const Napi::Env env = info.Env();
+  const auto guard = std::make_shared<Guard>(std::move(session), std::move(netns), member(info[2], "onEnd"));
+  const auto renew = [guard](const Napi::CallbackInfo& call) {
+    guarded(call.Env(), [&] { guard->renew(call.Env(), call[0], call[1], call[2]); });
+  };
+  renew(info);
   auto js = Napi::Object::New(env);
-  js["end"] = Napi::Function::New(env, [guard](const Napi::CallbackInfo& call) {
-    guard->forget(call.Env());
-    if (guard->process) guard->process->disarm();
-    guard->process.reset();
-  });
-  js["release"] = Napi::Function::New(env, [guard](const Napi::CallbackInfo& call) {
-    guard->forget(call.Env());
-    if (guard->process) guard->process->release();
-    guard->process.reset();
-  });
+  js["renew"] = Napi::Function::New(env, renew);
+  js["rest"] = Napi::Function::New(env, [guard](const Napi::CallbackInfo&) { guard->rest(); });
+  js["end"] = Napi::Function::New(env, [guard](const Napi::CallbackInfo& call) { guard->end(call.Env()); });
+  js["release"] = Napi::Function::New(env, [guard](const Napi::CallbackInfo& call) { guard->release(call.Env()); });
   return js;
 }
 

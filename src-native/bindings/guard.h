@@ -2,15 +2,14 @@
 #pragma once
 #include <napi.h>
 
+#include <memory>
 #include <string>
-#include <vector>
 
-#include "guard/process.h"
+#include "bindings/transaction.h"
 
 namespace tproxy::bindings {
 
-// `work` is what it sends in the end; of its options these are `orphan`, `heir` and `onEnd`.
-Napi::Value startGuard(Napi::Env env, std::vector<guard::Datagram> work, int nftablesSocket, Napi::Value options,
-                       const std::string& netns);
+// With the arguments of the call; `session` is the socket's, in the namespace at `netns`.
+Napi::Value makeGuard(const Napi::CallbackInfo& info, std::shared_ptr<Session> session, std::string netns);
 
 }  // namespace tproxy::bindings

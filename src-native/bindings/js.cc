@@ -53,6 +53,10 @@ void JsReader::read(Napi::Value js, nftables::Expression& expression, nftables::
   expression = readUnion<nftables::Expression>(js, kindIn(js), []<class T>(std::type_identity<T>) { return T::kind; });
 }
 
+void JsReader::read(Napi::Value js, rtnetlink::LinkInfo& info, rtnetlink::LinkInfoAttribute) {
+  info = readUnion<rtnetlink::LinkInfo>(js, kindIn(js), []<class T>(std::type_identity<T>) { return T::kind; });
+}
+
 void JsReader::read(Napi::Value js, nftables::Object& object, netlink::Described) {
   object = readUnion<nftables::Object>(js, kindIn(js), []<class T>(std::type_identity<T>) { return T::messages.kind; });
 }

@@ -47,6 +47,9 @@ class JsReader {
     readMember(name, value, representation);
   }
   void readOnly(const char*, Named, const auto&, const auto&) {}
+  void writeOnly(const char* name, Named attribute, auto& value, const auto& representation) {
+    (*this)(name, attribute, value, representation);
+  }
   void header(const char* name, auto& value, const auto& representation) { readMember(name, value, representation); }
   void wireOnly(Named, const auto&, const auto&) {}
   void constant(Named, auto, const auto&) {}
@@ -77,6 +80,10 @@ class JsReader {
     const auto array = js.As<Napi::Array>();
     value = 0;
     for (uint32_t i = 0; i < array.Length(); ++i) value |= static_cast<T>(word(array[i], representation.words));
+  }
+  template <class Number>
+  static void read(Napi::Value js, bool& value, const netlink::Boolean<Number>&) {
+    value = js.As<Napi::Boolean>();
   }
   template <class Number>
   static void read(Napi::Value js, bool& value, const netlink::Flag<Number>&) {
@@ -119,9 +126,20 @@ class JsReader {
   static void read(Napi::Value js, rtnetlink::Device& device, rtnetlink::DeviceIndex) {
     if (js.IsNumber())
       device.index = number<uint32_t>(js);
-    else
+    else if (!js.IsNull())  // none
       device.name = js.As<Napi::String>();
   }
+  static void read(Napi::Value js, Bytes& value, rtnetlink::Mac) { value = rtnetlink::parseMac(js.As<Napi::String>()); }
+  static void read(Napi::Value js, rtnetlink::Netns& netns, rtnetlink::NetnsAttribute) {
+    if (js.IsNumber())
+      netns.processId = number<uint32_t>(js);
+    else
+      netns.path = js.As<Napi::String>();
+  }
+  static void read(Napi::Value js, rtnetlink::LinkSettings& peer, rtnetlink::Peer) {
+    peer = object<rtnetlink::LinkSettings>(js);
+  }
+  static void read(Napi::Value js, rtnetlink::LinkInfo& info, rtnetlink::LinkInfoAttribute);
 
  private:
   template <class T, class Representation>
@@ -184,6 +202,7 @@ class JsWriter {
   void readOnly(const char* name, Named attribute, const auto& value, const auto& representation) {
     (*this)(name, attribute, value, representation);
   }
+  void writeOnly(const char*, Named, const auto&, const auto&) {}
   void header(const char* name, const auto& value, const auto& representation) {
     (*this)(name, {}, value, representation);
   }
@@ -219,6 +238,10 @@ class JsWriter {
   template <class Number>
   static Napi::Value write(Napi::Env env, uint32_t value, const netlink::Flags<Number>& representation) {
     return flags(env, value, representation.words);
+  }
+  template <class Number>
+  static Napi::Value write(Napi::Env env, bool value, const netlink::Boolean<Number>&) {
+    return Napi::Boolean::New(env, value);
   }
   template <class Number>
   static Napi::Value write(Napi::Env env, bool value, const netlink::Flag<Number>&) {
@@ -271,6 +294,12 @@ class JsWriter {
   static Napi::Value write(Napi::Env env, const rtnetlink::Device& device, rtnetlink::DeviceIndex) {
     if (device.name.empty()) return Napi::Number::New(env, device.index);
     return Napi::String::New(env, device.name);
+  }
+  static Napi::Value write(Napi::Env env, const Bytes& value, rtnetlink::Mac) {
+    return Napi::String::New(env, rtnetlink::formatMac(value));
+  }
+  static Napi::Value write(Napi::Env env, const rtnetlink::LinkInfo& info, rtnetlink::LinkInfoAttribute) {
+    return std::visit([&](const auto& one) { return object(env, one); }, info);
   }
 
  private:

@@ -122,9 +122,22 @@ Napi::Value encodeRouteQuery(const Napi::CallbackInfo& info) {
   });
 }
 
-Napi::Value encodeLinkUp(const Napi::CallbackInfo& info) {
-  const auto index = info[0].As<Napi::Number>().Uint32Value();
-  return toBuffer(info.Env(), rtnetlink::encodeLinkUp(index, info[1].ToBoolean()).bytes());
+Napi::Value encodeNewLink(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    return toBuffer(info.Env(), rtnetlink::encodeNewLink(JsReader::object<rtnetlink::NewLink>(info[0])).bytes());
+  });
+}
+
+Napi::Value encodeLinkChange(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    auto change = JsReader::object<rtnetlink::LinkSettings>(info[1]);
+    change.index = info[0].As<Napi::Number>().Uint32Value();
+    return toBuffer(info.Env(), rtnetlink::encodeLinkChange(change).bytes());
+  });
+}
+
+Napi::Value encodeLinkDeletion(const Napi::CallbackInfo& info) {
+  return toBuffer(info.Env(), rtnetlink::encodeLinkDeletion(info[0].As<Napi::Number>().Uint32Value()).bytes());
 }
 
 Napi::Value encodeBatch(const Napi::CallbackInfo& info) {
@@ -160,7 +173,9 @@ void defineNetlink(Napi::Env env, Napi::Object exports) {
   exports["encodeRoute"] = Napi::Function::New<encodeRoute>(env);
   exports["encodeAddress"] = Napi::Function::New<encodeAddress>(env);
   exports["encodeRouteQuery"] = Napi::Function::New<encodeRouteQuery>(env);
-  exports["encodeLinkUp"] = Napi::Function::New<encodeLinkUp>(env);
+  exports["encodeNewLink"] = Napi::Function::New<encodeNewLink>(env);
+  exports["encodeLinkChange"] = Napi::Function::New<encodeLinkChange>(env);
+  exports["encodeLinkDeletion"] = Napi::Function::New<encodeLinkDeletion>(env);
   exports["encodeBatch"] = Napi::Function::New<encodeBatch>(env);
   exports["decodeRule"] = Napi::Function::New<decodeRule>(env);
   exports["decodeRoute"] = Napi::Function::New<decodeRoute>(env);

@@ -1,5 +1,4 @@
 // NftablesSocket of src/native.ts.
-#include <type_traits>
 #include <utility>
 
 #include "bindings/define.h"
@@ -102,13 +101,9 @@ class NftablesSocket : public Napi::ObjectWrap<NftablesSocket> {
     });
   }
   Napi::Value get(const Napi::CallbackInfo& info) {
-    return ofKind(member(info[0], "kind"), [&]<class T>() -> Napi::Value {
-      if constexpr (std::is_same_v<T, nftables::Elements>) {
-        throw Napi::TypeError::New(info.Env(), "elements are listed, by their set");
-      } else {
-        auto key = guarded(info.Env(), [&] { return JsReader::object<T>(info[0], JsReader::Purpose::key); });
-        return later(info, [key = std::move(key)](Connection& c) { return nftables::get(c, key); });
-      }
+    return ofKind(member(info[0], "kind"), [&]<class T>() {
+      auto key = guarded(info.Env(), [&] { return JsReader::object<T>(info[0], JsReader::Purpose::key); });
+      return later(info, [key = std::move(key)](Connection& c) { return nftables::get(c, key); });
     });
   }
   Napi::Value resetCounters(const Napi::CallbackInfo& info) {

@@ -101,7 +101,9 @@ class RouteSocket : public Napi::ObjectWrap<RouteSocket> {
                            InstanceMethod<&RouteSocket::routeList>("routeList"),
                            InstanceMethod<&RouteSocket::linkList>("linkList"),
                            InstanceMethod<&RouteSocket::linkGet>("linkGet"),
+                           InstanceMethod<&RouteSocket::linkAdd>("linkAdd"),
                            InstanceMethod<&RouteSocket::linkSet>("linkSet"),
+                           InstanceMethod<&RouteSocket::linkDelete>("linkDelete"),
                            InstanceMethod<&RouteSocket::address<Verb::add>>("addressAdd"),
                            InstanceMethod<&RouteSocket::address<Verb::replace>>("addressReplace"),
                            InstanceMethod<&RouteSocket::address<Verb::erase>>("addressDelete"),
@@ -126,8 +128,8 @@ class RouteSocket : public Napi::ObjectWrap<RouteSocket> {
     return session_->transact<when>(info.Env(), std::move(work));
   }
   template <class T>
-  static T argument(const Napi::CallbackInfo& info) {
-    return guarded(info.Env(), [&] { return JsReader::object<T>(info[0]); });
+  static T argument(const Napi::CallbackInfo& info, size_t index = 0) {
+    return guarded(info.Env(), [&] { return JsReader::object<T>(info[index]); });
   }
 
   template <When when>
@@ -163,10 +165,15 @@ class RouteSocket : public Napi::ObjectWrap<RouteSocket> {
   Napi::Value linkGet(const Napi::CallbackInfo& info) {
     return transact(info, [device = deviceArgument(info[0])](Connection& c) { return rtnetlink::getLink(c, device); });
   }
+  Napi::Value linkAdd(const Napi::CallbackInfo& info) {
+    return transact(info, [link = argument<rtnetlink::NewLink>(info)](Connection& c) { rtnetlink::addLink(c, link); });
+  }
   Napi::Value linkSet(const Napi::CallbackInfo& info) {
-    return transact(info, [device = deviceArgument(info[0]), up = info[1].ToBoolean().Value()](Connection& c) {
-      rtnetlink::setLinkUp(c, device, up);
-    });
+    return transact(info, [device = deviceArgument(info[0]), change = argument<rtnetlink::LinkSettings>(info, 1)](
+                              Connection& c) { rtnetlink::setLink(c, device, change); });
+  }
+  Napi::Value linkDelete(const Napi::CallbackInfo& info) {
+    return transact(info, [device = deviceArgument(info[0])](Connection& c) { rtnetlink::deleteLink(c, device); });
   }
   template <Verb verb>
   Napi::Value address(const Napi::CallbackInfo& info) {
@@ -178,36 +185,7 @@ class RouteSocket : public Napi::ObjectWrap<RouteSocket> {
                     [family = familyArgument(info[0])](Connection& c) { return rtnetlink::listAddresses(c, family); });
   }
   Napi::Value portId(const Napi::CallbackInfo& info) { return Napi::Number::New(info.Env(), portId_); }
-  Napi::Value guard(const Napi::CallbackInfo& info) {
-    return guarded(info.Env(), [&] {
-      const auto& connection = session_->open();
-      const Napi::Value orphan = member(info[2], "orphan");
-      const auto batches = member(info[2], "batches").As<Napi::Array>();
-      std::vector<guard::Datagram> work;
-      std::optional<Connection> nftables;
-      if (batches.Length() > 0 || !orphan.IsUndefined()) nftables.emplace(NETLINK_NETFILTER, netns_);
-      for (uint32_t i = 0; i < batches.Length(); ++i) {
-        const Napi::Value operations = batches[i];
-        work.push_back({nftables->descriptor(), batchBytes(operationsArgument(operations), {})});
-      }
-      netlink::Bytes requests;
-      const auto append = [&](netlink::Message message) {
-        message.header().nlmsg_flags &= static_cast<uint16_t>(~NLM_F_ACK);
-        requests.insert(requests.end(), message.bytes().begin(), message.bytes().end());
-      };
-      std::vector<rtnetlink::Rule> rules;
-      std::vector<rtnetlink::Route> routes;
-      JsReader::read(info[0], rules, netlink::list({}, netlink::described));
-      JsReader::read(info[1], routes, netlink::list({}, netlink::described));
-      for (const auto& rule : rules) append(encodeRule(rtnetlink::Verb::erase, rule));
-      for (auto& route : routes) {
-        resolve(*connection, route.device);
-        append(encodeRoute(rtnetlink::Verb::erase, std::move(route)));
-      }
-      work.push_back({connection->descriptor(), std::move(requests)});
-      return startGuard(info.Env(), std::move(work), nftables ? nftables->descriptor() : -1, info[2], netns_);
-    });
-  }
+  Napi::Value guard(const Napi::CallbackInfo& info) { return makeGuard(info, session_, netns_); }
   Napi::Value watch(const Napi::CallbackInfo& info) {
     const auto table = optionalMember<uint32_t>(info[0], "table", netlink::host32);
     return Watches::of(info.Env())

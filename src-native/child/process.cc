@@ -72,6 +72,8 @@ pid_t spawn(const Options& options) {
     check(posix_spawn_file_actions_addopen(&actions.value, STDERR_FILENO, "/dev/null", O_WRONLY, 0), "posix_spawn");
   else
     check(posix_spawn_file_actions_adddup2(&actions.value, options.standardError, STDERR_FILENO), "posix_spawn");
+  if (options.memory >= 0)
+    check(posix_spawn_file_actions_adddup2(&actions.value, options.memory, STDERR_FILENO + 1), "posix_spawn");
   Attributes attributes;
   sigset_t all;
   sigfillset(&all);

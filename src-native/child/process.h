@@ -15,6 +15,7 @@ struct Options {
   int standardInput;
   int standardOutput;
   int standardError = -1;             // -1: /dev/null
+  int memory = -1;                    // its descriptor 3; -1: none
   std::span<const int> capabilities;  // of this process's, those that it has too
   std::string netns;                  // the path of its network namespace; empty: this thread's
 };

@@ -4,12 +4,13 @@
 // The guard: a process whose only work is to outlive another. The kernel deletes an owned nf_tables table when its
 // owner dies, but keeps policy rules, routes and rules in tables of iptables; the guard deletes those. A table that
 // outlives its owner (persist) it leaves for a while to whoever takes it over, and then deletes it, too. It is started
-// with what to do in a pipe on its standard input, whose other end its parent holds open for life, and with netlink
-// sockets as standard output and standard error. So it needs no namespace, no file and no argument (the one that it
-// gets is for the eyes of `ps`), and links with libc only.
+// with a pipe as standard input, whose other end its parent holds open for life, with netlink sockets as standard output
+// and standard error, and with memory in which its parent writes what to do. So it needs no namespace, no file and no
+// argument (the one that it gets is for the eyes of `ps`), and links with libc only.
 #include <linux/netfilter/nf_tables.h>
 #include <linux/netfilter/nfnetlink.h>
 #include <linux/netlink.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -25,7 +26,10 @@
 namespace {
 
 using tproxy::guard::Header;
+using tproxy::guard::Orders;
 using tproxy::guard::Preface;
+using tproxy::guard::Socket;
+using tproxy::guard::Work;
 
 // Somebody may take the table over and die within the grace: that is a new grace, with a guard of its own. This is how
 // short a life may be to be overlooked.
@@ -37,7 +41,9 @@ struct Bytes {
 };
 
 // The kernel works it off inside this call.
-bool tell(int socket, Bytes requests) { return send(socket, requests.data, requests.size, 0) >= 0; }
+bool tell(Socket socket, Bytes requests) {
+  return send(static_cast<int>(socket), requests.data, requests.size, 0) >= 0;
+}
 
 // Of a message that tells of a table: the netlink port that it belongs to, 0 for none.
 unsigned ownerOf(Bytes message) {
@@ -56,10 +62,10 @@ unsigned ownerOf(Bytes message) {
 }
 
 // Whether it is orphaned, or will be: its owner may be dying this moment.
-bool isOrphan(int socket, Bytes question, unsigned owner) {
-  if (!tell(socket, question)) return false;
+bool isOrphan(Bytes question, unsigned owner) {
+  if (!tell(Socket::nftables, question)) return false;
   alignas(nlmsghdr) static char answer[8192];
-  const ssize_t size = recv(socket, answer, sizeof answer, 0);
+  const ssize_t size = recv(static_cast<int>(Socket::nftables), answer, sizeof answer, 0);
   nlmsghdr header;
   if (size < static_cast<ssize_t>(sizeof header)) return false;
   std::memcpy(&header, answer, sizeof header);
@@ -70,9 +76,10 @@ bool isOrphan(int socket, Bytes question, unsigned owner) {
 
 // Owned by this process nobody can take it over any more. Refused: somebody was faster. The kernel answers a batch with
 // its errors only.
-bool takeOver(int socket, Bytes request) {
+bool takeOver(Bytes request) {
   char answer[sizeof(nlmsghdr)];
-  return tell(socket, request) && recv(socket, answer, sizeof answer, MSG_DONTWAIT) < 0;
+  return tell(Socket::nftables, request) &&
+         recv(static_cast<int>(Socket::nftables), answer, sizeof answer, MSG_DONTWAIT) < 0;
 }
 
 bool outlastsGrace(const Preface& orphan, Bytes question) {
@@ -81,7 +88,7 @@ bool outlastsGrace(const Preface& orphan, Bytes question) {
   until.tv_sec += orphan.graceMs / 1000;
   until.tv_nsec += static_cast<long>(orphan.graceMs % 1000) * 1'000'000;
   for (;;) {
-    if (!isOrphan(static_cast<int>(orphan.descriptor), question, orphan.owner)) return false;
+    if (!isOrphan(question, orphan.owner)) return false;
     timespec now{};
     clock_gettime(CLOCK_BOOTTIME, &now);
     const long left = (until.tv_sec - now.tv_sec) * 1000 + (until.tv_nsec - now.tv_nsec) / 1'000'000;
@@ -109,7 +116,7 @@ bool isInherited(Bytes words, unsigned owner) {
   question.header.nlmsg_len = sizeof question;
   question.header.nlmsg_type = NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETTABLE;
   question.header.nlmsg_flags = NLM_F_REQUEST | NLM_F_DUMP;
-  if (socket < 0 || !tell(socket, {reinterpret_cast<const char*>(&question), sizeof question})) return false;
+  if (send(socket, &question, sizeof question, 0) < 0) return false;
   alignas(nlmsghdr) static char answer[32768];  // NLMSG_GOODSIZE at most
   for (;;) {
     const ssize_t size = recv(socket, answer, sizeof answer, 0);
@@ -131,44 +138,40 @@ int main(int count, char** arguments) {
   // began (see Process): whatever ends the parent must not end it.
   setsid();
   if (chdir("/") != 0) return 1;
+  const bool isBroker = count > 0 && std::strstr(arguments[0], "broker");
+  const void* memory =
+      isBroker ? nullptr : mmap(nullptr, sizeof(Orders), PROT_READ, MAP_SHARED, tproxy::guard::ordersDescriptor, 0);
   syscall(SYS_close_range, 3U, ~0U, 0U);
-  if (count > 0 && std::strstr(arguments[0], "broker")) return tproxy::broker::serve();
+  if (isBroker) return tproxy::broker::serve();
+  if (memory == MAP_FAILED) return 1;
 
-  static char given[tproxy::guard::capacity + 1];
-  size_t length = 0;
-  for (;;) {
-    const ssize_t size = read(STDIN_FILENO, given + length, sizeof given - length);
-    if (size == 0) break;  // the parent is gone
-    if (size > 0) length += static_cast<size_t>(size);
+  char none;
+  for (ssize_t size; (size = read(STDIN_FILENO, &none, sizeof none)) != 0;)
     if (size < 0 && errno != EINTR) return 1;
-  }
-  Preface preface{};
-  if (length < sizeof preface) return 1;  // cut short: nothing was installed yet
-  std::memcpy(&preface, given, sizeof preface);
-  const Bytes question{given + sizeof preface, preface.question};
+  // The parent is gone.
+  const auto* orders = static_cast<const Orders*>(memory);
+  const unsigned current = orders->current;
+  if (current == Orders::nothing) return 0;
+  const Work& work = orders->work[current];
+  const Preface& preface = work.preface;
+  const Bytes question{work.bytes, preface.question};
   const Bytes takeover{question.data + question.size, preface.takeover};
   const Bytes words{takeover.data + takeover.size, preface.words};
-  const size_t first = sizeof preface + question.size + takeover.size + words.size;
-  Header header{};
-  size_t end = first;
-  for (; end + sizeof header <= length; end += sizeof header + header.length)
-    std::memcpy(&header, given + end, sizeof header);
-  if (end > length) return 1;
-  if (end < length) preface.owner = 0;  // it has let go (see Process::release)
 
   if (question.size != 0) {
     // The parent may live on, having let go of the table: it is not to wait for the rest.
     if (fork() != 0) return 0;
-    if (!outlastsGrace(preface, question) || !takeOver(static_cast<int>(preface.descriptor), takeover)) return 0;
+    if (!outlastsGrace(preface, question) || !takeOver(takeover)) return 0;
   }
   if (words.size != 0 && isInherited(words, preface.owner)) return 0;
   // The kernel works each datagram off inside the call. A request that fails (for what it is about is gone already) does
   // not keep it from the next one. The answers are for nobody.
   int failed = 0;
-  for (size_t at = first; at + sizeof header <= length; at += sizeof header + header.length) {
-    std::memcpy(&header, given + at, sizeof header);
-    if (header.length > 0 && !tell(static_cast<int>(header.descriptor), {given + at + sizeof header, header.length}))
-      failed = 1;
+  Header header{};
+  for (size_t at = question.size + takeover.size + words.size; at < preface.length; at += header.length) {
+    std::memcpy(&header, work.bytes + at, sizeof header);
+    at += sizeof header;
+    if (header.length > 0 && !tell(header.socket, {work.bytes + at, header.length})) failed = 1;
   }
   return failed;
 }

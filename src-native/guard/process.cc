@@ -2,11 +2,12 @@
 
 #include <fcntl.h>
 #include <linux/capability.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <cerrno>
-#include <vector>
+#include <cstring>
+#include <new>
 
 #include "socket/error.h"
 
@@ -19,74 +20,59 @@ constexpr int capabilities[] = {CAP_NET_ADMIN};
 
 }  // namespace
 
-Process::Process(std::span<const Datagram> datagrams, const Options& options) {
-  const auto& [orphan, heir, netns] = options;
-  // They are its standard output and standard error.
-  std::vector<int> sockets;
-  const auto descriptorOf = [&sockets](int socket) {
-    auto known = std::ranges::find(sockets, socket);
-    if (known == sockets.end()) known = sockets.insert(known, socket);
-    return static_cast<std::uint32_t>(STDOUT_FILENO + (known - sockets.begin()));
-  };
-  std::vector<std::uint8_t> bytes;
-  const auto append = [&bytes](const auto& object) {
-    const auto* raw = reinterpret_cast<const std::uint8_t*>(&object);
-    bytes.insert(bytes.end(), raw, raw + sizeof object);
-  };
-  Preface preface{};
-  if (orphan)
-    preface = {.descriptor = descriptorOf(orphan->socket),
-               .question = static_cast<std::uint32_t>(orphan->question.size()),
-               .takeover = static_cast<std::uint32_t>(orphan->takeover.size()),
-               .words = 0,
-               .graceMs = orphan->graceMs,
-               .owner = orphan->owner};
-  std::string words;
-  if (heir) {
-    for (const std::string& word : heir->words) words += word + '\n';
-    preface.owner = heir->owner;
-    preface.words = static_cast<std::uint32_t>(words.size());
-  }
-  append(preface);
-  if (orphan)
-    for (const auto& part : {orphan->question, orphan->takeover}) bytes.insert(bytes.end(), part.begin(), part.end());
-  bytes.insert(bytes.end(), words.begin(), words.end());
-  for (const Datagram& datagram : datagrams) {
-    append(Header{.descriptor = descriptorOf(datagram.socket),
-                  .length = static_cast<std::uint32_t>(datagram.bytes.size())});
-    bytes.insert(bytes.end(), datagram.bytes.begin(), datagram.bytes.end());
-  }
-  if (bytes.size() > capacity) throw socket::Error(EMSGSIZE, "guard");
+Process::Process(int route, int nftables, const std::string& netns) : hasNftables_(nftables >= 0) {
+  const UniqueFd memory(memfd_create("linux-tproxy-guard", MFD_CLOEXEC));
+  if (!memory || ftruncate(memory.get(), sizeof(Orders)) != 0) throw socket::Error(errno, "memfd_create");
+  void* shared = mmap(nullptr, sizeof(Orders), PROT_READ | PROT_WRITE, MAP_SHARED, memory.get(), 0);
+  if (shared == MAP_FAILED) throw socket::Error(errno, "mmap");
+  orders_.reset(new (shared) Orders);
+  rest();
   int ends[2];
   if (pipe2(ends, O_CLOEXEC) != 0) throw socket::Error(errno, "pipe");
   const UniqueFd standardInput(ends[0]);
   life_.reset(ends[1]);
   child_.emplace(child::Options{.role = "linux-tproxy-guard",
                                 .standardInput = standardInput.get(),
-                                .standardOutput = sockets.at(0),
-                                .standardError = sockets.size() > 1 ? sockets[1] : -1,
+                                .standardOutput = route,
+                                .standardError = nftables,
+                                .memory = memory.get(),
                                 .capabilities = capabilities,
                                 .netns = netns});
-  write(bytes);  // until all of it is there the guard could only do a part: nothing is installed yet
 }
 
-void Process::write(std::span<const std::uint8_t> bytes) {
-  while (!bytes.empty()) {
-    const ssize_t size = ::write(life_.get(), bytes.data(), bytes.size());
-    if (size < 0 && errno == EINTR) continue;
-    if (size < 0) {
-      const int errnum = errno;
-      disarm();
-      throw socket::Error(errnum, "write to the guard");
-    }
-    bytes = bytes.subspan(static_cast<std::size_t>(size));
+void Process::Unmap::operator()(Orders* orders) const { munmap(orders, sizeof *orders); }
+
+void Process::renew(std::span<const Datagram> datagrams, const Orphan* orphan, const Heir* heir) {
+  const std::uint32_t next = orders_->current == 0 ? 1 : 0;
+  Work& work = orders_->work[next];
+  work.preface = {};
+  const auto append = [&](const void* data, std::size_t size) {
+    if (size > Work::capacity - work.preface.length) throw socket::Error(EMSGSIZE, "guard");
+    std::memcpy(work.bytes + work.preface.length, data, size);
+    work.preface.length += static_cast<std::uint32_t>(size);
+  };
+  if (orphan) {
+    for (const auto& part : {orphan->question, orphan->takeover}) append(part.data(), part.size());
+    work.preface.question = static_cast<std::uint32_t>(orphan->question.size());
+    work.preface.takeover = static_cast<std::uint32_t>(orphan->takeover.size());
+    work.preface.graceMs = orphan->graceMs;
+    work.preface.owner = orphan->owner;
   }
+  if (heir) {
+    append(heir->words.data(), heir->words.size());
+    work.preface.words = static_cast<std::uint32_t>(heir->words.size());
+    work.preface.owner = heir->owner;
+  }
+  for (const Datagram& datagram : datagrams) {
+    const Header header{.socket = datagram.socket, .length = static_cast<std::uint32_t>(datagram.bytes.size())};
+    append(&header, sizeof header);
+    append(datagram.bytes.data(), datagram.bytes.size());
+  }
+  orders_->current = next;
 }
 
 void Process::release() {
-  if (!life_) return;
-  const std::uint8_t word = 0;
-  write({&word, 1});
+  for (Work& each : orders_->work) each.preface.owner = 0;
   work();
 }
 

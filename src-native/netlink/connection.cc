@@ -277,29 +277,39 @@ Bytes Connection::get(const std::string& operation, Message request) {
   }
 }
 
+std::vector<Bytes> Connection::getEach(const std::string& operation, Message request) {
+  request.header().nlmsg_flags |= NLM_F_ACK;  // which ends the answer
+  return collect(operation, request);
+}
+
 std::vector<Bytes> Connection::dump(const std::string& operation, Message request) {
+  request.header().nlmsg_flags |= NLM_F_DUMP;
+  return collect(operation, request);
+}
+
+std::vector<Bytes> Connection::collect(const std::string& operation, Message& request) {
   const std::lock_guard lock(transaction_);
   for (int attempt = 0; attempt < dumpAttempts; ++attempt)
-    if (auto messages = dumpOnce(operation, request)) return std::move(*messages);
+    if (auto messages = collectOnce(operation, request)) return std::move(*messages);
   failInterrupted(operation, request);
 }
 
 std::vector<Bytes> Connection::dumpWatching(unsigned group, const std::string& operation, Message request) {
+  request.header().nlmsg_flags |= NLM_F_DUMP;
   const std::lock_guard lock(transaction_);
   const Membership membership(fd_.get(), group);
   for (int attempt = 0; attempt < dumpAttempts; ++attempt) {
     drain();
     notified_ = false;
     // What changed before the kernel wrote the dump's end is in the queue before that end.
-    auto messages = dumpOnce(operation, request);
+    auto messages = collectOnce(operation, request);
     if (messages && !notified_) return std::move(*messages);
   }
   failInterrupted(operation, request);
 }
 
-// Nothing when the dump is inconsistent or parts of it were lost.
-std::optional<std::vector<Bytes>> Connection::dumpOnce(const std::string& operation, Message& request) {
-  request.header().nlmsg_flags |= NLM_F_DUMP;
+// Nothing when the dump is inconsistent or parts of the answer were lost.
+std::optional<std::vector<Bytes>> Connection::collectOnce(const std::string& operation, Message& request) {
   request.header().nlmsg_seq = nextSequence();
   send(operation, request.request(), request.bytes());
   std::vector<Bytes> messages;
@@ -313,6 +323,7 @@ std::optional<std::vector<Bytes>> Connection::dumpOnce(const std::string& operat
         interrupted |= (message.header.nlmsg_flags & NLM_F_DUMP_INTR) != 0;
         if (message.header.nlmsg_type == NLMSG_ERROR) {
           if (auto refusal = readError(message, request)) throw Error(operation, *refusal);
+          if (request.header().nlmsg_flags & NLM_F_ACK) return messages;
         } else if (message.header.nlmsg_type == NLMSG_DONE) {
           if (auto refusal = readDone(message, request)) throw Error(operation, *refusal);
           if (interrupted) return {};

@@ -41,6 +41,8 @@ class Connection {
   void executeAll(const std::string& operation, std::vector<Message> requests);
   // Sends a request that is answered with one message.
   Bytes get(const std::string& operation, Message request);
+  // Sends a request that is answered with one message for each thing that it asks for.
+  std::vector<Bytes> getEach(const std::string& operation, Message request);
   // Sends a request that is answered with any number of messages. If what is listed changes meanwhile the dump is
   // begun anew, up to ten times; the error is then EINTR.
   std::vector<Bytes> dump(const std::string& operation, Message request);
@@ -59,7 +61,8 @@ class Connection {
   int tryReceive(Wait wait, Bytes& datagram);
   void drain();
   void trace(const char* direction, ByteView datagram) const;
-  std::optional<std::vector<Bytes>> dumpOnce(const std::string& operation, Message& request);
+  std::vector<Bytes> collect(const std::string& operation, Message& request);
+  std::optional<std::vector<Bytes>> collectOnce(const std::string& operation, Message& request);
   uint32_t nextSequence();
 
   UniqueFd fd_;

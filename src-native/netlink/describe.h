@@ -16,6 +16,7 @@
 //   key       the same for what names the object: sent in every message, the call's only when it is added
 //   handle    sent when the object is deleted, never when it is added; the kernel gives it
 //   readOnly  only the kernel sends it
+//   writeOnly only we send it
 //   header    a member of the message's fixed header, which encode and decode functions fill by hand: JavaScript only
 //   wireOnly  the other way round: bytes only
 //   constant  an attribute that is always the same: bytes only
@@ -48,6 +49,7 @@ inline constexpr bool isOptional<std::optional<T>> = true;
 template <class Int, std::endian order>
 struct Number {};
 inline constexpr Number<uint8_t, std::endian::native> u8;
+inline constexpr Number<uint16_t, std::endian::native> host16;
 inline constexpr Number<uint32_t, std::endian::native> host32;
 inline constexpr Number<uint16_t, std::endian::big> be16;
 inline constexpr Number<uint32_t, std::endian::big> be32;
@@ -86,6 +88,16 @@ struct Flags {
 template <class Number>
 constexpr Flags<Number> flags(Number number, Words words) {
   return {number, words};
+}
+
+// A bool that is 1 or 0.
+template <class Number>
+struct Boolean {
+  Number number;
+};
+template <class Number>
+constexpr Boolean<Number> boolean(Number number) {
+  return {number};
 }
 
 // One bit of a number, a bool here; absent when false.
@@ -187,6 +199,9 @@ class Encoder {
     if (purpose_ == Purpose::erase) write(attribute, value, representation);
   }
   void readOnly(const char*, Named, const auto&, const auto&) {}
+  void writeOnly(const char* name, Named attribute, const auto& value, const auto& representation) {
+    (*this)(name, attribute, value, representation);
+  }
   void header(const char*, const auto&, const auto&) {}
   void wireOnly(Named attribute, const auto& value, const auto& representation) {
     (*this)("", attribute, value, representation);
@@ -245,6 +260,10 @@ void put(Encoder& encode, Named attribute, auto value, const Enumeration<Number>
 }
 template <class Number>
 void put(Encoder& encode, Named attribute, auto value, const Flags<Number>& representation) {
+  put(encode, attribute, value, representation.number);
+}
+template <class Number>
+void put(Encoder& encode, Named attribute, bool value, const Boolean<Number>& representation) {
   put(encode, attribute, value, representation.number);
 }
 template <class Number>
@@ -331,6 +350,7 @@ class Decoder {
   void readOnly(const char* name, Named attribute, auto& value, const auto& representation) {
     (*this)(name, attribute, value, representation);
   }
+  void writeOnly(const char*, Named, auto&, const auto&) {}
   void header(const char*, auto&, const auto&) {}
   void wireOnly(Named attribute, auto& value, const auto& representation) {
     (*this)("", attribute, value, representation);
@@ -392,6 +412,12 @@ void get(ByteView data, auto& value, const Enumeration<Number>& representation) 
 template <class Number>
 void get(ByteView data, auto& value, const Flags<Number>& representation) {
   get(data, value, representation.number);
+}
+template <class Number>
+void get(ByteView data, bool& value, const Boolean<Number>& representation) {
+  uint32_t number;
+  get(data, number, representation.number);
+  value = number != 0;
 }
 template <class Number>
 void get(ByteView data, bool& value, const Flag<Number>& representation) {

@@ -26,9 +26,9 @@ void Message::put(Named attribute, const void* data, size_t length) {
   append(data, length);
 }
 
-size_t Message::open(Named attribute) {
+size_t Message::open(Named attribute, uint16_t mark) {
   const size_t opened = bytes_.size();
-  put({static_cast<uint16_t>(attribute.value | NLA_F_NESTED), attribute.name}, nullptr, 0);
+  put({static_cast<uint16_t>(attribute.value | mark), attribute.name}, nullptr, 0);
   return opened;
 }
 

@@ -36,9 +36,11 @@ class Message {
   void put(Named attribute, const void* data, size_t length);
 
   // An attribute that holds attributes: what is put between open() and close() is inside. One that stays empty is
-  // left out, unless it says something by being there.
-  [[nodiscard]] size_t open(Named attribute);
+  // left out, unless it says something by being there. `mark` says that it is one; old messages come without.
+  [[nodiscard]] size_t open(Named attribute, uint16_t mark = NLA_F_NESTED);
   void close(size_t opened, bool keepEmpty = false);
+  // Bytes that are no attribute, such as a fixed header inside of one.
+  void append(const void* data, size_t length);
   size_t size() const { return bytes_.size(); }
   void truncate(size_t size);
 
@@ -51,8 +53,6 @@ class Message {
   const char* attributeAt(size_t offset) const;
 
  private:
-  void append(const void* data, size_t length);
-
   const char* request_;
   Bytes bytes_;
   std::vector<std::pair<uint32_t, const char*>> attributes_;  // where each one begins, ascending

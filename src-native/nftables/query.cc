@@ -84,13 +84,25 @@ std::vector<T> dump(netlink::Connection& connection, const char* verb, Named typ
 }
 
 template <class T>
-T getOne(netlink::Connection& connection, const char* verb, Named type, const T& key) {
+Message requestFor(Named type, const T& key) {
   Message request = newMessage(type, 0, key.family);
   Encoder encoder(request, Encoder::Purpose::erase);  // which sends what names the object, and no more
   describe(encoder, key);
-  Operation found = decodeOperation(connection.get(std::string(verb) + " " + T::messages.kind, std::move(request)));
+  return request;
+}
+
+template <class T>
+void appendAnswer(std::vector<T>& all, const Bytes& message) {
+  Operation found = decodeOperation(message);
+  auto* object = std::get_if<T>(&found.object);
+  if (!object) netlink::malformed("an answer about something else");
+  append(all, std::move(*object));
+}
+
+template <class T>
+T getOne(netlink::Connection& connection, const char* verb, Named type, const T& key) {
   std::vector<T> one;
-  append(one, std::get<T>(std::move(found.object)));
+  appendAnswer(one, connection.get(std::string(verb) + " " + T::messages.kind, requestFor(type, key)));
   return std::move(one.front());
 }
 
@@ -123,6 +135,13 @@ template Chain get(netlink::Connection&, const Chain&);
 template Rule get(netlink::Connection&, const Rule&);
 template Set get(netlink::Connection&, const Set&);
 template NamedCounter get(netlink::Connection&, const NamedCounter&);
+template <>
+Elements get(netlink::Connection& connection, const Elements& key) {
+  std::vector<Elements> found{{.family = key.family, .table = key.table, .set = key.set}};
+  for (const Bytes& message : connection.getEach("get elements", requestFor(Elements::messages.get, key)))
+    appendAnswer(found, message);
+  return std::move(found.front());
+}
 
 std::vector<NamedCounter> resetCounters(netlink::Connection& connection, const Filter& filter) {
   constexpr Named type = NETLINK_NAMED(NFT_MSG_GETOBJ_RESET);

@@ -19,7 +19,8 @@ struct Filter {
 template <class T>
 std::vector<T> list(netlink::Connection& connection, const Filter& filter);
 
-// The one object that `key` names: a rule by its handle, what else by its name.
+// The one object that `key` names: a rule by its handle, what else by its name. Elements are those of the set that
+// `key` has, in its order.
 template <class T>
 T get(netlink::Connection& connection, const T& key);
 // Lists counters as `list` does, and sets them to zero.

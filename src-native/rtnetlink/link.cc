@@ -2,19 +2,134 @@
 
 #include <net/if.h>
 
+#include <charconv>
+#include <stdexcept>
+
 #include "rtnetlink/list.h"
+#include "socket/netns.h"
+#include "unique_fd.h"
 
 namespace tproxy::rtnetlink {
 
-Link decodeLink(netlink::ByteView bytes) {
-  netlink::ByteView payload = netlink::readMessage(bytes).payload;
+using netlink::Encoder;
+using netlink::Message;
+
+std::string formatMac(ByteView address) {
+  std::string text;
+  for (const uint8_t byte : address) {
+    constexpr const char* digits = "0123456789abcdef";
+    if (!text.empty()) text += ':';
+    text += {digits[byte >> 4], digits[byte & 0xf]};
+  }
+  return text;
+}
+
+Bytes parseMac(const std::string& text) {
+  Bytes address;
+  for (size_t at = 0; at < text.size() || address.empty(); at += 3) {
+    const char* byte = text.data() + at;
+    const char* end = text.data() + std::min(at + 2, text.size());
+    const auto [stop, error] = std::from_chars(byte, end, address.emplace_back(), 16);
+    if (error != std::errc() || stop != byte + 2 || (*stop != ':' && *stop != '\0'))
+      throw std::invalid_argument("not a link layer address: " + text);
+  }
+  return address;
+}
+
+// ---- messages -------------------------------------------------------------------------------------------------------
+
+ifinfomsg headerOf(const LinkSettings& link) {
+  ifinfomsg header{.ifi_family = AF_UNSPEC};
+  header.ifi_index = static_cast<int>(link.index);
+  header.ifi_change = link.up ? IFF_UP : 0;
+  header.ifi_flags = link.up.value_or(false) ? IFF_UP : 0;
+  return header;
+}
+
+// Attributes of links are older than the mark of those that hold others.
+void put(Encoder& encode, Named attribute, const LinkInfo& info, LinkInfoAttribute) {
+  Message& message = encode.message();
+  const size_t opened = message.open(attribute, 0);
+  std::visit(
+      [&]<class Kind>(const Kind& kind) {
+        constexpr bool other = std::is_same_v<Kind, OtherKind>;
+        std::string name = Kind::kind;
+        if constexpr (other) name = kind.name;
+        encode.write(NETLINK_NAMED(IFLA_INFO_KIND), name, netlink::bareText);
+        const size_t data = message.open(NETLINK_NAMED(IFLA_INFO_DATA), 0);
+        if constexpr (other)
+          message.append(kind.data.data(), kind.data.size());
+        else
+          describe(encode, kind);
+        message.close(data);
+      },
+      info);
+  message.close(opened);
+}
+
+namespace {
+
+// Tries the alternatives from `index` on.
+template <size_t index = 0>
+LinkInfo decodeInfo(const std::string& name, const Bytes& data) {
+  using Kind = std::variant_alternative_t<index, LinkInfo>;
+  if constexpr (std::is_same_v<Kind, OtherKind>) {
+    return OtherKind{name, data};
+  } else {
+    if (name == Kind::kind) {
+      Kind kind;
+      netlink::Decoder decoder(data);
+      describe(decoder, kind);
+      if (!decoder.missing) return kind;
+    }
+    return decodeInfo<index + 1>(name, data);
+  }
+}
+
+}  // namespace
+
+void get(ByteView attributes, LinkInfo& info, LinkInfoAttribute) {
+  std::string name;
+  Bytes data;
+  netlink::Decoder decoder(attributes);
+  decoder("kind", NETLINK_NAMED(IFLA_INFO_KIND), name, netlink::zeroAbsent(netlink::text));
+  decoder("data", NETLINK_NAMED(IFLA_INFO_DATA), data, netlink::zeroAbsent(netlink::blob));
+  info = decodeInfo(name, data);
+}
+
+Message encodeNewLink(const NewLink& link) {
+  Message message(NETLINK_NAMED(RTM_NEWLINK), NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL,
+                  headerOf(link.settings));
+  Encoder encoder(message);
+  describe(encoder, link);
+  return message;
+}
+
+Message encodeLinkChange(const LinkSettings& change) {
+  Message message(NETLINK_NAMED(RTM_NEWLINK), NLM_F_REQUEST | NLM_F_ACK, headerOf(change));
+  Encoder encoder(message);
+  describe(encoder, change);
+  return message;
+}
+
+Message encodeLinkDeletion(uint32_t index) {
+  return {NETLINK_NAMED(RTM_DELLINK), NLM_F_REQUEST | NLM_F_ACK, headerOf({.index = index})};
+}
+
+Link decodeLink(ByteView bytes) {
+  ByteView payload = netlink::readMessage(bytes).payload;
   const auto header = netlink::readHeader<ifinfomsg>(payload);
   Link link;
   link.index = static_cast<uint32_t>(header.ifi_index);
   link.flags = header.ifi_flags;
   netlink::decodeInto(payload, link);
+  // A port of a bridge has an attribute that tells this only.
+  if (const auto* other = link.info ? std::get_if<OtherKind>(&*link.info) : nullptr; other && other->name.empty())
+    link.info.reset();
   return link;
 }
+
+// ---- transactions ---------------------------------------------------------------------------------------------------
 
 std::vector<Link> listLinks(netlink::Connection& connection) {
   std::vector<Link> links;
@@ -25,10 +140,8 @@ std::vector<Link> listLinks(netlink::Connection& connection) {
 }
 
 Link getLink(netlink::Connection& connection, const Device& device) {
-  ifinfomsg header{.ifi_family = AF_UNSPEC};
-  header.ifi_index = static_cast<int>(device.index);
-  netlink::Message request(NETLINK_NAMED(RTM_GETLINK), NLM_F_REQUEST, header);
-  if (device.index == 0) netlink::Encoder(request).write(NETLINK_NAMED(IFLA_IFNAME), device.name, netlink::text);
+  Message request(NETLINK_NAMED(RTM_GETLINK), NLM_F_REQUEST, headerOf({.index = device.index}));
+  if (device.index == 0) Encoder(request).write(NETLINK_NAMED(IFLA_IFNAME), device.name, netlink::text);
   const std::string& said = device.index == 0 ? device.name : std::to_string(device.index);
   return decodeLink(connection.get("get link " + said, std::move(request)));
 }
@@ -37,17 +150,45 @@ uint32_t linkIndex(netlink::Connection& connection, const std::string& name) {
   return getLink(connection, {.name = name}).index;
 }
 
-netlink::Message encodeLinkUp(uint32_t index, bool up) {
-  ifinfomsg header{.ifi_family = AF_UNSPEC};
-  header.ifi_index = static_cast<int>(index);
-  header.ifi_change = IFF_UP;
-  header.ifi_flags = up ? IFF_UP : 0;
-  return {NETLINK_NAMED(RTM_NEWLINK), NLM_F_REQUEST | NLM_F_ACK, header};
+void resolve(netlink::Connection& connection, std::optional<Device>& device) {
+  if (device && device->index == 0 && !device->name.empty()) device->index = linkIndex(connection, device->name);
 }
 
-void setLinkUp(netlink::Connection& connection, Device device, bool up) {
-  if (device.index == 0) device.index = linkIndex(connection, device.name);
-  connection.execute("set link", encodeLinkUp(device.index, up));
+namespace {
+
+uint32_t indexOf(netlink::Connection& connection, const Device& device) {
+  return device.index != 0 ? device.index : linkIndex(connection, device.name);
+}
+
+// Gives the descriptor of the namespace, which has to be open until the message is sent.
+UniqueFd prepare(netlink::Connection& connection, LinkSettings& link) {
+  resolve(connection, link.master);
+  resolve(connection, link.lower);
+  UniqueFd netns;
+  if (link.netns && !link.netns->path.empty()) {
+    netns = openNetns(link.netns->path);
+    link.netns->descriptor = netns.get();
+  }
+  return netns;
+}
+
+}  // namespace
+
+void addLink(netlink::Connection& connection, NewLink link) {
+  const UniqueFd netns = prepare(connection, link.settings);
+  UniqueFd peerNetns;
+  if (auto* veth = std::get_if<Veth>(&link.info); veth && veth->peer) peerNetns = prepare(connection, *veth->peer);
+  connection.execute("add link " + link.settings.name.value_or(""), encodeNewLink(link));
+}
+
+void setLink(netlink::Connection& connection, const Device& device, LinkSettings change) {
+  change.index = indexOf(connection, device);
+  const UniqueFd netns = prepare(connection, change);
+  connection.execute("set link", encodeLinkChange(change));
+}
+
+void deleteLink(netlink::Connection& connection, const Device& device) {
+  connection.execute("delete link", encodeLinkDeletion(indexOf(connection, device)));
 }
 
 }  // namespace tproxy::rtnetlink

@@ -29,10 +29,6 @@ uint8_t defaultScope(Verb verb, const Route& route) {
 
 }  // namespace
 
-void resolve(netlink::Connection& connection, std::optional<Device>& device) {
-  if (device && device->index == 0) device->index = linkIndex(connection, device->name);
-}
-
 netlink::Message encodeRoute(Verb verb, Route route) {
   const bool add = verb != Verb::erase;
   // `ip -4 route` and `ip -6 route` write the default out.

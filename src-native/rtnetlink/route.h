@@ -46,8 +46,6 @@ void describe(auto& visit, Is<Route> auto& route) {
   visit("dev", NETLINK_NAMED(RTA_OIF), route.device, DeviceIndex());
 }
 
-// Finds the index of an interface that is known by name.
-void resolve(netlink::Connection& connection, std::optional<Device>& device);
 // The interface index must be known already.
 netlink::Message encodeRoute(Verb verb, Route route);
 Route decodeRoute(ByteView message);

@@ -13,6 +13,12 @@ bool isInTable(const netlink::Received& message, uint32_t table) {
   return decodeRoute(message.whole).table == table;
 }
 
+// Others of these messages are a bridge's about its ports: one that leaves it would look like a link that goes.
+bool isLink(const netlink::Received& message) {
+  ByteView payload = message.payload;
+  return netlink::readHeader<ifinfomsg>(payload).ifi_family == AF_UNSPEC;
+}
+
 }  // namespace
 
 netlink::Watcher::Id watch(netlink::Watcher& watcher, const std::string& netns, std::optional<uint32_t> table) {
@@ -24,10 +30,11 @@ netlink::Watcher::Id watch(netlink::Watcher& watcher, const std::string& netns, 
                            case RTM_NEWROUTE:
                            case RTM_DELROUTE:
                              return !table || isInTable(message, *table);
-                           case RTM_NEWRULE:
-                           case RTM_DELRULE:
                            case RTM_NEWLINK:
                            case RTM_DELLINK:
+                             return isLink(message);
+                           case RTM_NEWRULE:
+                           case RTM_DELRULE:
                            case RTM_NEWADDR:
                            case RTM_DELADDR:
                              return true;

@@ -8,8 +8,8 @@
 
 namespace tproxy::rtnetlink {
 
-// Tells messages that decodeRule, decodeRoute, decodeLink and decodeAddress read. With a table, of routes only those in it: a router
-// that speaks BGP changes others all the time.
+// Tells messages that decodeRule, decodeRoute, decodeLink and decodeAddress read. With a table, of routes only those in
+// it: a router that speaks BGP changes others all the time.
 netlink::Watcher::Id watch(netlink::Watcher& watcher, const std::string& netns, std::optional<uint32_t> table);
 
 }  // namespace tproxy::rtnetlink

@@ -7,13 +7,17 @@
 #include <thread>
 
 #include "socket/error.h"
-#include "unique_fd.h"
 
 namespace tproxy {
 
-void enterNetns(const std::string& path) {
-  const UniqueFd netns(open(path.c_str(), O_RDONLY | O_CLOEXEC));
+UniqueFd openNetns(const std::string& path) {
+  UniqueFd netns(open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (!netns) throw socket::Error(errno, "open " + path);
+  return netns;
+}
+
+void enterNetns(const std::string& path) {
+  const UniqueFd netns = openNetns(path);
   if (setns(netns.get(), CLONE_NEWNET) < 0) throw socket::Error(errno, "setns " + path);
 }
 

@@ -3,7 +3,12 @@
 #include <functional>
 #include <string>
 
+#include "unique_fd.h"
+
 namespace tproxy {
+
+// Throws socket::Error `open <path>`.
+UniqueFd openNetns(const std::string& path);
 
 // Moves the calling thread into the namespace at `path` (such as `/run/netns/router`), for the rest of its life.
 void enterNetns(const std::string& path);

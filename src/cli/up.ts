@@ -1,4 +1,5 @@
 /** `linux-tproxy up`: installs an interception that stays when the command has ended. */
+import type { Plan } from '../intercept/plan.js';
 import { interceptOptions, json, netns, netnsOf, toInterceptOptions } from './options.js';
 import { print, routingRows, rows } from './output.js';
 import type { Verb } from './verb.js';
@@ -59,6 +60,17 @@ export const up: Verb = {
       },
       `${name}: up\n${rows(routingRows(plan))}`,
     );
+    await warnOfBridges(plan, netnsOf(values).netns);
     return 0;
   },
 };
+
+/** Nobody stays to tell it later. */
+async function warnOfBridges({ families, interfaces }: Plan, netns: string | undefined): Promise<void> {
+  const { lossyBridges, lossyBridgesText } = await import('../intercept/bridges.js');
+  const { RouteSocket } = await import('../netlink/route.js');
+  const route = new RouteSocket(netns === undefined ? {} : { netns });
+  const lossy = lossyBridges(await route.linkList(), { netns, families, interfaces });
+  await route.close();
+  if (lossy) console.error(`linux-tproxy up: warning: ${lossyBridgesText(lossy)}`);
+}

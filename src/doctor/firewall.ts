@@ -3,11 +3,28 @@
  * firewall's input chain they look like attempts at a port of this host. Rules are followed as far as they can be known:
  * what an intercepted packet surely is, and is not.
  */
+import { letBridgesBe, lossyBridges, lossyBridgesText } from '../intercept/bridges.js';
 import type { NftChain, NftExpression, NftRule } from '../netlink/types.js';
 import type { Finding, Fwmark } from '../types.js';
 import { type Group, type Look, markText, ok } from './look.js';
 
-export const firewall: Group = (look) => {
+export const firewall: Group = (look) => [...input(look), ...bridges(look)];
+
+function bridges({ links, netns }: Look): Finding[] {
+  const lossy = lossyBridges(links, { netns, families: ['ipv4', 'ipv6'] });
+  if (!lossy) return [];
+  return [
+    {
+      id: 'bridge-netfilter',
+      severity: 'fail',
+      summary: `what comes from the ports of ${lossy.bridges.join(', ')} is lost`,
+      detail: lossyBridgesText(lossy),
+      fix: letBridgesBe(lossy),
+    },
+  ];
+}
+
+function input(look: Look): Finding[] {
   const bases = look.chains.filter(({ hook, family }) => hook === 'input' && ['inet', 'ip', 'ip6'].includes(family));
   const findings = bases.flatMap((base) => {
     const mark = look.marks.find((each) => typeof outcome(look, base, each) === 'object');
@@ -18,7 +35,7 @@ export const firewall: Group = (look) => {
   return [
     ok('firewall', 'no input chain drops what is intercepted', `${bases.length} chains at the hook input were read`),
   ];
-};
+}
 
 /** Where it may be dropped: a rule, or the policy of the chain. */
 interface Culprit {

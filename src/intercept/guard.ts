@@ -2,7 +2,6 @@
  * The kernel deletes the table when its process ends. A guard, a child process, sees to it that policy rules, routes and
  * chains of iptables go, too; and the table, if it is one that outlives its process and nobody takes it over.
  */
-import type { Guard } from '../netlink/route.js';
 import type { NftOperation } from '../netlink/types.js';
 import { backendOf } from './backend.js';
 import type { Kernel } from './kernel.js';
@@ -12,7 +11,6 @@ import type { Plan } from './plan.js';
 export class Guarding {
   readonly #kernel: Kernel;
   readonly #plan: Plan;
-  #guard: Guard | undefined;
   /** Somebody has ended it. */
   isLost = false;
   /** Called then. */
@@ -27,30 +25,26 @@ export class Guarding {
 
   /** For what is there now: rules that have been made anew are other ones. */
   async renew(): Promise<void> {
-    const old = this.#guard;
     this.batches = await backendOf(this.#plan).unmake(this.#kernel, this.#plan, tableObject(this.#plan));
     this.tryToStart();
-    if (old !== this.#guard) old?.end();
   }
 
   /** Throws where it cannot be started. */
   start(): void {
     const { lifetime, graceMs = 0, rules, routes } = this.#plan;
     if (lifetime === 'permanent' || (lifetime === 'process' && rules.length === 0)) return;
-    const { route, nftables } = this.#kernel;
-    const guard = route.guard([...rules].reverse(), [...routes].reverse(), {
+    const { guard, nftables } = this.#kernel;
+    guard.renew([...rules].reverse(), [...routes].reverse(), {
       batches: backendOf(this.#plan).outlives ? this.batches : [],
       ...(lifetime === 'persist'
         ? { orphan: { table: tableObject(this.#plan).name, owner: nftables.portId, graceMs } }
         : { heir: { owner: nftables.portId, words: claimWords(this.#plan) } }),
-      onEnd: () => {
-        guard.end(); // there is nothing to end, but somebody has to have waited for it
-        this.isLost = true;
-        this.onLost();
-      },
     });
-    this.#guard = guard;
     this.isLost = false;
+    this.#kernel.onGuardEnd = () => {
+      this.isLost = true;
+      this.onLost();
+    };
   }
 
   /** The same, where it is a net for the case of a crash only: what is left then does nothing, so there is no reason to refuse. */
@@ -66,11 +60,7 @@ export class Guarding {
   }
 
   end(): void {
-    this.#guard?.end();
-  }
-
-  /** As if this process had ended. */
-  release(): void {
-    this.#guard?.release();
+    this.#kernel.guard.rest();
+    this.#kernel.onGuardEnd = () => {};
   }
 }

@@ -12,7 +12,7 @@ import { namesInMangle } from './mangle.js';
 import { lookUpIds } from './names.js';
 import { type Claim, parseClaim } from './nftables.js';
 import { ownerOf, ownerText } from './owner.js';
-import { nameOfTable, type PlanOptions, PRIORITIES, planIntercept, ROUTE_PROTOCOL } from './plan.js';
+import { nameOfTable, nftTableOf, type PlanOptions, PRIORITIES, ROUTE_PROTOCOL } from './plan.js';
 
 /** Everything that decides what is free; `generation` is that of the rule set it was read from. */
 export interface HostState {
@@ -122,7 +122,7 @@ export async function completeOptions(
   const options = { ...(old && { fwmark: old.fwmark, table: old.table, priority: old.priority }), ...given };
   const families = options.families ?? familiesOf(host);
   checkInterfaces(host, options.interfaces ?? []);
-  if (!predecessor) checkName(host, planIntercept(options).nftTable);
+  if (!predecessor) checkName(host, nftTableOf(options));
   // Claimed is in use, also where its rule or route is missing at the moment.
   const claimed = host.claims.flatMap(({ fwmark, table, priority }) =>
     Array.from({ length: PRIORITIES }, (_, index) => ({ fwmark, table, priority: priority + index })),

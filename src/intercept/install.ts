@@ -35,11 +35,11 @@ export interface InstallOptions extends PlanOptions {
  */
 export async function installIntercept(options: InstallOptions): Promise<InstalledRules> {
   const { netns, ...planOptions } = options;
-  planIntercept(planOptions);
+  const planned = planIntercept(planOptions);
   const kernel = openKernel(netns);
   try {
     return await untilQuiet(async () => {
-      const { plan, host, predecessor } = await choose(kernel, planOptions);
+      const { plan, host, predecessor } = await choose(kernel, planOptions, planned);
       const guarding = new Guarding(kernel, plan);
       const kept = predecessor
         ? await takeOver(kernel, plan, predecessor, guarding)
@@ -57,8 +57,8 @@ export async function installIntercept(options: InstallOptions): Promise<Install
 async function choose(
   kernel: Kernel,
   options: PlanOptions,
+  { nftTable, table, lifetime }: Plan,
 ): Promise<{ plan: Plan; host: HostState; predecessor: Predecessor | undefined }> {
-  const { nftTable, table, lifetime } = planIntercept(options);
   let host = await clearAway(kernel, table);
   const find = () => (lifetime === 'persist' ? predecessorOf(host, nftTable) : undefined);
   let predecessor = find();

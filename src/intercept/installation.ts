@@ -14,7 +14,7 @@ import { type Counters, sumCounters } from './counters.js';
 import type { Guarding } from './guard.js';
 import { handOver, hearRequests } from './handover.js';
 import { findRoutingLosses } from './intact.js';
-import { close, closeKernel, type Kernel, socketOptions } from './kernel.js';
+import { abandon, close, closeKernel, type Kernel, socketOptions } from './kernel.js';
 import { mangleChanges } from './mangle.js';
 import { announceMark } from './marks.js';
 import { ruleChanges, tableObject } from './nftables.js';
@@ -78,7 +78,7 @@ export function installed({ kernel, plan: initial, netns, guarding, kept, repair
     },
     plan.backend === 'iptables' ? (sets) => inTurn(() => rewrite(sets)) : undefined,
   );
-  const forgetMark = announceMark(netns, plan.socketMark);
+  const forgetMark = announceMark(kernel.namespace, plan.socketMark);
   let isOurs = true;
   /** The sockets may be somebody else's by then. */
   const checkOurs = () => {
@@ -121,7 +121,6 @@ export function installed({ kernel, plan: initial, netns, guarding, kept, repair
     });
     if (successor !== undefined) {
       isOurs = false;
-      guarding.end();
       await close(kernel);
       result.emit('handover', ownerOf(successor));
     } else {
@@ -173,8 +172,7 @@ export function installed({ kernel, plan: initial, netns, guarding, kept, repair
       if (plan.lifetime !== 'process' || !(error instanceof NetlinkError && error.code === 'EPERM')) throw error;
       // This process has given up its privileges since. The table goes with its socket, and the guard has kept its own.
       atExit.delete(uninstallNow);
-      await close(kernel);
-      guarding.release();
+      await abandon(kernel);
       return;
     }
     atExit.delete(uninstallNow);
@@ -205,8 +203,7 @@ export function installed({ kernel, plan: initial, netns, guarding, kept, repair
   const release = async () => {
     await pause();
     await kernel.nftables.generation().catch(() => {}); // what was asked of it before has been done
-    await close(kernel);
-    guarding.release();
+    await abandon(kernel);
   };
 
   /** Somebody has taken it down: of ours is only what we have repaired in that moment. */

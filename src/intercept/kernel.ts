@@ -3,35 +3,44 @@
  */
 import { setTimeout as startTimer } from 'node:timers';
 import { NftablesSocket } from '../netlink/nftables.js';
-import { RouteSocket } from '../netlink/route.js';
+import { type Guard, RouteSocket } from '../netlink/route.js';
 import { namespaceOf } from './marks.js';
 
 export interface Kernel {
-  /** Which network namespace it is of. */
+  /** Path of its network namespace, where that is not the process's own. */
+  readonly netns: string | undefined;
+  /** Which one that is, as `namespaceOf` tells. */
   readonly namespace: string;
   readonly route: RouteSocket;
   /** Another one when a table that it owned has been let go of. */
   nftables: NftablesSocket;
+  /** A process only while there is, or was a moment ago, something for it to do. */
+  readonly guard: Guard;
+  /** Called when somebody has ended that process. */
+  onGuardEnd: () => void;
 }
 
 /**
  * Sockets that nobody uses, for a while: one to nf_tables that is closed right after a deletion keeps the rule set locked
- * until the kernel has cleared away what was deleted, some 10 to 20 ms.
+ * until the kernel has cleared away what was deleted, some 10 to 20 ms. And to start a guard takes longer than all the rest.
  */
 const idle = new Map<Kernel, NodeJS.Timeout>();
 const IDLE_MS = 100;
 
 export function openKernel(netns: string | undefined): Kernel {
-  const namespace = `${netns} ${namespaceOf(netns)}`;
+  const namespace = namespaceOf(netns);
   for (const [kernel, timer] of idle)
-    if (kernel.namespace === namespace) {
+    if (kernel.netns === netns && kernel.namespace === namespace) {
       clearTimeout(timer);
       idle.delete(kernel);
       return kernel;
     }
   const route = new RouteSocket(socketOptions(netns));
   try {
-    return { namespace, route, nftables: new NftablesSocket(socketOptions(netns)) };
+    const nftables = new NftablesSocket(socketOptions(netns));
+    const guard = route.guard([], [], { onEnd: () => kernel.onGuardEnd() });
+    const kernel: Kernel = { netns, namespace, route, nftables, guard, onGuardEnd() {} };
+    return kernel;
   } catch (error) {
     void route.close();
     throw error;
@@ -48,6 +57,15 @@ export function closeKernel(kernel: Kernel): void {
 }
 
 /** At once. The kernel deletes the tables that belong to it. */
-export const close = ({ route, nftables }: Kernel) => Promise.all([route.close(), nftables.close()]);
+export async function close({ route, nftables, guard }: Kernel): Promise<void> {
+  guard.end();
+  await Promise.all([route.close(), nftables.close()]);
+}
+
+/** As if this process had ended: what is left the guard deletes. */
+export async function abandon({ route, nftables, guard }: Kernel): Promise<void> {
+  await Promise.all([route.close(), nftables.close()]);
+  guard.release();
+}
 
 export const socketOptions = (netns: string | undefined) => ({ ...(netns !== undefined && { netns }) });

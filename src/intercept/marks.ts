@@ -6,10 +6,9 @@ import { statSync } from 'node:fs';
 
 const marks = new Map<string, Set<{ readonly mark: number }>>();
 
-/** Until the function it gives is called. */
-export function announceMark(netns: string | undefined, mark: number): () => void {
+/** Until the function it gives is called. `key`: what `namespaceOf` gives. */
+export function announceMark(key: string, mark: number): () => void {
   if (mark === 0) return () => {}; // nothing is marked
-  const key = namespaceOf(netns);
   const entry = { mark };
   marks.set(key, (marks.get(key) ?? new Set()).add(entry));
   return () => {
@@ -28,6 +27,6 @@ export function ownMark(netns: string | undefined): number | undefined {
 
 /** A namespace has many paths and one inode; the process's own has no path. */
 export function namespaceOf(netns = '/proc/self/ns/net'): string {
-  const status = statSync(netns, { bigint: true, throwIfNoEntry: false });
+  const status = statSync(netns, { throwIfNoEntry: false });
   return status ? `${status.dev}:${status.ino}` : netns; // a missing one is told by whoever opens it
 }

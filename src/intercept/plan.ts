@@ -143,7 +143,7 @@ export function planIntercept(options: PlanOptions): Plan {
   const facts = {
     name,
     backend,
-    nftTable: `${TABLE_PREFIX}${name}`,
+    nftTable: nftTableOf(options),
     families,
     port,
     ...(options.address !== undefined && { address: options.address }),
@@ -204,14 +204,16 @@ function planOf(facts: PlanFacts): Plan {
       checkIds(facts.ownHost);
       nftables ??=
         facts.backend === 'iptables'
-          ? [{ verb: 'add', object: tableObject(facts) }, ...mangleOperations(facts, nothing)]
-          : nftablesOperations(facts);
+          ? [{ verb: 'add', object: tableObject(plan) }, ...mangleOperations(plan, nothing)]
+          : nftablesOperations(plan);
       return nftables;
     },
     toString: () => planText(plan),
   };
   return plan;
 }
+
+export const nftTableOf = ({ name, port }: Pick<PlanOptions, 'name' | 'port'>) => `${TABLE_PREFIX}${name ?? port}`;
 
 /** Name of a table of ours -> the `name` option, or undefined for a table of somebody else. */
 export function nameOfTable(nftTable: string): string | undefined {

@@ -82,8 +82,16 @@ const BEHIND_MANGLE = { name: 'mangle + 1', number: -149 } as const;
 const RAW = { name: 'raw', number: -300 } as const;
 const DSTNAT = { name: 'dstnat', number: -100 } as const;
 
-/** The table as words. What is not intercepted at all (`intercept: {}`) needs the divert part alone. */
+const known = new WeakMap<PlanFacts, RuleSet>();
+/** The table as words; worked out once, for a plan does not change. */
 export function ruleSet(plan: PlanFacts): RuleSet {
+  const rules = known.get(plan) ?? rulesOf(plan);
+  known.set(plan, rules);
+  return rules;
+}
+
+/** What is not intercepted at all (`intercept: {}`) needs the divert part alone. */
+function rulesOf(plan: PlanFacts): RuleSet {
   const { tcp, udp, ownHost, mode, zone } = plan;
   const intercepts = tcp !== undefined || udp !== undefined;
   if (mode === 'redirect') return redirectRuleSet(plan);

@@ -6,11 +6,12 @@ import { EventEmitter } from 'node:events';
 import { setTimeout as startTimer } from 'node:timers';
 import { setTimeout } from 'node:timers/promises';
 import { InterceptError, NetlinkError } from '../errors.js';
-import type { NftChange, NftOperation, RouteChange } from '../netlink/types.js';
+import type { Link, NftChange, NftOperation, RouteChange } from '../netlink/types.js';
 import { decodeComment } from '../netlink/userdata.js';
 import type { ChangedBy, RepairReport } from '../types.js';
 import { ignoring } from './attempt.js';
 import { backendOf, rebuiltMangle } from './backend.js';
+import { lossyBridges, lossyBridgesText } from './bridges.js';
 import { type Content, isDynamic, readContents, tableWith } from './contents.js';
 import type { Guarding } from './guard.js';
 import { isUp, LOOPBACK_DOWN } from './host.js';
@@ -58,6 +59,8 @@ export class Watch extends EventEmitter<WatchEvents> {
   #failures = 0;
   /** The loopback interface is. */
   #down: { readonly since: number; told: boolean } | undefined;
+  /** Told of bridges. */
+  #lossy = false;
   /** What is known of changes that no report has told yet, by what they are about. */
   readonly #heard = new Map<string, { readonly at: number; readonly by?: ChangedBy }>();
   #repairs: { readonly what: string; readonly at: number }[] = [];
@@ -127,6 +130,7 @@ export class Watch extends EventEmitter<WatchEvents> {
           .filter(({ family, table }) => family === change.route.family && table === change.route.table)
           .map(routeName);
       case 'link':
+        if (change.link.linkInfo?.kind === 'bridge') this.#lookIn(SETTLE_MS);
         // Going down it took its routes along, some of them without a word.
         return routes.filter(({ dev }) => dev === change.link.name).map(routeName);
       case 'address':
@@ -184,7 +188,7 @@ export class Watch extends EventEmitter<WatchEvents> {
         ...(this.#owned && !outlives ? [] : await findRuleLosses(this.#kernel, plan)),
         ...(this.#guarding.isLost ? [{ kind: 'guard', what: GUARD } as const] : []),
       ];
-      if (plan.routes.length > 0) this.#tellLoopback(isUp(await this.#kernel.route.linkGet('lo')));
+      if (plan.routes.length > 0) this.#tellOfLinks(await this.#kernel.route.linkList());
       if (losses.length > 0) {
         await this.#repair(losses);
         const ended = performance.now();
@@ -265,7 +269,14 @@ export class Watch extends EventEmitter<WatchEvents> {
     if (this.#contested) this.#lookIn(RETRY_MS);
   }
 
-  /** It is not ours to set up. */
+  /** What keeps interception from working, and is not ours to mend. */
+  #tellOfLinks(links: readonly Link[]): void {
+    this.#tellLoopback(links.some((link) => link.index === LOOPBACK_INDEX && isUp(link)));
+    const lossy = lossyBridges(links, { ...this.#plan, netns: this.#kernel.netns });
+    if (lossy && !this.#lossy) this.#tell('error', new InterceptError('ERR_TPROXY_BRIDGE', lossyBridgesText(lossy)));
+    this.#lossy = lossy !== undefined;
+  }
+
   #tellLoopback(up: boolean): void {
     if (up) this.#down = undefined;
     else {

@@ -5,7 +5,7 @@
 import { isIPv4, isIPv6 } from 'node:net';
 import { invalidType, invalidValue, outOfRange } from '../errors.js';
 import type { Family } from '../types.js';
-import type { Address, NftKey, NftOperation, Route, RouteQuery, Rule } from './types.js';
+import type { Address, LinkChange, NewLink, NftKey, NftOperation, Route, RouteQuery, Rule } from './types.js';
 
 /** Where a value is; put into words only when something is wrong with it, since thousands are right. */
 interface Place {
@@ -98,6 +98,17 @@ const ifname: Check = (value, place, key, object) => {
     throw invalidValue(at(place, key), `an interface name of 1 to ${IFNAMSIZ - 1} bytes`, value);
 };
 
+/** A schema for each `kind`. */
+const unionOf = (kinds: Readonly<Record<string, Readonly<Record<string, Check>>>>): Readonly<Record<string, Check>> =>
+  Object.fromEntries(Object.entries(kinds).map(([kind, members]) => [kind, objectOf({ kind: string, ...members })]));
+
+function checkUnion(value: unknown, place: Place, key: string | number, kinds: Readonly<Record<string, Check>>): void {
+  const kind = String((value as { kind?: unknown } | null | undefined)?.kind);
+  const member = Object.hasOwn(kinds, kind) ? kinds[kind] : undefined;
+  if (!member) throw invalidValue(`${at(place, key)}.kind`, `one of ${Object.keys(kinds).join(', ')}`, kind);
+  member(value, place, key, {});
+}
+
 /** Of an argument of that name. */
 function checkArgument(key: string, value: unknown, member: Check): void {
   member(value, ROOT, key, {});
@@ -189,6 +200,45 @@ const addressObject = objectOf({
   scope: word,
   flags: optional(words),
 });
+const mac: Check = (value, place, key) => {
+  if (!/^[\da-f]{2}(:[\da-f]{2})*$/i.test(String(value)))
+    throw invalidValue(at(place, key), `an address such as '02:00:00:00:00:01'`, value);
+};
+const index = number(1, 0x7fffffff);
+const linkChange = {
+  up: optional(flag),
+  address: optional(mac),
+  mtu: optional(u32),
+  netns: optional((value, place, key, object) => {
+    (typeof value === 'number' ? index : string)(value, place, key, object);
+    if (value === '') throw invalidValue(at(place, key), 'a path', value);
+  }),
+  name: optional(ifname),
+};
+const master = optional((value, place, key, object) => {
+  if (value !== null) device(value, place, key, object);
+});
+const linkInfo = unionOf({
+  veth: { peer: optional(objectOf({ ...linkChange, index: optional(index) })) },
+  bridge: {
+    ...{ forwardDelay: optional(u32), helloTime: optional(u32), maxAge: optional(u32), ageingTime: optional(u32) },
+    ...{ stpState: optional(u32), priority: optional(u16) },
+    ...{ vlanFiltering: optional(flag), mcastSnooping: optional(flag) },
+  },
+  vlan: { id: number(0, 4095), protocol: optional(word) },
+  macvlan: { mode: optional(word) },
+  dummy: {},
+  ifb: {},
+  unknown: { name: string, data: optional(bytes) },
+});
+const newLink = objectOf({
+  ...linkChange,
+  master,
+  name: ifname,
+  index: optional(index),
+  link: optional(device),
+  linkInfo: (value, place, key) => checkUnion(value, place, key, linkInfo),
+});
 const routeOperations: Readonly<Record<string, Check>> = {
   rule: objectOf({ verb: oneOf('add', 'delete'), kind: string, rule }),
   route: objectOf({ verb: oneOf('add', 'replace', 'delete'), kind: string, route: checkRouteObject }),
@@ -211,9 +261,16 @@ export function checkAddress(value: Address): void {
   checkArgument('address', value, addressObject);
 }
 
-export function checkLink(dev: string | number, change?: unknown): void {
+export function checkLink(dev: string | number): void {
   checkArgument('dev', dev, device);
-  checkArgument('change', change, optional(objectOf({ up: flag })));
+}
+
+export function checkLinkChange(change: LinkChange): void {
+  checkArgument('change', change, objectOf({ ...linkChange, master }));
+}
+
+export function checkNewLink(link: NewLink): void {
+  checkArgument('link', link, newLink);
 }
 
 export function checkRouteOperations(operations: unknown): void {
@@ -258,17 +315,6 @@ const userdata = optional((value, place, key, object) => {
   if ((value as Uint8Array).length > 256)
     throw outOfRange(`${at(place, key)}.length`, 'at most 256', (value as Uint8Array).length);
 });
-
-/** A schema for each `kind`. */
-const unionOf = (kinds: Readonly<Record<string, Readonly<Record<string, Check>>>>): Readonly<Record<string, Check>> =>
-  Object.fromEntries(Object.entries(kinds).map(([kind, members]) => [kind, objectOf({ kind: string, ...members })]));
-
-function checkUnion(value: unknown, place: Place, key: string | number, kinds: Readonly<Record<string, Check>>): void {
-  const kind = String((value as { kind?: unknown } | null | undefined)?.kind);
-  const member = Object.hasOwn(kinds, kind) ? kinds[kind] : undefined;
-  if (!member) throw invalidValue(`${at(place, key)}.kind`, `one of ${Object.keys(kinds).join(', ')}`, kind);
-  member(value, place, key, {});
-}
 
 const expressions = unionOf({
   meta: { key: word, dreg: optional(u32), sreg: optional(u32) },
@@ -424,12 +470,14 @@ export function checkCounterFilter(filter: { readonly counter?: string }): void 
 }
 
 const named = { family: word, table: string, name: string };
+const elementKey = objectOf({ key: bytes, keyEnd: optional(bytes), flags: optional(words) });
 const keys = unionOf({
   table: { family: word, name: string },
   chain: named,
   rule: { family: word, table: string, chain: string, handle: u64 },
   set: named,
   counter: named,
+  elements: { family: word, table: string, set: string, elements: listOf(elementKey) },
 });
 export function checkKey(key: NftKey): void {
   checkUnion(key, ROOT, 'key', keys);

@@ -97,6 +97,10 @@ export class NftablesSocket {
   /**
    * Equivalent to: `nft list table inet x`, `nft list counter inet x web`, ..., but for what is inside. One object by its name, a
    * rule by its handle. `ENOENT` where there is none.
+   *
+   * Equivalent to: `nft get element inet x s { 80, 443 }`. Elements by their keys; `ENOENT` where one of them is not there. In
+   * an interval set any key finds the interval that it is in: the key by which it begins or, asked for with the flag
+   * `intervalEnd`, the first key behind it (nothing, where the interval goes to the last key there is).
    */
   async get<K extends NftKey['kind']>(key: NftKey & { readonly kind: K }): Promise<Extract<NftObject, { kind: K }>> {
     checkKey(key);

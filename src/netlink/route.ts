@@ -6,6 +6,8 @@ import {
   checkAddress,
   checkFamily,
   checkLink,
+  checkLinkChange,
+  checkNewLink,
   checkOperations,
   checkRoute,
   checkRouteFilter,
@@ -15,7 +17,17 @@ import {
   checkRule,
   checkSocketOptions,
 } from './check.js';
-import type { Address, Link, Route, RouteChange, RouteOperation, RouteQuery, Rule } from './types.js';
+import type {
+  Address,
+  Link,
+  LinkChange,
+  NewLink,
+  Route,
+  RouteChange,
+  RouteOperation,
+  RouteQuery,
+  Rule,
+} from './types.js';
 import { Watches } from './watches.js';
 
 export type { Guard, GuardOptions } from '../native.js';
@@ -135,10 +147,30 @@ export class RouteSocket {
     return this.#native.linkGet(dev);
   }
 
-  /** Equivalent to: `ip link set dev eth0 up`, `down`. */
-  async linkSet(dev: string | number, change: { readonly up: boolean }): Promise<void> {
-    checkLink(dev, change);
-    await this.#native.linkSet(dev, change.up);
+  /**
+   * Equivalent to: `ip link add veth0 type veth peer name veth1`, `ip link add link eth0 name eth0.5 type vlan id 5`. `EEXIST`
+   * where the name is taken, `EOPNOTSUPP` where the kernel has no such kind of link (and no module for it), `SocketError` where
+   * the namespace cannot be opened.
+   */
+  async linkAdd(link: NewLink): Promise<void> {
+    checkNewLink(link);
+    await this.#native.linkAdd(link);
+  }
+
+  /**
+   * Equivalent to: `ip link set dev eth0 up mtu 1400 master br0 ...`, with `name` too. In one message, but where the kernel refuses one
+   * of several, some may be done. Kernels before 6.2 rename no interface that is up: `EBUSY`.
+   */
+  async linkSet(dev: string | number, change: LinkChange): Promise<void> {
+    checkLink(dev);
+    checkLinkChange(change);
+    await this.#native.linkSet(dev, change);
+  }
+
+  /** Equivalent to: `ip link del dev veth0`. Its peer goes with it. `EOPNOTSUPP` where it is hardware. */
+  async linkDelete(dev: string | number): Promise<void> {
+    checkLink(dev);
+    await this.#native.linkDelete(dev);
   }
 
   /** Equivalent to: `ip address add 10.1.0.1/24 dev eth0`. `EEXIST` where the interface has it already. */
@@ -168,16 +200,19 @@ export class RouteSocket {
   /**
    * Starts a guard: a small child process that deletes these rules and routes when this process has ended, in whatever way
    * (`kill -9` too). It outlives everything but a signal to itself, of which `onEnd` tells. `end()` it when they are deleted,
-   * or need not be.
+   * or need not be. With nothing to delete it is started when `renew` tells it of something.
    * Equivalent to: `( while read _; do :; done; ip rule del ...; ip route del ... ) <pipe &`
    */
   guard(rules: readonly Rule[], routes: readonly Route[], options: GuardOptions = {}): Guard {
-    for (const rule of rules) checkRule(rule);
-    for (const route of routes) checkRoute(route);
-    checkOptions('guard options', options, ['batches', 'orphan', 'heir', 'onEnd']);
-    const { batches = [], ...rest } = options;
-    for (const batch of batches) checkOperations(batch);
-    return this.#native.guard(rules, routes, { batches, ...rest });
+    checkGuard(rules, routes, options, ['batches', 'orphan', 'heir', 'onEnd']);
+    const guard = this.#native.guard(rules, routes, { batches: [], ...options });
+    return {
+      ...guard,
+      renew(rules, routes, options = {}) {
+        checkGuard(rules, routes, options, ['batches', 'orphan', 'heir']);
+        guard.renew(rules, routes, { batches: [], ...options });
+      },
+    };
   }
 
   /**
@@ -194,4 +229,11 @@ export class RouteSocket {
     this.#watches.endAll();
     return this.#native.close();
   }
+}
+
+function checkGuard(rules: readonly Rule[], routes: readonly Route[], options: GuardOptions, known: string[]): void {
+  for (const rule of rules) checkRule(rule);
+  for (const route of routes) checkRoute(route);
+  checkOptions('guard options', options, known);
+  for (const batch of options.batches ?? []) checkOperations(batch);
 }

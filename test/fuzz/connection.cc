@@ -115,6 +115,17 @@ struct Kernel {
                  request.nlmsg_seq, number(0)));
   }
 
+  void each(const nlmsghdr& request) {
+    listed.clear();
+    for (unsigned i = below(4); i > 0; --i) {
+      const Bytes payload = noise(40);
+      const Bytes one = message(request.nlmsg_type, 0, request.nlmsg_seq, payload);
+      listed.emplace_back(one.begin(), one.begin() + static_cast<long>(NLMSG_HDRLEN + payload.size()));
+      push(one);
+    }
+    answer(request, refusing && below(3) == 0 ? ENOENT : 0);
+  }
+
   void receive(const void* data, size_t size) {
     netlink::ByteView rest(static_cast<const uint8_t*>(data), size);
     refused = 0;
@@ -122,6 +133,8 @@ struct Kernel {
       const netlink::Received request = netlink::readMessage(rest);
       if ((request.header.nlmsg_flags & NLM_F_DUMP) == NLM_F_DUMP)
         dump(request.header);
+      else if (request.header.nlmsg_type == (NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETSETELEM))
+        each(request.header);
       else if (request.header.nlmsg_type == (NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETGEN))
         push(message(request.header.nlmsg_type, 0, request.header.nlmsg_seq, noise(48)));
       else if (refusing && below(3) == 0)
@@ -281,8 +294,13 @@ void transactions(netlink::Connection& connection) {
            connection.commit("commit batch", nftables::encodeBatch({operation, operation, operation}, {}));
          }));
 
-  kernel.refusing = false;
   std::vector<Bytes> messages;
+  const bool got =
+      succeeds([&] { messages = connection.getEach("get", nftables::newMessage(nftables::Elements::messages.get, 0, 0)); });
+  claims("getEach", got);
+  if (got && kernel.lies == 0 && messages != kernel.listed) wrong("getEach gives what was not answered");
+
+  kernel.refusing = false;
   netlink::Message request(NETLINK_NAMED(RTM_GETRULE), NLM_F_REQUEST, fib_rule_hdr{.family = AF_INET});
   const bool listed = succeeds([&] { messages = connection.dump("list", request); });
   if (honest && !listed) wrong("dump failed");
@@ -292,6 +310,9 @@ void transactions(netlink::Connection& connection) {
   (void)succeeds([&] { rtnetlink::listRules(connection, {}); });
   (void)succeeds([&] { nftables::list<nftables::Rule>(connection, {}); });
   (void)succeeds([&] { nftables::generation(connection); });
+  (void)succeeds([&] { nftables::get<nftables::Table>(connection, {.family = NFPROTO_INET, .name = "t"}); });
+  (void)succeeds([&] { nftables::get<nftables::Elements>(connection, {.family = NFPROTO_INET, .table = "t"}); });
+  (void)succeeds([&] { nftables::resetCounters(connection, {}); });
 }
 
 }  // namespace

@@ -2,7 +2,7 @@
 import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
 import { native } from '../../src/native.js';
-import type { Address, Route, RouteQuery, Rule } from '../../src/netlink/types.js';
+import type { Address, LinkChange, NewLink, Route, RouteQuery, Rule } from '../../src/netlink/types.js';
 import { difference, normalised, read } from './fixture.js';
 
 const test = suite('golden rtnetlink');
@@ -330,10 +330,52 @@ for (const [command, [message]] of read('queries'))
     if (!ours.equals(theirs)) assert.unreachable(difference(ours, theirs));
   });
 
+const newLink = native.encodeNewLink;
+const eth0 = (change: LinkChange) => native.encodeLinkChange(5, change);
+const bridge = (more: object): NewLink => ({ name: 'br1', linkInfo: { kind: 'bridge', ...more } });
+const vlan: NewLink = { name: 'eth0.5', link: 5, linkInfo: { kind: 'vlan', id: 5 } };
+const nowhere = 4194303; // not the id of any process
+const links: Record<string, () => Buffer> = {
+  'set eth0 up': () => eth0({ up: true }),
+  'set eth0 down': () => eth0({ up: false }),
+  'set eth0 mtu 1400 master br0': () => eth0({ mtu: 1400, master: 7 }),
+  'set eth0 nomaster': () => eth0({ master: null }),
+  'set eth0 address 02:00:00:00:00:02 name lan0': () => eth0({ address: '02:00:00:00:00:02', name: 'lan0' }),
+  'set eth0 netns 4194303': () => eth0({ netns: nowhere }),
+  'add veth0 mtu 1400 type veth peer name veth1 mtu 1300': () =>
+    newLink({ name: 'veth0', mtu: 1400, linkInfo: { kind: 'veth', peer: { name: 'veth1', mtu: 1300 } } }),
+  'add veth0 up index 9 type veth peer address 02:00:00:00:00:03 netns 4194303 name veth1': () => {
+    const peer = { name: 'veth1', address: '02:00:00:00:00:03', netns: nowhere };
+    return newLink({ name: 'veth0', up: true, index: 9, linkInfo: { kind: 'veth', peer } });
+  },
+  'add veth2 type veth': () => newLink({ name: 'veth2', linkInfo: { kind: 'veth' } }),
+  'add br1 address 02:00:00:00:00:01 type bridge': () => newLink({ ...bridge({}), address: '02:00:00:00:00:01' }),
+  'add br1 type bridge forward_delay 400 ageing_time 1000 stp_state 1 priority 4096 vlan_filtering 1 mcast_snooping 0':
+    () =>
+      newLink(
+        bridge({
+          ...{ forwardDelay: 400, ageingTime: 1000, stpState: 1, priority: 4096 },
+          ...{ vlanFiltering: true, mcastSnooping: false },
+        }),
+      ),
+  'add link eth0 name eth0.5 type vlan id 5': () => newLink(vlan),
+  'add link eth0 name eth0.5 master br0 type vlan protocol 802.1ad id 5': () =>
+    newLink({ ...vlan, master: 7, linkInfo: { kind: 'vlan', id: 5, protocol: '802.1ad' } }),
+  'add dummy0 type dummy': () => newLink({ name: 'dummy0', linkInfo: { kind: 'dummy' } }),
+  'add ifb7 type ifb': () => newLink({ name: 'ifb7', linkInfo: { kind: 'ifb' } }),
+  'add link eth0 name mac0 type macvlan mode bridge': () =>
+    newLink({ name: 'mac0', link: 5, linkInfo: { kind: 'macvlan', mode: 'bridge' } }),
+  'add vxlan0 type vxlan id 7 dstport 4789': () => {
+    // IFLA_VXLAN_ID, IFLA_VXLAN_LEARNING, IFLA_VXLAN_PORT
+    const data = Buffer.from(['0800010007000000', '0500070001000000', '06000f0012b50000'].join(''), 'hex');
+    return newLink({ name: 'vxlan0', linkInfo: { kind: 'unknown', name: 'vxlan', data } });
+  },
+  'del eth0': () => native.encodeLinkDeletion(5),
+};
 for (const [command, messages] of read('links'))
   test(command, () => {
     const theirs = normalised(messages.at(-1) ?? Buffer.alloc(0));
-    const ours = native.encodeLinkUp(5, command.endsWith('up'));
+    const ours = links[command.replace('ip link ', '')]?.() ?? Buffer.alloc(0);
     if (!ours.equals(theirs)) assert.unreachable(difference(ours, theirs));
   });
 

@@ -47,6 +47,19 @@ test('redirect: up, status and down, without marks and policy rules', async () =
   assert.is(lab.snapshot('router'), before);
 });
 
+test('up warns of bridges whose traffic would be lost, not of those it leaves out', async () => {
+  sh('ip link add br0 type bridge; sysctl -qw net.bridge.bridge-nf-call-iptables=1');
+  try {
+    const warned = await router(...up);
+    assert.is(warned.status, 0);
+    assert.match(warned.stderr, /^linux-tproxy up: warning: What comes from the ports of br0 is lost .*\n$/);
+    await succeed(router('down'));
+    await succeed(router(...up, '--interface', 'cli0'));
+  } finally {
+    sh('ip link del br0');
+  }
+});
+
 for (const backend of backends)
   test(`${backend}: up tells what it chose, status finds the same, down leaves nothing; both can be done again`, async () => {
     const options = [

@@ -84,6 +84,13 @@ const illnesses: readonly {
     clean: 'ip rule del pref 32000; ip route flush table 100',
   },
   {
+    id: 'bridge-netfilter',
+    severity: 'fail',
+    give: 'ip link add br0 type bridge; sysctl -qw net.bridge.bridge-nf-call-iptables=1',
+    what: /what comes from the ports of br0 is lost/,
+    clean: 'ip link del br0',
+  },
+  {
     id: 'leftovers',
     severity: 'warn',
     give: 'ip rule add fwmark 1/3 lookup 100 pref 98 protocol 84; ip route add local default dev lo table 100 protocol 84',

@@ -57,7 +57,7 @@ test('handed over five times under a stream of connections: none goes direct, no
   for (let restart = 1; restart <= 5; restart++) {
     await sleep(200);
     servers.push(await start());
-    await servers[restart - 1]?.until(new RegExp(`^handover to ${idOf(servers[restart] as Program)}$`, 'm'), 1000);
+    await servers[restart - 1]?.until(new RegExp(`^handover to ${idOf(servers[restart] as Program)}$`, 'm'));
   }
   await sleep(200);
   const outcome = await clients.end();

@@ -8,7 +8,7 @@ import * as assert from 'uvu/assert';
 import type { NetlinkError, SocketError } from '../../src/errors.js';
 import { RouteSocket } from '../../src/netlink/route.js';
 import { sequence } from '../../src/netlink/sequence.js';
-import type { Route, RouteQuery, Rule } from '../../src/netlink/types.js';
+import type { LinkInfo, NewLink, Route, RouteChange, RouteQuery, Rule } from '../../src/netlink/types.js';
 import { enterNamespaces } from '../helpers/namespaces.js';
 
 enterNamespaces();
@@ -421,6 +421,145 @@ test('a link goes up and down', async () => {
   ip('link', 'del', 'dummy0');
   assert.is((await refusal(socket.linkGet('dummy0'))).code, 'ENODEV');
   assert.is((await refusal(socket.linkSet(index, { up: true }))).code, 'ENODEV');
+});
+
+/** What `ip -d -j link show NAME` tells. */
+const shownLink = (name: string) => (JSON.parse(ip('-d', '-j', 'link', 'show', name)) as Record<string, unknown>[])[0];
+
+test('a veth pair: made with its settings, its peer elsewhere, deleted', async () => {
+  const before = await socket.linkList();
+  ip('netns', 'add', 'other');
+  const netns = '/run/netns/other';
+  const other = new RouteSocket({ netns });
+  await socket.linkAdd({
+    name: 'veth0',
+    up: true,
+    mtu: 1400,
+    address: '02:00:00:00:00:01',
+    index: 66,
+    linkInfo: { kind: 'veth', peer: { name: 'far0', netns, mtu: 1300, address: '02:00:00:00:00:02', index: 77 } },
+  });
+  const near = await socket.linkGet('veth0');
+  const far = await other.linkGet('far0');
+  assert.equal(
+    [near.mtu, near.address, near.flags & 1, near.link, near.linkInfo],
+    [1400, '02:00:00:00:00:01', 1, 77, { kind: 'veth' }],
+  );
+  assert.equal(
+    [far.index, far.mtu, far.address, far.flags & 1, far.link, far.linkInfo],
+    [77, 1300, '02:00:00:00:00:02', 0, 66, { kind: 'veth' }],
+  );
+  assert.type(far.linkNetnsId, 'number');
+  assert.is((await refusal(socket.linkAdd({ name: 'veth0', linkInfo: { kind: 'veth' } }))).code, 'EEXIST');
+  await other.linkDelete(77);
+  assert.equal(await socket.linkList(), before);
+  assert.is((await refusal(socket.linkDelete('veth0'))).code, 'ENODEV');
+  await other.close();
+  ip('netns', 'delete', 'other');
+});
+
+test('a bridge and its ports, as `ip` tells them', async () => {
+  const settings = {
+    ...{ forwardDelay: 400, helloTime: 300, maxAge: 1000, ageingTime: 6000, stpState: 0, priority: 4096 },
+    mcastSnooping: false,
+  };
+  await socket.linkAdd({ name: 'br0', linkInfo: { kind: 'bridge', ...settings } });
+  assert.equal((await socket.linkGet('br0')).linkInfo, { kind: 'bridge', ...settings, vlanFiltering: false });
+  const shown = JSON.stringify(shownLink('br0')?.['linkinfo']);
+  assert.match(
+    shown,
+    '"forward_delay":400,"hello_time":300,"max_age":1000,"ageing_time":6000,"stp_state":0,"priority":4096',
+  );
+  assert.match(shown, '"mcast_snooping":0');
+  await socket.linkAdd({ name: 'port0', master: 'br0', linkInfo: { kind: 'veth' } });
+  const { index } = await socket.linkGet('br0');
+  assert.equal([(await socket.linkGet('port0')).master, shownLink('port0')?.['master']], [index, 'br0']);
+  await socket.linkSet('port0', { master: null });
+  assert.is((await socket.linkGet('port0')).master, undefined);
+  await socket.linkSet('port0', { master: index, mtu: 1350 });
+  assert.equal([shownLink('port0')?.['master'], shownLink('port0')?.['mtu']], ['br0', 1350]);
+  // Neither is that it leaves the bridge a link's going, nor what the bridge tells of it a link's coming.
+  const told: RouteChange[] = [];
+  const end = socket.watch((changes) => told.push(...changes));
+  await socket.linkSet('port0', { master: null });
+  await socket.linkDelete('port0');
+  for (let n = 0; n < 100 && !told.some(isDeletion('port0')); n++)
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  end();
+  assert.is(told.filter(isDeletion('port0')).length, 1);
+  await socket.linkDelete('br0');
+});
+const isDeletion = (name: string) => (change: RouteChange) =>
+  change.kind === 'link' && change.verb === 'delete' && change.link.name === name;
+
+test('links of other kinds, and those that the kernel does not have', async () => {
+  const vxlan = Buffer.from('0800010007000000' + '06000f0012b50000', 'hex'); // IFLA_VXLAN_ID 7, IFLA_VXLAN_PORT 4789
+  const kinds: readonly (readonly [command: string, linkInfo: LinkInfo])[] = [
+    ['name x0 type ifb', { kind: 'ifb' }],
+    ['name x0 type dummy', { kind: 'dummy' }],
+    ['link eth0 name x0 type macvlan mode bridge', { kind: 'macvlan', mode: 'bridge' }],
+    ['link eth0 name x0 type vlan protocol 802.1ad id 5', { kind: 'vlan', id: 5, protocol: '802.1ad' }],
+    ['name x0 type vxlan id 7 dstport 4789', { kind: 'unknown', name: 'vxlan', data: new Uint8Array(vxlan) }],
+  ];
+  const made: string[] = [];
+  for (const [words, linkInfo] of kinds) {
+    const tried = spawnSync('ip', ['link', 'add', ...words.split(' ')]);
+    const wanted = tried.status === 0 ? shownLink('x0')?.['linkinfo'] : undefined;
+    if (wanted) await socket.linkDelete('x0');
+    const refused = await socket
+      .linkAdd({ name: 'x0', linkInfo, ...(words.startsWith('link') && { link: 'eth0' }) })
+      .catch((error: NetlinkError) => error);
+    assert.is(refused?.code, wanted ? undefined : 'EOPNOTSUPP', words);
+    if (refused) continue;
+    made.push(linkInfo.kind);
+    assert.equal(shownLink('x0')?.['linkinfo'], wanted);
+    const found = (await socket.linkGet('x0')).linkInfo;
+    if (linkInfo.kind !== 'unknown') assert.equal(found, linkInfo);
+    else assert.ok(found?.kind === 'unknown' && found.name === linkInfo.name && found.data?.length);
+    await socket.linkDelete('x0');
+  }
+  assert.ok(made.length >= 2, String(made));
+  const none = await refusal(socket.linkAdd({ name: 'x0', linkInfo: { kind: 'unknown', name: 'teleport' } }));
+  assert.equal([none.code, none.operation, none.request], ['EOPNOTSUPP', 'add link x0', 'RTM_NEWLINK']);
+});
+
+test('a link changes its address, its name, its namespace', async () => {
+  await socket.linkAdd({ name: 'veth0', linkInfo: { kind: 'veth', peer: { name: 'veth1' } } });
+  await socket.linkSet('veth0', { name: 'lan0', address: '02:00:00:00:00:07', mtu: 1280 });
+  ip('link', 'property', 'add', 'dev', 'lan0', 'altname', 'the-one-to-the-left');
+  const { index, address, mtu, altNames } = await socket.linkGet('lan0');
+  assert.equal([address, mtu, altNames], ['02:00:00:00:00:07', 1280, ['the-one-to-the-left']]);
+  const process = spawn('unshare', ['-n', 'sh', '-c', 'echo; read _; ip -o link show'], {
+    stdio: ['pipe', 'pipe', 'inherit'],
+  });
+  await once(process.stdout, 'data');
+  await socket.linkSet(index, { netns: process.pid ?? 0, name: 'lan1' });
+  assert.is((await refusal(socket.linkGet('lan0'))).code, 'ENODEV');
+  let there = '';
+  process.stdout.on('data', (text) => {
+    there += text;
+  });
+  process.stdin.end('\n');
+  await once(process, 'close'); // the namespace goes, and the pair with it
+  assert.match(there, /lan1@/);
+  for (let n = 0; n < 100 && ip('link').includes('veth1'); n++) await new Promise((resolve) => setTimeout(resolve, 20));
+  assert.is((await refusal(socket.linkGet('veth1'))).code, 'ENODEV');
+  const nowhere = await socket.linkSet('eth0', { netns: '/run/netns/none' }).catch((error: SocketError) => error);
+  assert.equal([nowhere?.code, nowhere?.syscall], ['ENOENT', 'open /run/netns/none']);
+  assert.is((await refusal(socket.linkSet('eth0', { master: 'none0' }))).code, 'ENODEV');
+  assert.is((await refusal(socket.linkSet('eth0', { name: 'eth1' }))).code, 'EEXIST');
+});
+
+test('what a link is told is checked before', async () => {
+  const wrong = async (change: object) => (await refusal(socket.linkSet('eth0', change))).message;
+  assert.match(await wrong({ address: '02:00', mtu: '1500' }), /change\.mtu/);
+  assert.match(await wrong({ address: '02-00' }), /change\.address/);
+  assert.match(await wrong({ netns: '' }), /change\.netns/);
+  const make = async (linkInfo: object) => (await refusal(socket.linkAdd({ name: 'x0', linkInfo } as NewLink))).message;
+  assert.match(await make({ kind: 'vlan' }), /link\.linkInfo\.id/);
+  assert.match(await make({ kind: 'bridge', id: 5 }), /link\.linkInfo/);
+  assert.match(await make({ kind: 'veth', peer: { master: 'br0' } }), /link\.linkInfo\.peer/);
+  assert.match(await make({ kind: 'teleport' }), /link\.linkInfo\.kind/);
 });
 
 // ---- large dumps, and dumps while others change ----------------------------------------------------------------------------

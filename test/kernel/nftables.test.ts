@@ -181,6 +181,36 @@ test('get: one object, by its name or handle', async () => {
   assert.match(String(await socket.get({ ...tableX, table: 'x' } as never).catch((error: unknown) => error)), /key/);
 });
 
+test('get: elements, by their keys; of intervals by any key inside', async () => {
+  nftCommand(`table inet x {
+    set single { type ipv4_addr; flags timeout; elements = { 192.0.2.1 timeout 1h, 192.0.2.2 timeout 1h }; }
+    set ports { type inet_service; flags interval; elements = { 80, 90-100, 1000-65535 }; }
+    set pairs { type ipv4_addr . inet_service; flags interval; elements = { 10.0.0.0/8 . 80-90 }; }
+  }`);
+  const get = (set: string, ...elements: readonly Omit<NftElement, 'userdata'>[]) =>
+    socket.get({ kind: 'elements', family: 'inet', table: 'x', set, elements });
+  const found = await get('single', { key: nft.ip4('192.0.2.2') }, { key: nft.ip4('192.0.2.1') });
+  assert.equal(
+    found.elements.map(({ key, timeoutMs }) => [key, timeoutMs]),
+    [
+      [nft.ip4('192.0.2.2'), 3_600_000n],
+      [nft.ip4('192.0.2.1'), 3_600_000n],
+    ],
+  );
+  const port = (number: number) => ({ key: nft.be16(number) });
+  const end = (number: number) => ({ ...port(number), flags: ['intervalEnd'] as const });
+  assert.equal((await get('ports', port(95), end(95), port(80))).elements, [port(90), end(101), port(80)]);
+  const [open, ...behind] = (await get('ports', port(2000), end(2000))).elements;
+  assert.equal([open?.key, behind], [nft.be16(1000), []]);
+  const pair = { key: nft.bytes('0a00000000500000'), keyEnd: nft.bytes('0affffff005a0000') };
+  assert.equal((await get('pairs', { key: nft.bytes('0a01020300550000') })).elements, [pair]);
+  assert.equal((await get('pairs', pair)).elements, [pair]);
+  for (const missing of [get('ports', port(80), port(85)), get('none', port(80))])
+    assert.is((await refusal(missing)).code, 'ENOENT');
+  assert.equal((await socket.list('table')).length, 1); // the answers that came before the refusal are not taken for others
+  assert.match((await refusal(get('ports', { ...port(80), timeoutMs: 1n }))).message, /key\.elements\[0\]/);
+});
+
 test('changes of counters are told; of objects without a word, only their batch', async () => {
   const told: NftOperation[][] = [];
   const end = socket.watch((changes) => {

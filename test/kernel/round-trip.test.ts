@@ -5,6 +5,7 @@
 import { execFileSync } from 'node:child_process';
 import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
+import * as iptables from '../../src/intercept/iptables-words.js';
 import { NftablesSocket } from '../../src/netlink/nftables.js';
 import { RouteSocket } from '../../src/netlink/route.js';
 import { sequence } from '../../src/netlink/sequence.js';
@@ -50,7 +51,8 @@ const narrow = () => oneOf(9, 10, 11, 13, 14, 15, 17, 18, 19, 21, 22, 23);
 const set = { name: 's', dynamic: 'd' };
 
 type Kind = NftExpression['kind'];
-const expressions: { readonly [K in Exclude<Kind, 'unknown' | 'match' | 'target' | 'redir'>]: () => NftExpression } = {
+/** All but iptables' own, which come below. */
+const expressions: { readonly [K in Exclude<Kind, 'unknown' | 'match' | 'target'>]: () => NftExpression } = {
   meta: () =>
     below(3) === 0
       ? { kind: 'meta', key: oneOf('mark', 'priority'), sreg: narrow() }
@@ -131,6 +133,12 @@ const expressions: { readonly [K in Exclude<Kind, 'unknown' | 'match' | 'target'
       { kind: 'tproxy', family: 'unspec', regPort: narrow() },
       { kind: 'tproxy', family: oneOf('ip', 'ip6'), regAddr: wide(), ...sometimes({ regPort: narrow() }) },
     ),
+  redir: () => {
+    const flags = (['protoRandom', 'persistent', 'protoRandomFully'] as const).filter(() => below(2));
+    // With one port the kernel tells it as the first and the last, and by its flag.
+    const ports = { regProtoMin: narrow(), regProtoMax: narrow(), flags: ['protoSpecified' as const, ...flags] };
+    return { kind: 'redir', ...(below(2) ? ports : flags.length > 0 ? { flags } : {}) };
+  },
   ct: () =>
     oneOf<NftExpression>(
       { kind: 'ct', key: 'mark', sreg: narrow() },
@@ -184,6 +192,61 @@ test('expressions', async () => {
   assert.is(found.length, rules.length);
   for (const [index, { handle: _, ...rule }] of found.entries()) assert.equal(rule, rules[index], `SEED=${seed}`);
   await nftables.commit([{ verb: 'delete', object: { kind: 'table', family, name: table } }]);
+});
+
+const port = () => from(1, 0xffff);
+const mark = () => {
+  const mask = from(1, 0xffffffff);
+  return { value: (u32() & mask) >>> 0, mask };
+};
+const extensions: readonly ((of: 'ipv4' | 'ipv6') => iptables.Word)[] = [
+  () =>
+    iptables.destinationPorts(
+      Array.from({ length: from(1, 6) }, () => {
+        const start = port();
+        return { start: BigInt(start), end: BigInt(from(start, 0xffff)) };
+      }),
+    )[0] as iptables.Word,
+  () => iptables.connmark(mark()),
+  () => iptables.ctDirection(oneOf('ORIGINAL', 'REPLY')),
+  (of) => iptables.destinationType(oneOf('LOCAL', of === 'ipv4' ? 'BROADCAST' : 'MULTICAST')),
+  () => iptables.socketTransparent({ restoreMark: below(2) === 1 }),
+  () => iptables.owner({ name: 'root', id: 0 }), // without root there is no other user
+  () => iptables.cgroup('/'),
+  () => iptables.comment(`number ${u32()}`),
+  () => iptables.setMark(mark()),
+  () => iptables.setConnmark(mark()),
+  (of) => iptables.tproxy(of, port(), mark(), address(of)),
+];
+
+test("iptables' matches and targets", async () => {
+  for (const [family, of] of [
+    ['ip', 'ipv4'],
+    ['ip6', 'ipv6'],
+  ] as const) {
+    const inMangle = { family, table: 'mangle' } as const;
+    const rules = extensions.flatMap((make) =>
+      Array.from(
+        { length: 25 },
+        (): NftRule => ({
+          ...{ kind: 'rule', ...inMangle, chain: 'c' },
+          expressions: [...iptables.protocol('tcp').expressions, ...make(of).expressions],
+          ...{ compatProtocol: 6, compatFlags: 0 },
+        }),
+      ),
+    );
+    const objects: NftObject[] = [
+      { kind: 'table', family, name: 'mangle' },
+      { kind: 'chain', ...inMangle, name: 'c' },
+      ...rules,
+    ];
+    await nftables.commit(objects.map((object) => ({ verb: 'add', object })));
+    const found = await nftables.list('rule', inMangle);
+    assert.is(found.length, rules.length);
+    for (const [index, { expressions: read }] of found.entries())
+      assert.equal(read, rules[index]?.expressions, `SEED=${seed}`);
+    await nftables.commit([{ verb: 'delete', object: { kind: 'table', family, name: 'mangle' } }]);
+  }
 });
 
 test('tables, chains, sets and elements', async () => {
