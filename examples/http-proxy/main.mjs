@@ -5,6 +5,7 @@
 import { Agent, createServer, request as httpRequest } from 'node:http';
 import { parseArgs } from 'node:util';
 import { connectTransparent, createTransparentServer, relay } from 'linux-tproxy';
+import { serve } from '../serve.mjs';
 import { changed, endToEnd, hostOf, problemWith } from './headers.mjs';
 
 /**
@@ -232,14 +233,7 @@ function log({ socket, method, url }, outcome) {
 
 // From here on Node's server has an eye on its connections: headersTimeout, requestTimeout, closeIdleConnections().
 proxy.on('listening', () => http.emit('listening'));
-proxy.on('error', (error) => {
-  console.error(String(error));
-  process.exitCode = 1;
+serve(proxy, options.port, () => {
+  http.closeIdleConnections();
+  setTimeout(() => process.exit(), GRACE_MS).unref(); // or with the process
 });
-proxy.listen(Number(options.port), () => console.log(`ready on port ${options.port}`));
-for (const signal of ['SIGTERM', 'SIGINT'])
-  process.once(signal, () => {
-    proxy.close(); // the rules go when the last connection has gone
-    http.closeIdleConnections();
-    setTimeout(() => process.exit(), GRACE_MS).unref(); // or with the process
-  });

@@ -84,7 +84,7 @@ const setsBits = (mask, xor) => mask.every((byte, at) => (byte & /** @type {numb
 /** @param {Value} value @param {(bytes: Uint8Array) => string} write */
 const textOf = (value, write) => (value.constant ? write(value.constant) : value.words);
 /** @param {bigint} milliseconds */
-export function duration(milliseconds) {
+function duration(milliseconds) {
   let rest = Number(milliseconds);
   /** @type {[string, number][]} */
   const units = [
@@ -272,7 +272,8 @@ function rangeText(first, last, write) {
 export function elementTexts(elements, keyType, interval) {
   const write = TYPES[keyType]?.write ?? hex;
   const times = (/** @type {import('linux-tproxy/netlink').NftElement} */ element) =>
-    element.timeoutMs ? ` timeout ${duration(element.timeoutMs)}` : '';
+    (element.timeoutMs ? ` timeout ${duration(element.timeoutMs)}` : '') +
+    (element.expiresMs ? ` expires ${duration(element.expiresMs)}` : '');
   if (!interval) return elements.map((element) => write(element.key) + times(element));
   return elements.flatMap((element, at) => {
     if (element.flags?.includes('intervalEnd')) return [];

@@ -5,6 +5,7 @@ import { setMaxListeners } from 'node:events';
 import { parseArgs } from 'node:util';
 import { connectTransparent, createTransparentServer } from 'linux-tproxy';
 import { addressOf } from '../dialogue.mjs';
+import { serve } from '../serve.mjs';
 import { Session } from './session.mjs';
 
 const help = `usage: npm start -- --port PORT [--interface IF]... [--deny RECIPIENT]... [--tls hide|require|pass]
@@ -57,15 +58,7 @@ proxy.on('connection', async (client) => {
     client.resetAndDestroy();
   }
 });
-proxy.on('error', (error) => {
-  console.error(String(error));
-  process.exitCode = 1;
+serve(proxy, options.port, () => {
+  ending.abort(new Error('The proxy ends'));
+  for (const session of sessions) session.close();
 });
-proxy.listen(Number(options.port), () => console.log(`ready on port ${options.port}`));
-
-for (const signal of ['SIGTERM', 'SIGINT'])
-  process.once(signal, () => {
-    proxy.close(); // the rules go when the last session has gone
-    ending.abort(new Error('The proxy ends'));
-    for (const session of sessions) session.close();
-  });

@@ -3,6 +3,7 @@
  */
 import { parseArgs } from 'node:util';
 import { createTransparentServer } from 'linux-tproxy';
+import { serve } from '../serve.mjs';
 import { LARGEST_HELLO, readClientHello } from './hello.mjs';
 
 const help = `usage: npm start -- --port PORT [--interface IF]... [--allow NAME]... [--deny NAME]... [--nameless deny]
@@ -51,16 +52,9 @@ proxy.on('connection', (socket) => {
   socket.on('error', () => {}).setTimeout(HELLO_MS, () => socket.destroy());
   socket.resume().end(ACCESS_DENIED); // what was not read would turn the end into a reset, which overtakes the alert
 });
-proxy.on('error', (error) => {
-  console.error(String(error));
-  process.exitCode = 1;
+serve(proxy, options.port, () => {
+  setTimeout(() => process.exit(), GRACE_MS).unref(); // or with the process
 });
-proxy.listen(Number(options.port), () => console.log(`ready on port ${options.port}`));
-for (const signal of ['SIGTERM', 'SIGINT'])
-  process.once(signal, () => {
-    proxy.close(); // the rules go when the last connection has gone
-    setTimeout(() => process.exit(), GRACE_MS).unref(); // or with the process
-  });
 
 /**
  * Looks at the first bytes until they say the name. They stay where they are: the relay sends them on as they came.

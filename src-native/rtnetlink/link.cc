@@ -52,16 +52,15 @@ void put(Encoder& encode, Named attribute, const LinkInfo& info, LinkInfoAttribu
   const size_t opened = message.open(attribute, 0);
   std::visit(
       [&]<class Kind>(const Kind& kind) {
-        constexpr bool other = std::is_same_v<Kind, OtherKind>;
-        std::string name = Kind::kind;
-        if constexpr (other) name = kind.name;
-        encode.write(NETLINK_NAMED(IFLA_INFO_KIND), name, netlink::bareText);
-        const size_t data = message.open(NETLINK_NAMED(IFLA_INFO_DATA), 0);
-        if constexpr (other)
-          message.append(kind.data.data(), kind.data.size());
-        else
+        if constexpr (std::is_same_v<Kind, OtherKind>) {
+          encode.write(NETLINK_NAMED(IFLA_INFO_KIND), kind.name, netlink::bareText);
+          encode.write(NETLINK_NAMED(IFLA_INFO_DATA), kind.data, netlink::zeroAbsent(netlink::blob));
+        } else {
+          encode.write(NETLINK_NAMED(IFLA_INFO_KIND), std::string(Kind::kind), netlink::bareText);
+          const size_t data = message.open(NETLINK_NAMED(IFLA_INFO_DATA), 0);
           describe(encode, kind);
-        message.close(data);
+          message.close(data);
+        }
       },
       info);
   message.close(opened);

@@ -115,6 +115,11 @@ struct Kernel {
                  request.nlmsg_seq, number(0)));
   }
 
+  static bool asksForOne(uint16_t type) {
+    return type == RTM_GETLINK || type == RTM_GETROUTE || type == (NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETGEN) ||
+           type == (NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETTABLE);
+  }
+
   void each(const nlmsghdr& request) {
     listed.clear();
     for (unsigned i = below(4); i > 0; --i) {
@@ -135,7 +140,7 @@ struct Kernel {
         dump(request.header);
       else if (request.header.nlmsg_type == (NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETSETELEM))
         each(request.header);
-      else if (request.header.nlmsg_type == (NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETGEN))
+      else if (asksForOne(request.header.nlmsg_type))
         push(message(request.header.nlmsg_type, 0, request.header.nlmsg_seq, noise(48)));
       else if (refusing && below(3) == 0)
         answer(request.header, ENOENT);
@@ -288,6 +293,10 @@ void transactions(netlink::Connection& connection) {
   claims("execute", succeeds([&] { changeRule(connection, rtnetlink::Verb::add, rule); }));
   claims("executeAll",
          succeeds([&] { change(connection, std::vector<rtnetlink::Change>(1 + kernel.below(5), {.object = rule})); }));
+  claims("link", succeeds([&] {
+           rtnetlink::setLink(connection, {.index = 3},
+                              {.up = true, .mtu = 1400, .master = rtnetlink::Device{.index = 4}});
+         }));
   kernel.queue.clear();  // the kernel's answers to a batch are all there when it has been sent
   nftables::Operation operation{nftables::Verb::add, nftables::Table{.family = NFPROTO_INET, .name = "t"}};
   claims("commit", succeeds([&] {
@@ -295,8 +304,8 @@ void transactions(netlink::Connection& connection) {
          }));
 
   std::vector<Bytes> messages;
-  const bool got =
-      succeeds([&] { messages = connection.getEach("get", nftables::newMessage(nftables::Elements::messages.get, 0, 0)); });
+  const bool got = succeeds(
+      [&] { messages = connection.getEach("get", nftables::newMessage(nftables::Elements::messages.get, 0, 0)); });
   claims("getEach", got);
   if (got && kernel.lies == 0 && messages != kernel.listed) wrong("getEach gives what was not answered");
 
@@ -313,6 +322,10 @@ void transactions(netlink::Connection& connection) {
   (void)succeeds([&] { nftables::get<nftables::Table>(connection, {.family = NFPROTO_INET, .name = "t"}); });
   (void)succeeds([&] { nftables::get<nftables::Elements>(connection, {.family = NFPROTO_INET, .table = "t"}); });
   (void)succeeds([&] { nftables::resetCounters(connection, {}); });
+  (void)succeeds([&] { rtnetlink::getLink(connection, {.name = "eth0"}); });
+  (void)succeeds([&] { rtnetlink::listLinks(connection); });
+  (void)succeeds([&] { rtnetlink::listAddresses(connection, {}); });
+  (void)succeeds([&] { rtnetlink::getRoute(connection, {.family = AF_INET, .destination = {192, 0, 2, 1}}); });
 }
 
 }  // namespace
