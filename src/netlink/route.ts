@@ -204,12 +204,12 @@ export class RouteSocket {
    * Equivalent to: `( while read _; do :; done; ip rule del ...; ip route del ... ) <pipe &`
    */
   guard(rules: readonly Rule[], routes: readonly Route[], options: GuardOptions = {}): Guard {
-    checkGuard(rules, routes, options, ['batches', 'orphan', 'onEnd']);
+    checkGuard(rules, routes, options, ['batches', 'orphan', 'heir', 'onEnd']);
     const guard = this.#native.guard(rules, routes, { batches: [], ...options });
     return {
       ...guard,
       renew(rules, routes, options = {}) {
-        checkGuard(rules, routes, options, ['batches', 'orphan']);
+        checkGuard(rules, routes, options, ['batches', 'orphan', 'heir']);
         guard.renew(rules, routes, { batches: [], ...options });
       },
     };
