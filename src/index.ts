@@ -17,10 +17,10 @@ export {
 export { type Plan, type PlanOptions, planIntercept } from './intercept/plan.js';
 export type { LiveSets } from './intercept/sets.js';
 export type { WatchEvents } from './intercept/watch.js';
+export type { ListenOptions } from './listeners.js';
 export { type Relay, type RelayOptions, relay } from './relay.js';
 export {
   createTransparentServer,
-  type ListenOptions,
   TransparentServer,
   type TransparentServerOptions,
   type TransparentSocket,

@@ -80,6 +80,12 @@ export interface GuardOptions {
    * taken over by somebody else: the guard deletes the rest only if nobody has, and then the table too.
    */
   readonly orphan?: { readonly table: string; readonly owner: number; readonly graceMs: number };
+  /**
+   * Nothing is done where somebody else has begun to use the same: where there is an nf_tables table that does not belong to
+   * the socket of this port, and has one of these words in its name or comment. (Who comes late must not delete what a
+   * successor has made, and what looks just like it.) Not together with `orphan`.
+   */
+  readonly heir?: { readonly owner: number; readonly words: readonly string[] };
   /** Called once when somebody has ended the guard. */
   readonly onEnd?: () => void;
 }

@@ -3,7 +3,7 @@ import { isIP, Socket } from 'node:net';
 import { tellRelay } from './diagnostics.js';
 import { checkMilliseconds, checkOptions, errorFromFailure, invalidType, invalidValue } from './errors.js';
 import { Counter, type NativeRelayEvent, type NativeRelayLimits, native } from './native.js';
-import { hasUring, needsUring, type RelayThread, relayThread } from './thread.js';
+import { hasSplice, hasUring, needsUring, type RelayThread, relayThread } from './thread.js';
 import type { Endpoint, Engine, RelayCounts, RelayResult } from './types.js';
 
 export interface RelayLimits {
@@ -42,9 +42,13 @@ export interface Relay {
 
 const ENGINES: readonly (Engine | 'auto')[] = ['auto', 'uring', 'uring-splice', 'epoll', 'copy'];
 
-/** What the relay will run on: `auto` is `uring`, which measured fastest; where io_uring is forbidden or too old, `epoll`. */
+/**
+ * What the relay will run on: `auto` is `uring`, which measured fastest; where io_uring is forbidden or too old, `epoll`; where
+ * splice is, `copy`.
+ */
 export function chooseEngine(wanted: Engine | 'auto' = 'auto'): Engine {
   if (!ENGINES.includes(wanted)) throw invalidValue('engine', ENGINES.map((each) => `'${each}'`).join(' or '), wanted);
+  if (!hasSplice()) return 'copy';
   const engine = wanted === 'auto' ? 'uring' : wanted;
   return needsUring(engine) && !hasUring() ? 'epoll' : engine;
 }

@@ -3,8 +3,7 @@
  * with `relay` each is accepted, connected and relayed by the relay thread, and JavaScript only decides, or not even that.
  */
 import { EventEmitter } from 'node:events';
-import { type AddressInfo, createServer, isIP, type Server, type ServerOpts, Socket } from 'node:net';
-import { checkPort } from './connect.js';
+import { type AddressInfo, createServer, type Server, type ServerOpts, Socket } from 'node:net';
 import { originalDestination } from './destination.js';
 import { checkMilliseconds, checkOptions, invalidType, invalidValue, outOfRange } from './errors.js';
 import { type Acceptor, acceptFlows, checkTarget } from './flows.js';
@@ -13,8 +12,8 @@ import { type InstalledRules, leave } from './intercept/installation.js';
 import { OWN_KEEPALIVE_MS } from './intercept/named-sets.js';
 import type { Owner } from './intercept/owner.js';
 import { planIntercept } from './intercept/plan.js';
-import { parsePorts } from './intercept/ranges.js';
 import { shareDivert } from './intercept/shared.js';
+import { BACKLOG, checkListen, isWildcard, type ListenOptions, openListeners } from './listeners.js';
 import { Counter, type NativeRelayLimits, native } from './native.js';
 import {
   chooseEngine,
@@ -27,7 +26,6 @@ import {
   type RelayLimits,
   setOwner,
 } from './relay.js';
-import { passedListener } from './systemd.js';
 import { relayThread, startBroker } from './thread.js';
 import type {
   ChangedBy,
@@ -86,21 +84,6 @@ export interface TransparentServerOptions extends ServerOpts, RelayLimits {
 /** A net.Socket that knows whom its client meant to reach. */
 export type TransparentSocket = Socket & { readonly originalDestination: Endpoint };
 
-export interface ListenOptions {
-  /** 0: any free one. A range, '40000-40100': the first of it that is free. */
-  readonly port?: number | string;
-  readonly host?: string;
-  /**
-   * Instead of port and host: the socket that systemd has opened, by its FileDescriptorName= (default: the name of its unit),
-   * or `true` for the only one. It needs Transparent=yes, and then this process no capability.
-   */
-  readonly systemd?: string | true;
-  readonly backlog?: number;
-  readonly ipv6Only?: boolean;
-  readonly reusePort?: boolean;
-  readonly signal?: AbortSignal;
-}
-
 export interface TransparentServerEvents {
   listening: [];
   connection: [socket: TransparentSocket];
@@ -138,8 +121,6 @@ const OPTIONS = [
 
 /** Handshakes that are under way when the rules go to another process: the kernel repeats a lost answer after 1 and 3 s. */
 const HANDSHAKES_MS = 4_000;
-/** SYNs wait here while we are busy; the kernel cuts it to net.core.somaxconn. A short queue means SYN cookies. */
-const BACKLOG = 4096;
 const MOST_THREADS = 128;
 
 /**
@@ -224,11 +205,7 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
         : { port: first, ...(typeof host === 'string' && { host }), ...(typeof backlog === 'number' && { backlog }) }
     ) as ListenOptions;
     const { intercept } = this.#options;
-    if (options.systemd !== undefined && (options.port ?? options.host) !== undefined)
-      throw invalidValue('systemd', 'given without port and host: they are those of the socket', options.systemd);
-    portsOf(options);
-    if (options.host !== undefined && isIP(options.host) === 0)
-      throw invalidValue('host', 'an IP address (names are not looked up)', options.host);
+    checkListen(options);
     if (intercept)
       planIntercept({ ...intercept, port: 1, ...(!isWildcard(options.host) && { address: options.host }) });
     if (listener) this.once('listening', listener);
@@ -307,7 +284,14 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
 
   async #start(options: ListenOptions): Promise<void> {
     const { relay, netns, privileges, threads = 1 } = this.#options;
-    const listeners = this.#openListeners(options);
+    const { intercept } = this.#options;
+    const listeners = openListeners(options, {
+      threads,
+      netns,
+      transparent: intercept?.mode !== 'redirect',
+      families: intercept?.families,
+      split: relay !== undefined,
+    });
     try {
       const address = native.socketAddress(listeners[0]?.[0] as number);
       await this.#install(address);
@@ -380,50 +364,6 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
     }
     this.#state = 'listening';
     this.emit('listening');
-  }
-
-  /** For each thread: one, or one of each family; all on the same port. */
-  #openListeners(options: ListenOptions): number[][] {
-    const { threads = 1, netns, intercept } = this.#options;
-    const { host, systemd, backlog = BACKLOG } = options;
-    const transparent = intercept?.mode !== 'redirect';
-    if (systemd !== undefined) {
-      if (threads > 1) throw invalidValue('threads', '1 with a socket that systemd has opened', threads);
-      return [[passedListener(systemd, { transparent })]];
-    }
-    const reusePort = threads > 1 || options.reusePort === true;
-    const open = (addresses: readonly ListenAddress[], port: number): number[][] => {
-      const listeners: number[][] = Array.from({ length: threads }, () => []);
-      let common = port;
-      try {
-        for (const ofThread of listeners)
-          for (const each of addresses) {
-            const more = { port: common, backlog, transparent, reusePort, ...(netns !== undefined && { netns }) };
-            ofThread.push(native.openListener({ ...each, ...more }));
-            common ||= native.socketAddress(ofThread[0] as number).port;
-          }
-        return listeners;
-      } catch (error) {
-        for (const fd of listeners.flat()) native.closeDescriptor(fd);
-        throw error;
-      }
-    };
-    const ports = portsOf(options);
-    try {
-      return firstFree(ports, (port) => open(this.#addresses(options), port));
-    } catch (error) {
-      if (host !== undefined || (error as NodeJS.ErrnoException).code !== 'EAFNOSUPPORT') throw error;
-      return firstFree(ports, (port) => open([{ address: '0.0.0.0' }], port));
-    }
-  }
-
-  /** The wildcard takes both families. Where a relay thread accepts, IPv4 has a socket of its own, which costs it less. */
-  #addresses({ host, ipv6Only = false }: ListenOptions): ListenAddress[] {
-    const { relay, intercept } = this.#options;
-    if (host !== undefined) return [{ address: host, v6Only: ipv6Only }];
-    if (intercept?.families && !intercept.families.includes('ipv6')) return [{ address: '0.0.0.0' }];
-    if (relay === undefined || ipv6Only) return [{ address: '::', v6Only: ipv6Only }];
-    return [{ address: '::', v6Only: true }, { address: '0.0.0.0' }];
   }
 
   /** No new connections; those that are open go on, and need the rules until their end. */
@@ -573,34 +513,3 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
 /** Where answers to foreign addresses are not brought here, servers see this host. */
 const usualSource = (intercept: InterceptOptions | undefined) =>
   intercept?.mode === 'redirect' ? ('proxy' as const) : ('client' as const);
-
-const isWildcard = (host: string | undefined): host is '0.0.0.0' | '::' | undefined =>
-  host === undefined || host === '0.0.0.0' || host === '::';
-
-/** From the first to the last that may be tried. */
-function portsOf({ port = 0 }: ListenOptions): { first: number; last: number } {
-  if (typeof port === 'number') {
-    checkPort('port', port, 0);
-    return { first: port, last: port };
-  }
-  const [range, more] = parsePorts('port', [port]);
-  if (!range || more) throw invalidValue('port', "a port or a range such as '40000-40100'", port);
-  return { first: Number(range.start), last: Number(range.end) };
-}
-
-function firstFree<T>({ first, last }: { first: number; last: number }, open: (port: number) => T): T {
-  // One that the kernel has chosen (0) may be free in one family only.
-  const tries = first === 0 ? 10 : last - first + 1;
-  for (let at = 1; ; at++) {
-    try {
-      return open(first === 0 ? 0 : first + at - 1);
-    } catch (error) {
-      if ((error as NodeJS.ErrnoException).code !== 'EADDRINUSE' || at === tries) throw error;
-    }
-  }
-}
-
-interface ListenAddress {
-  readonly address: string;
-  readonly v6Only?: boolean;
-}

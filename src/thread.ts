@@ -79,6 +79,14 @@ export function hasUring(): boolean {
   return uring;
 }
 
+let splice: boolean | undefined;
+
+/** Whether bulk can be moved inside the kernel here: asked once. */
+export function hasSplice(): boolean {
+  splice ??= native.hasSplice();
+  return splice;
+}
+
 export const needsUring = (engine: Engine) => engine === 'uring' || engine === 'uring-splice';
 
 /** The thread (of several, by index) for a namespace (a path), or for the process's own; `uring` has threads of its own. */

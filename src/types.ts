@@ -30,7 +30,7 @@ export type PortSpec = number | string;
  * How relayed bytes are moved. `uring`: readiness and short messages by an io_uring, bulk by splice(2). `epoll`: the same
  * with epoll and recv. `uring-splice`: as `uring`, but bulk by IORING_OP_SPLICE, which the kernel leaves to worker threads:
  * slower on few CPUs. `copy`: recv/send in native memory only. `auto`, the default of every option, is `uring`, which
- * measured fastest, or `epoll` where io_uring is forbidden; and where splice is, either copies.
+ * measured fastest, or `epoll` where io_uring is forbidden. Where splice is, all are `copy`.
  */
 export type Engine = 'uring' | 'uring-splice' | 'epoll' | 'copy';
 

@@ -46,6 +46,13 @@ guard::Orphan orphanOf(Napi::Object js, std::vector<guard::Datagram>& work) {
   return orphan;
 }
 
+guard::Heir heirOf(Napi::Object js) {
+  guard::Heir heir{.owner = js.Get("owner").As<Napi::Number>().Uint32Value(), .words = {}};
+  const auto words = js.Get("words").As<Napi::Array>();
+  for (uint32_t i = 0; i < words.Length(); ++i) heir.words += std::string(words.Get(i).As<Napi::String>()) + '\n';
+  return heir;
+}
+
 // The guard as JavaScript has it: it goes with the last function that refers to it.
 class Guard : public std::enable_shared_from_this<Guard> {
  public:
@@ -66,6 +73,12 @@ class Guard : public std::enable_shared_from_this<Guard> {
     std::optional<guard::Orphan> left;
     if (!orphan.IsUndefined()) left = orphanOf(orphan.As<Napi::Object>(), work);
     const bool needsNftables = !work.empty();
+    const Napi::Value heir = member(options, "heir");
+    std::optional<guard::Heir> next;
+    if (!heir.IsUndefined()) next = heirOf(heir.As<Napi::Object>());
+    const auto tell = [&](guard::Process& process) {
+      process.renew(work, left ? &*left : nullptr, next ? &*next : nullptr);
+    };
 
     std::vector<rtnetlink::Rule> deletedRules;
     std::vector<rtnetlink::Route> deletedRoutes;
@@ -80,13 +93,14 @@ class Guard : public std::enable_shared_from_this<Guard> {
     if (!requests.empty()) work.push_back({guard::Socket::route, std::move(requests)});
 
     if (work.empty()) return rest();
-    if (process_ && (process_->hasNftables() || !needsNftables)) return process_->renew(work, left ? &*left : nullptr);
+    if (process_ && (process_->hasNftables() || !needsNftables)) return tell(*process_);
     // The old one, if any, is ended when the new one knows what to do.
     std::optional<netlink::Connection> nftables;
     if (needsNftables) nftables.emplace(NETLINK_NETFILTER, netns_);
-    auto process = std::make_unique<guard::Process>(connection.descriptor(), nftables ? nftables->descriptor() : -1);
+    auto process =
+        std::make_unique<guard::Process>(connection.descriptor(), nftables ? nftables->descriptor() : -1, netns_);
     try {
-      process->renew(work, left ? &*left : nullptr);
+      tell(*process);
     } catch (...) {
       process->disarm();
       throw;

@@ -18,6 +18,7 @@
 #include <cerrno>
 #include <cstring>
 #include <ctime>
+#include <string_view>
 
 #include "broker/serve.h"
 #include "guard/process.h"
@@ -44,6 +45,22 @@ bool tell(Socket socket, Bytes requests) {
   return send(static_cast<int>(socket), requests.data, requests.size, 0) >= 0;
 }
 
+// Of a message that tells of a table: the netlink port that it belongs to, 0 for none.
+unsigned ownerOf(Bytes message) {
+  for (size_t at = NLMSG_LENGTH(sizeof(nfgenmsg)); at + sizeof(nlattr) <= message.size;) {
+    nlattr attribute;
+    std::memcpy(&attribute, message.data + at, sizeof attribute);
+    if (attribute.nla_len < sizeof attribute) break;
+    if ((attribute.nla_type & NLA_TYPE_MASK) == NFTA_TABLE_OWNER && at + NLA_HDRLEN + 4 <= message.size) {
+      const auto* bytes = reinterpret_cast<const unsigned char*>(message.data + at + NLA_HDRLEN);
+      return static_cast<unsigned>(bytes[0]) << 24 | static_cast<unsigned>(bytes[1]) << 16 |
+             static_cast<unsigned>(bytes[2]) << 8 | bytes[3];
+    }
+    at += NLA_ALIGN(attribute.nla_len);
+  }
+  return 0;
+}
+
 // Whether it is orphaned, or will be: its owner may be dying this moment.
 bool isOrphan(Bytes question, unsigned owner) {
   if (!tell(Socket::nftables, question)) return false;
@@ -53,19 +70,8 @@ bool isOrphan(Bytes question, unsigned owner) {
   if (size < static_cast<ssize_t>(sizeof header)) return false;
   std::memcpy(&header, answer, sizeof header);
   if (header.nlmsg_type != (NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWTABLE)) return false;  // an error: it is gone
-  for (size_t at = NLMSG_LENGTH(sizeof(nfgenmsg)); at + sizeof(nlattr) <= static_cast<size_t>(size);) {
-    nlattr attribute;
-    std::memcpy(&attribute, answer + at, sizeof attribute);
-    if (attribute.nla_len < sizeof attribute) return false;
-    if ((attribute.nla_type & NLA_TYPE_MASK) == NFTA_TABLE_OWNER && at + NLA_HDRLEN + 4 <= static_cast<size_t>(size)) {
-      const auto* bytes = reinterpret_cast<const unsigned char*>(answer + at + NLA_HDRLEN);
-      const unsigned found = static_cast<unsigned>(bytes[0]) << 24 | static_cast<unsigned>(bytes[1]) << 16 |
-                             static_cast<unsigned>(bytes[2]) << 8 | bytes[3];
-      return found == owner;
-    }
-    at += NLA_ALIGN(attribute.nla_len);
-  }
-  return true;
+  const unsigned found = ownerOf({answer, static_cast<size_t>(size)});
+  return found == 0 || found == owner;
 }
 
 // Owned by this process nobody can take it over any more. Refused: somebody was faster. The kernel answers a batch with
@@ -89,6 +95,39 @@ bool outlastsGrace(const Preface& orphan, Bytes question) {
     if (left <= 0) return true;
     const timespec pause{.tv_sec = 0, .tv_nsec = (left < lookEveryMs ? left : lookEveryMs) * 1'000'000};
     nanosleep(&pause, nullptr);
+  }
+}
+
+bool hasOneOf(Bytes words, std::string_view text) {
+  std::string_view rest{words.data, words.size};
+  for (size_t end; (end = rest.find('\n')) != rest.npos; rest.remove_prefix(end + 1))
+    if (text.find(rest.substr(0, end)) != text.npos) return true;
+  return false;
+}
+
+// Whether somebody else has begun to use what this is about to delete, and has cleared away what there was himself. What
+// cannot be known is taken for a no.
+bool isInherited(Bytes words, unsigned owner) {
+  const int socket = ::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_NETFILTER);
+  struct {
+    nlmsghdr header;
+    nfgenmsg family;
+  } question{};
+  question.header.nlmsg_len = sizeof question;
+  question.header.nlmsg_type = NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETTABLE;
+  question.header.nlmsg_flags = NLM_F_REQUEST | NLM_F_DUMP;
+  if (send(socket, &question, sizeof question, 0) < 0) return false;
+  alignas(nlmsghdr) static char answer[32768];  // NLMSG_GOODSIZE at most
+  for (;;) {
+    const ssize_t size = recv(socket, answer, sizeof answer, 0);
+    if (size <= 0) return false;
+    nlmsghdr header;
+    for (size_t at = 0; at + sizeof header <= static_cast<size_t>(size); at += NLMSG_ALIGN(header.nlmsg_len)) {
+      std::memcpy(&header, answer + at, sizeof header);
+      if (header.nlmsg_type != (NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWTABLE)) return false;  // the end, or an error
+      const Bytes message{answer + at, header.nlmsg_len};
+      if (ownerOf(message) != owner && hasOneOf(words, {message.data, message.size})) return true;
+    }
   }
 }
 
@@ -117,17 +156,19 @@ int main(int count, char** arguments) {
   const Preface& preface = work.preface;
   const Bytes question{work.bytes, preface.question};
   const Bytes takeover{question.data + question.size, preface.takeover};
+  const Bytes words{takeover.data + takeover.size, preface.words};
 
   if (question.size != 0) {
     // The parent may live on, having let go of the table: it is not to wait for the rest.
     if (fork() != 0) return 0;
     if (!outlastsGrace(preface, question) || !takeOver(takeover)) return 0;
   }
+  if (words.size != 0 && isInherited(words, preface.owner)) return 0;
   // The kernel works each datagram off inside the call. A request that fails (for what it is about is gone already) does
   // not keep it from the next one. The answers are for nobody.
   int failed = 0;
   Header header{};
-  for (size_t at = question.size + takeover.size; at < preface.length; at += header.length) {
+  for (size_t at = question.size + takeover.size + words.size; at < preface.length; at += header.length) {
     std::memcpy(&header, work.bytes + at, sizeof header);
     at += sizeof header;
     if (header.length > 0 && !tell(header.socket, {work.bytes + at, header.length})) failed = 1;

@@ -20,7 +20,7 @@ constexpr int capabilities[] = {CAP_NET_ADMIN};
 
 }  // namespace
 
-Process::Process(int route, int nftables) : hasNftables_(nftables >= 0) {
+Process::Process(int route, int nftables, const std::string& netns) : hasNftables_(nftables >= 0) {
   const UniqueFd memory(memfd_create("linux-tproxy-guard", MFD_CLOEXEC));
   if (!memory || ftruncate(memory.get(), sizeof(Orders)) != 0) throw socket::Error(errno, "memfd_create");
   void* shared = mmap(nullptr, sizeof(Orders), PROT_READ | PROT_WRITE, MAP_SHARED, memory.get(), 0);
@@ -37,12 +37,12 @@ Process::Process(int route, int nftables) : hasNftables_(nftables >= 0) {
                                 .standardError = nftables,
                                 .memory = memory.get(),
                                 .capabilities = capabilities,
-                                .netns = {}});
+                                .netns = netns});
 }
 
 void Process::Unmap::operator()(Orders* orders) const { munmap(orders, sizeof *orders); }
 
-void Process::renew(std::span<const Datagram> datagrams, const Orphan* orphan) {
+void Process::renew(std::span<const Datagram> datagrams, const Orphan* orphan, const Heir* heir) {
   const std::uint32_t next = orders_->current == 0 ? 1 : 0;
   Work& work = orders_->work[next];
   work.preface = {};
@@ -57,6 +57,11 @@ void Process::renew(std::span<const Datagram> datagrams, const Orphan* orphan) {
     work.preface.takeover = static_cast<std::uint32_t>(orphan->takeover.size());
     work.preface.graceMs = orphan->graceMs;
     work.preface.owner = orphan->owner;
+  }
+  if (heir) {
+    append(heir->words.data(), heir->words.size());
+    work.preface.words = static_cast<std::uint32_t>(heir->words.size());
+    work.preface.owner = heir->owner;
   }
   for (const Datagram& datagram : datagrams) {
     const Header header{.socket = datagram.socket, .length = static_cast<std::uint32_t>(datagram.bytes.size())};

@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "child/process.h"
@@ -28,12 +29,19 @@ struct Orphan {
   std::uint32_t graceMs, owner;                  // the netlink port of its owner
 };
 
+// Somebody else who has begun to use what was this process's: an nf_tables table that is not its `owner`'s and has one of
+// these words in its name or comment.
+struct Heir {
+  std::uint32_t owner;  // a netlink port
+  std::string words;    // each with a newline behind it
+};
+
 // ---- the memory that a guard shares with its parent ------------------------------------------------------------------
 
-// In front of all that a guard has to do, of which `length` bytes follow: the two of Orphan (no question: no orphan), then
-// the datagrams.
+// In front of all that a guard has to do, of which `length` bytes follow: the two of Orphan (no question: no orphan), the words
+// of Heir, then the datagrams. The owner is Orphan's or Heir's: there is one or the other, or neither.
 struct Preface {
-  std::uint32_t length, question, takeover, graceMs, owner;
+  std::uint32_t length, question, takeover, words, graceMs, owner;
 };
 // In front of each datagram.
 struct Header {
@@ -60,18 +68,19 @@ inline constexpr int ordersDescriptor = 3;
 // grace).
 class Process {
  public:
-  // With copies of one or two sockets (-1: none). It has CAP_NET_ADMIN where this process has it, and nothing to do yet.
+  // With copies of one or two sockets (-1: none), in the namespace at `netns` (empty: this thread's), where it looks for
+  // heirs. It has CAP_NET_ADMIN where this process has it, and nothing to do yet.
   // Throws socket::Error.
-  explicit Process(int route, int nftables);
+  Process(int route, int nftables, const std::string& netns);
   Process(const Process&) = delete;
   Process& operator=(const Process&) = delete;
   ~Process() { work(); }
 
   bool hasNftables() const { return hasNftables_; }
   // When this process ends, in whatever way, these are sent, one after the other, in place of what was to be sent before.
-  // An orphan that is taken over by somebody else spares all of them. To tell it takes no system call. Throws
-  // socket::Error.
-  void renew(std::span<const Datagram> datagrams, const Orphan* orphan = nullptr);
+  // An orphan that is taken over by somebody else spares all of them, and so does an heir. To tell it takes no system
+  // call. Throws socket::Error.
+  void renew(std::span<const Datagram> datagrams, const Orphan* orphan, const Heir* heir);
   // It has nothing to do any more.
   void rest() { orders_->current = Orders::nothing; }
 

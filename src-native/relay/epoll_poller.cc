@@ -26,9 +26,9 @@ void EpollPoller::add(int fd, Watch& watch) {
 
 void EpollPoller::remove(int fd, Watch&) { epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr); }
 
-std::span<Ready> EpollPoller::wait(int timeoutMs) {
+std::span<Ready> EpollPoller::wait(Waiting waiting) {
   ready_.clear();
-  const int count = epoll_wait(epoll_.get(), events_.data(), static_cast<int>(events_.size()), timeoutMs);
+  const int count = epoll_wait(epoll_.get(), events_.data(), static_cast<int>(events_.size()), waiting.timeoutMs);
   if (count < 0 && errno != EINTR) throw socket::Error(errno, "epoll_wait");
   for (const epoll_event& event : std::span(events_).first(static_cast<std::size_t>(std::max(count, 0)))) {
     Ready& ready = ready_.emplace_back();

@@ -18,7 +18,7 @@ class EpollPoller : public Poller {
   void want(int, Watch&, const Wanted&) override {}
   void remove(int fd, Watch& watch) override;
   void close(UniqueFd, Watch&) override {}  // which takes it out as well
-  std::span<Ready> wait(int timeoutMs) override;
+  std::span<Ready> wait(Waiting waiting) override;
 
  private:
   UniqueFd epoll_;

@@ -14,7 +14,7 @@ namespace tproxy::relay {
 
 namespace {
 
-constexpr int acceptsPerTurn = 64;
+constexpr int acceptsPerTurn = 8;     // a turn with many is long, and whoever has a connection already waits for it
 constexpr int acceptsAtClose = 4096;  // as many as wait at most
 constexpr std::int64_t acceptRetryMs = 100;
 
@@ -101,7 +101,7 @@ void Loop::wait() {
   else if (const auto next = timers_.next())
     timeout = std::clamp<std::int64_t>(*next - monotonicMs(), 0, 1'000'000);
 
-  const auto events = poller_.wait(static_cast<int>(timeout));
+  const auto events = poller_.wait({.timeoutMs = static_cast<int>(timeout), .bulk = workspace_.onlyBulk()});
   now_ = monotonicMs();
   ++workspace_.turn;
   for (Ready& ready : events) hear(ready);

@@ -55,11 +55,14 @@ struct Workspace {
     if (cargos.size() < keptIdle) cargos.push_back(std::move(cargo));
   }
 
+  bool onlyBulk() const {
+    constexpr std::uint64_t lately = 64;
+    return shortAt + lately <= turn;
+  }
   // A direction may move so much before others have their turn, and one splice too: less while short messages go as well.
   std::size_t bytesPerTurn() const {
     constexpr std::size_t alone = std::size_t{1024} * 1024;
-    constexpr std::uint64_t soon = 64;
-    return shortAt + soon > turn ? alone / 4 : alone;
+    return onlyBulk() ? alone : alone / 4;
   }
 };
 

@@ -54,6 +54,12 @@ struct Ready {
   std::uint8_t disarmed = 0;   // of Watch::armed
 };
 
+struct Waiting {
+  int timeoutMs;  // -1 = without end
+  // Nothing but bulk has gone lately: what comes next is better late and much than soon and little.
+  bool bulk = false;
+};
+
 class Poller {
  public:
   virtual ~Poller() = default;
@@ -76,8 +82,8 @@ class Poller {
   virtual void close(UniqueFd fd, Watch& watch) = 0;
   // What was closed is, and nothing holds it open any more.
   virtual void finishClosing() {}
-  // Blocks for at most so many milliseconds, -1 = without end. What it gives is the caller's until the next call.
-  virtual std::span<Ready> wait(int timeoutMs) = 0;
+  // Blocks. What it gives is the caller's until the next call.
+  virtual std::span<Ready> wait(Waiting waiting) = 0;
 };
 
 }  // namespace tproxy::relay

@@ -87,6 +87,7 @@ void Thread::start() {
     thread_ = std::thread(&Thread::main, this, std::move(started));
   } catch (const std::system_error& failure) {
     pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    wake_.reset();
     throw socket::Error(failure.code().value(), "pthread_create");
   }
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
@@ -94,6 +95,7 @@ void Thread::start() {
     result.get();
   } catch (...) {
     thread_.join();
+    wake_.reset();
     throw;
   }
 }

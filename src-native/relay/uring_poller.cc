@@ -180,7 +180,7 @@ void UringPoller::cancel(std::uint64_t userData) {
 
 // ---- waiting --------------------------------------------------------------------------------------------------------
 
-std::span<Ready> UringPoller::wait(int timeoutMs) {
+std::span<Ready> UringPoller::wait(Waiting waiting) {
   if (!wakeArmed_) {
     poll(wake_, 0, edges, EPOLLIN, true);
     wakeArmed_ = true;
@@ -191,28 +191,31 @@ std::span<Ready> UringPoller::wait(int timeoutMs) {
     if (!std::exchange(splicesArmed_, true)) poll(splices_->fd(), 0, splices, EPOLLIN, false);
     splices_->submit();
   }
-  waitForCqes(ready_.empty() ? timeoutMs : 0);
+  if (!ready_.empty()) waiting.timeoutMs = 0;
+  waitForCqes(waiting);
   ring_.forEachCqe(cqesPerTurn, [this](const io_uring_cqe& cqe) { translate(cqe); });
   if (splices_) splices_->forEachCqe(completions, [this](const io_uring_cqe& cqe) { translate(cqe); });
   return ready_;
 }
 
-void UringPoller::waitForCqes(int timeoutMs) {
-  if (timeoutMs == 0 || hasCqe()) return ring_.submitAndGetEvents();
-  const auto start = std::chrono::steady_clock::now();
-  if (!gate_.open() || !spin(start + SpinGate::limit)) ring_.submitAndWait(timeoutMs);
-  gate_.waited(std::chrono::steady_clock::now() - start);
-}
-
 // Sleeping and being woken costs more than what is waited for here: the other side of an exchange, or the peers' turn on
-// this CPU, which they get.
-bool UringPoller::spin(std::chrono::steady_clock::time_point end) {
-  do {
+// this CPU, which they get. For bulk one look is always worth it: where peers wait for the CPU there is more to move once
+// they had it, and where none does it is over at once.
+void UringPoller::waitForCqes(Waiting waiting) {
+  if (waiting.timeoutMs == 0 || hasCqe()) return ring_.submitAndGetEvents();
+  const auto most = gate_.open() ? SpinGate::limit : SpinGate::Duration(waiting.bulk ? 1 : 0);
+  const auto start = std::chrono::steady_clock::now();
+  SpinGate::Duration given{0};
+  for (auto looked = start; looked - start < most && given == given.zero();) {
     ring_.submitAndGetEvents();
-    if (hasCqe()) return true;
+    if (hasCqe()) break;
     sched_yield();
-  } while (std::chrono::steady_clock::now() < end);
-  return false;
+    const auto now = std::chrono::steady_clock::now();
+    if (now - looked >= SpinGate::givenAway) given = now - looked;
+    looked = now;
+  }
+  if (!hasCqe()) ring_.submitAndWait(waiting.timeoutMs);
+  gate_.waited(std::chrono::steady_clock::now() - start - given);
 }
 
 void UringPoller::translate(const io_uring_cqe& cqe) {

@@ -14,10 +14,13 @@ namespace tproxy::relay {
 
 // Whether to look again for a moment before sleeping: worth it only while what is waited for comes within that moment, as
 // the mean of the last waits tells. Not how often it did: completions of what was sent come at once, whatever the pace.
+// Time in which others had the CPU is no part of it: looking again burnt none then.
 class SpinGate {
  public:
   using Duration = std::chrono::steady_clock::duration;
   static constexpr Duration limit = std::chrono::microseconds(60);
+  // A yield that took so long let somebody else run.
+  static constexpr Duration givenAway = std::chrono::microseconds(25);
   bool open() const { return mean_ < limit; }
   void waited(Duration duration) { mean_ += (std::min(duration, longest) - mean_) / weight; }
 
@@ -41,7 +44,7 @@ class UringPoller : public Poller {
   void finishSplicing() override;
   void close(UniqueFd fd, Watch& watch) override;
   void finishClosing() override { ring_.submitAndGetEvents(); }
-  std::span<Ready> wait(int timeoutMs) override;
+  std::span<Ready> wait(Waiting waiting) override;
 
  private:
   void poll(int fd, std::uint64_t token, unsigned kind, unsigned events, bool multishot);
@@ -49,8 +52,7 @@ class UringPoller : public Poller {
   void armReceive(int fd, Watch& watch);
   void cancel(std::uint64_t userData);
   void forget(Watch& watch);
-  void waitForCqes(int timeoutMs);
-  bool spin(std::chrono::steady_clock::time_point end);
+  void waitForCqes(Waiting waiting);
   void translate(const io_uring_cqe& cqe);
   bool hasCqe() const { return ring_.hasCqe() || (splices_ && splices_->hasCqe()); }
 

@@ -1,7 +1,6 @@
 /** What the relay is allowed of the kernel: without it connections are relayed too, only slower. */
 import { readFileSync } from 'node:fs';
-import { native } from '../native.js';
-import { hasUring } from '../thread.js';
+import { hasSplice, hasUring } from '../thread.js';
 import type { Finding } from '../types.js';
 import { ok } from './look.js';
 
@@ -29,7 +28,7 @@ function uring(): Finding {
 
 function splice(): Finding {
   const id = 'splice';
-  if (native.hasSplice()) return ok(id, 'splice is allowed', 'bulk is moved inside the kernel');
+  if (hasSplice()) return ok(id, 'splice is allowed', 'bulk is moved inside the kernel');
   return {
     id,
     severity: 'warn',

@@ -5,7 +5,7 @@
 import type { NftOperation } from '../netlink/types.js';
 import { backendOf } from './backend.js';
 import type { Kernel } from './kernel.js';
-import { tableObject } from './nftables.js';
+import { claimWords, tableObject } from './nftables.js';
 import type { Plan } from './plan.js';
 
 export class Guarding {
@@ -36,9 +36,9 @@ export class Guarding {
     const { guard, nftables } = this.#kernel;
     guard.renew([...rules].reverse(), [...routes].reverse(), {
       batches: backendOf(this.#plan).outlives ? this.batches : [],
-      ...(lifetime === 'persist' && {
-        orphan: { table: tableObject(this.#plan).name, owner: nftables.portId, graceMs },
-      }),
+      ...(lifetime === 'persist'
+        ? { orphan: { table: tableObject(this.#plan).name, owner: nftables.portId, graceMs } }
+        : { heir: { owner: nftables.portId, words: claimWords(this.#plan) } }),
     });
     this.isLost = false;
     this.#kernel.onGuardEnd = () => {

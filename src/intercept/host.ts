@@ -173,7 +173,7 @@ function checkInterfaces({ links }: HostState, interfaces: readonly string[]): v
     if (!names.includes(name))
       throw new InterceptError(
         'ERR_TPROXY_NO_INTERFACE',
-        `There is no interface '${name}' here, only ${names.join(', ')}`,
+        `There is no interface '${name}' here, only ${names.join(', ')}. It may go and come back later, but has to be there now; left out, interfaces means all, those that appear later included`,
         'check',
       );
 }

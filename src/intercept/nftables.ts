@@ -38,6 +38,13 @@ export function claimText({ fwmark, table, priority, families, ownHost, rules, b
   return `fwmark ${mark} table ${table} priority ${priority} ${families.join(' ')}${ownHost ? ' own-host' : ''} rules ${rules}${backend === 'iptables' ? ' iptables' : ''}`;
 }
 
+/** In a claim, or the name of a table, that is in another's way: nobody else has any of these. */
+export const claimWords = ({ nftTable, table, priority }: PlanFacts): string[] => [
+  ` table ${table} priority `,
+  ` priority ${priority} ipv`,
+  `${nftTable}\0`, // and not one that begins like this
+];
+
 export function claimOfPlan(plan: PlanFacts): string {
   const { fwmark, table, priority, families, backend } = plan;
   const ownHost = plan.ownHost !== undefined;

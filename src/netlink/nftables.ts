@@ -8,8 +8,8 @@ import {
   checkListFilter,
   checkNftWatch,
   checkOperations,
-  checkSocketOptions,
-} from './check.js';
+} from './check/nftables.js';
+import { checkSocketOptions } from './check/schema.js';
 import type { NetlinkSocketOptions } from './route.js';
 import type { NftChange, NftCounter, NftFamily, NftGeneration, NftKey, NftObject, NftOperation } from './types.js';
 import { Watches } from './watches.js';

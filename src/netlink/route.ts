@@ -2,21 +2,21 @@
 import { checkOptions } from '../errors.js';
 import { type Guard, type GuardOptions, type NativeRouteSocket, native } from '../native.js';
 import type { Family } from '../types.js';
+import { checkOperations } from './check/nftables.js';
 import {
   checkAddress,
   checkFamily,
   checkLink,
   checkLinkChange,
   checkNewLink,
-  checkOperations,
   checkRoute,
   checkRouteFilter,
   checkRouteOperations,
   checkRouteQuery,
   checkRouteWatch,
   checkRule,
-  checkSocketOptions,
-} from './check.js';
+} from './check/rtnetlink.js';
+import { checkSocketOptions } from './check/schema.js';
 import type {
   Address,
   Link,
@@ -90,7 +90,7 @@ export class RouteSocket {
     await this.#native.ruleDelete(rule);
   }
 
-  /** Equivalent to: `ip -4 rule; ip -6 rule`. */
+  /** Equivalent to: `ip -4 rule; ip -6 rule`. (The kernel tells all of them or none.) */
   async ruleList(family?: Family): Promise<Rule[]> {
     checkFamily(family);
     return this.#native.ruleList(family);
@@ -191,7 +191,7 @@ export class RouteSocket {
     await this.#native.addressDelete(address);
   }
 
-  /** Equivalent to: `ip address`. */
+  /** Equivalent to: `ip address`. (No single one: the kernel would tell IPv6 addresses only.) */
   async addressList(family?: Family): Promise<Address[]> {
     checkFamily(family);
     return this.#native.addressList(family);
@@ -204,12 +204,12 @@ export class RouteSocket {
    * Equivalent to: `( while read _; do :; done; ip rule del ...; ip route del ... ) <pipe &`
    */
   guard(rules: readonly Rule[], routes: readonly Route[], options: GuardOptions = {}): Guard {
-    checkGuard(rules, routes, options, ['batches', 'orphan', 'onEnd']);
+    checkGuard(rules, routes, options, ['batches', 'orphan', 'heir', 'onEnd']);
     const guard = this.#native.guard(rules, routes, { batches: [], ...options });
     return {
       ...guard,
       renew(rules, routes, options = {}) {
-        checkGuard(rules, routes, options, ['batches', 'orphan']);
+        checkGuard(rules, routes, options, ['batches', 'orphan', 'heir']);
         guard.renew(rules, routes, { batches: [], ...options });
       },
     };

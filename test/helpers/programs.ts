@@ -3,7 +3,14 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { createInterface } from 'node:readline';
 import { opened, until } from './relays.js';
 
-export type Line = { port?: number; engine?: string; kind?: string; failure?: { code: string }; counters?: string[] };
+export type Line = {
+  port?: number;
+  engine?: string;
+  kind?: string;
+  left?: number;
+  failure?: { code: string };
+  counters?: string[];
+};
 
 /** Starts a command, and gives the lines that it prints. */
 export function start(command: string[]): {

@@ -1,7 +1,7 @@
 /** `linux-tproxy relay` with real traffic: what it relays, tells, drains, reads again, and leaves behind. */
 import { createHash } from 'node:crypto';
 import { once } from 'node:events';
-import { writeFileSync } from 'node:fs';
+import { readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
@@ -85,6 +85,28 @@ test('--json: lines for each event, and the counters at each interval', async ()
   );
   assert.ok(copied > 6 && Date.parse(time) > 0);
   assert.ok(stats.some(({ bytesFromClientPerSecond }) => bytesFromClientPerSecond > 0));
+});
+
+test('--threads: so many listeners share the port, each has its part of the connections, and all close', async () => {
+  const program = await start('--threads', '3');
+  const listeners = (await lab.run('router', 'ss', '-tlnpH', 'sport', '=', ':50080')).trim().split('\n');
+  const on = (any: string) => listeners.filter((line) => line.includes(` ${any}:50080 `)).length;
+  assert.equal([on('0.0.0.0'), on('[::]')], [3, 3], listeners.join('\n'));
+  const tasks = `/proc/${/pid=(\d+)/.exec(listeners[0] as string)?.[1]}/task`;
+  const threads = readdirSync(tasks).filter((id) => readFileSync(`${tasks}/${id}/comm`, 'utf8') === 'tproxy-relay\n');
+  assert.is(threads.length, 3);
+  /** How often each was given a CPU. */
+  const ran = () => threads.map((id) => Number(readFileSync(`${tasks}/${id}/schedstat`, 'utf8').split(' ')[2]));
+  const idle = ran();
+  const calls = await Promise.all(Array.from({ length: 60 }, () => dial(lab, 'client', target, 80)));
+  await Promise.all(calls.map((call) => call.echo('hello')));
+  assert.ok(
+    ran().every((times, index) => times > (idle[index] as number)),
+    'every thread had work',
+  );
+  await Promise.all(calls.map((call) => call.hangUp()));
+  await stop(program);
+  assert.match(program.output(), /\n60 connections, 360 bytes from clients, /);
 });
 
 test('a terminal has one live line', async () => {

@@ -1,7 +1,8 @@
 /** Several processes that install and uninstall at the same time, each with a name of its own. */
 import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
-import { installIntercept, listInstalled, uninstallIntercept } from '../../src/index.js';
+import { type InterceptError, installIntercept, listInstalled, uninstallIntercept } from '../../src/index.js';
+import { backends } from '../helpers/backends.js';
 import { createLab, type Lab } from '../helpers/lab.js';
 
 const test = suite('concurrent');
@@ -14,11 +15,16 @@ test.before(async () => {
 });
 test.after(() => lab.dispose());
 
-test('held at the same time, no two share a mark, a table or a priority', async () => {
+test('held at the same time by processes of both backends, no two share a mark, a table or a priority', async () => {
   const before = lab.snapshot('router');
   const holders = await Promise.all(
-    Array.from({ length: 6 }, (_, index) =>
-      lab.node('router', helper('intercept-once'), options(index, { ownHost: index % 2 ? true : undefined }), 'hold'),
+    Array.from({ length: 8 }, (_, index) =>
+      lab.node(
+        'router',
+        helper('intercept-once'),
+        options(index, { ownHost: index % 2 ? true : undefined, backend: index % 4 < 2 ? 'nftables' : 'iptables' }),
+        'hold',
+      ),
     ),
   );
   const plans = holders.map((each) => JSON.parse(each.output().split('\n')[0] ?? '').installed);
@@ -35,6 +41,36 @@ test('held at the same time, no two share a mark, a table or a priority', async 
   await uninstallIntercept({ netns: lab.netns('router') });
   assert.is(lab.snapshot('router'), before);
 });
+
+for (const backend of backends)
+  test(`${backend}: of several that want the same name at once one has it, and the others are told which`, async () => {
+    const before = lab.snapshot('router');
+    const wanted = options(0, { name: 'same', backend });
+    const all = Array.from({ length: 4 }, () =>
+      lab.spawn(
+        'router',
+        process.execPath,
+        '--import',
+        import.meta.resolve('tsx'),
+        helper('intercept-once'),
+        wanted,
+        'hold',
+      ),
+    );
+    const results = await Promise.all(
+      all.map(async (each) => JSON.parse((await each.until(/^\{.*\}$/m))[0]) as { error?: InterceptError }),
+    );
+    const holder = all[results.findIndex(({ error }) => !error)];
+    const refusals = results.flatMap(({ error }) => error ?? []);
+    assert.is(refusals.length, 3, JSON.stringify(results));
+    for (const { code, message } of refusals) {
+      assert.is(code, 'ERR_TPROXY_NAME_IN_USE');
+      assert.match(message, `held by process ${holder?.process.pid} (node)`);
+    }
+    for (const each of all) await each.stop('SIGKILL');
+    await uninstallIntercept({ netns: lab.netns('router') });
+    assert.is(lab.snapshot('router'), before);
+  });
 
 test('coming and going, beside processes that are killed and somebody who changes the rule set all the time', async () => {
   const before = lab.snapshot('router');

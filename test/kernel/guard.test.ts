@@ -130,6 +130,34 @@ test('killed together with its guard: what is left is reaped by the next start',
   assert.is(lab.snapshot('router'), before);
 });
 
+for (const [what, more, next] of [
+  ['the same', {}, {}],
+  ['the same, with backend iptables', { backend: 'iptables' }, {}],
+  ['the same, with lifetime persist', { lifetime: 'persist', name: 'web' }, {}],
+  ['another name', {}, { name: 'other' }],
+  ['other numbers and backend iptables', { backend: 'iptables' }, { table: 222, priority: 2000 }],
+  ['the same, to stay', {}, { lifetime: 'permanent' }],
+] as const)
+  test(`a guard that comes late spares the successor's: ${what}`, async () => {
+    const before = lab.snapshot('router');
+    const holder = await lab.node('router', installOnce, JSON.stringify({ ...options, ...more }), 'hold');
+    const [guard = ''] = guards()[0]?.trim().split(/\s+/) ?? [];
+    process.kill(Number(guard), 'SIGSTOP');
+    await holder.stop('SIGKILL');
+    // What it deleted would stay so.
+    const rules = await installIntercept({ ...options, ...more, ...next, netns, repair: false });
+    const whole = lab.snapshot('router');
+    process.kill(Number(guard), 'SIGCONT');
+    const isThere = () => guards().some((line) => line.trim().startsWith(`${guard} `));
+    for (let waited = 0; isThere() && waited < 1000; waited += 10) await setTimeout(10);
+    assert.not.ok(isThere());
+    assert.is(lab.snapshot('router'), whole);
+    assert.equal(await rules.verify(), { intact: true, missing: [] });
+    await rules.uninstall();
+    assert.is(lab.snapshot('router'), before);
+    await guardsAre(0);
+  });
+
 // ---- who may do it ------------------------------------------------------------------------------------------------------
 
 test('without root, in a user namespace', () => {

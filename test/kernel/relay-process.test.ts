@@ -29,9 +29,11 @@ const { test, testWith, run } = relaySuite('relay, its process');
 test('process.exit in the middle of traffic exits at once with its code', async ({ engine }) => {
   const server = await sink();
   const one = async () => {
-    const { child, port } = await startRelay(relayChild(server.port, engine, 300));
+    const { child, port } = await startRelay(relayChild(server.port, engine));
     const exited = once(child, 'exit');
     pour(await dial(port), 2000 * MiB, 7).catch(() => {});
+    await sleep(100);
+    child.stdin?.write('now');
     assert.equal(await exited, [7, null]);
   };
   await Promise.all([one(), one(), one()]);
