@@ -8,6 +8,7 @@ import { sequence } from '../netlink/sequence.js';
 import type { NftOperation, RouteOperation } from '../netlink/types.js';
 import { atStep, untilQuiet } from './attempt.js';
 import { backendOf } from './backend.js';
+import { canonical } from './canonical.js';
 import { Guarding } from './guard.js';
 import { askFor, takeOver } from './handover.js';
 import { claimOf, completeOptions, type HostState, lookAtHost, type Predecessor, predecessorOf } from './host.js';
@@ -57,9 +58,13 @@ export async function installIntercept(options: InstallOptions): Promise<Install
 async function choose(
   kernel: Kernel,
   options: PlanOptions,
-  { nftTable, table, lifetime }: Plan,
+  planned: Plan,
 ): Promise<{ plan: Plan; host: HostState; predecessor: Predecessor | undefined }> {
-  let host = await clearAway(kernel, table);
+  const { nftTable, table, lifetime } = planned;
+  const looking = clearAway(kernel, table);
+  // Most often that is what will be free: it is worked out while the kernel is asked.
+  if (options.ownHost === undefined) void planned.nftables;
+  let host = await looking;
   const find = () => (lifetime === 'persist' ? predecessorOf(host, nftTable) : undefined);
   let predecessor = find();
   if (predecessor?.table.owner !== undefined) {
@@ -67,7 +72,15 @@ async function choose(
     host = await lookAtHost(kernel, table);
     predecessor = find();
   }
-  return { plan: planIntercept(await completeOptions(kernel, host, options, predecessor)), host, predecessor };
+  const completed = await completeOptions(kernel, host, options, predecessor);
+  return { plan: isPlanned(completed, planned, options) ? planned : planIntercept(completed), host, predecessor };
+}
+
+/** Whether the host has changed nothing of a plan made without it. */
+function isPlanned(completed: PlanOptions, planned: Plan, { ownHost, zone }: PlanOptions): boolean {
+  const numbers = ({ fwmark, table, priority, families }: PlanOptions | Plan) =>
+    canonical({ fwmark, table, priority, families });
+  return ownHost === undefined && completed.zone === zone && numbers(completed) === numbers(planned);
 }
 
 /**

@@ -43,8 +43,8 @@ export function parsePrefixes(name: string, prefixes: readonly string[]): Readon
   if (!Array.isArray(prefixes)) throw invalidType(name, 'a list of prefixes', prefixes);
   const ranges: Record<Family, Range[]> = { ipv4: [], ipv6: [] };
   for (const prefix of prefixes) {
-    const { family, start, end } = parsePrefix(name, prefix);
-    ranges[family].push({ start, end });
+    const range = parsePrefix(name, prefix);
+    ranges[range.family].push(range);
   }
   return { ipv4: merge(ranges.ipv4), ipv6: merge(ranges.ipv6) };
 }
@@ -71,16 +71,19 @@ export function parsePrefix(name: string, prefix: string): Range & { readonly fa
   return { family, start, end: start | hostMask };
 }
 
+const OCTET = '(25[0-5]|2[0-4]\\d|1\\d\\d|[1-9]?\\d)';
+const PLAIN_IPV4 = new RegExp(`^${OCTET}\\.${OCTET}\\.${OCTET}\\.${OCTET}(?:/(3[0-2]|[12]?\\d))?$`);
+
 /** What nearly all prefixes are, of which there may be thousands; nothing for all others, and for wrong ones. */
 function parsePlainIpv4(prefix: string): (Range & { readonly family: Family }) | undefined {
-  const match = /^(\d{1,3})\.(\d{1,3})\.(\d{1,3})\.(\d{1,3})(?:\/(\d{1,2}))?$/.exec(prefix);
-  if (!match || isIP(prefix.slice(0, match[5] === undefined ? undefined : -match[5].length - 1)) === 0)
-    return undefined;
-  const length = Number(match[5] ?? 32);
-  const start = Number(match[1]) * 2 ** 24 + Number(match[2]) * 2 ** 16 + Number(match[3]) * 2 ** 8 + Number(match[4]);
-  const size = 2 ** (32 - length);
-  if (length > 32 || start % size !== 0) return undefined;
-  return { family: 'ipv4', start: BigInt(start), end: BigInt(start + size - 1) };
+  const match = PLAIN_IPV4.exec(prefix);
+  if (!match) return undefined;
+  const start =
+    ((Number(match[1]) << 24) | (Number(match[2]) << 16) | (Number(match[3]) << 8) | Number(match[4])) >>> 0;
+  const hostBits = 32 - Number(match[5] ?? 32);
+  const hostMask = hostBits === 0 ? 0 : 0xffffffff >>> (32 - hostBits);
+  if ((start & hostMask) !== 0) return undefined;
+  return { family: 'ipv4', start: BigInt(start), end: BigInt(start + hostMask) };
 }
 
 /** Sorted, with overlapping and adjacent ranges made one. */
@@ -90,7 +93,7 @@ export function merge(ranges: readonly Range[]): Range[] {
     const last = merged.at(-1);
     if (last && range.start <= last.end + 1n) {
       if (range.end > last.end) last.end = range.end;
-    } else merged.push({ ...range });
+    } else merged.push({ start: range.start, end: range.end });
   }
   return merged;
 }
@@ -124,7 +127,8 @@ export function rangeElements(type: RangeType, { start, end }: Range): readonly 
 }
 
 /** Up to the last number there is: it has no end behind it. */
-export const isOpen = (type: RangeType, end: bigint) => end + 1n === 1n << BigInt(type.bytes * 8);
+export const isOpen = (type: RangeType, end: bigint) => end === LAST[type.bytes];
+const LAST: Readonly<Record<RangeType['bytes'], bigint>> = { 2: 0xffffn, 4: 0xffff_ffffn, 16: (1n << 128n) - 1n };
 
 /** The keys of many ranges, none of them open: of each its first key, then that of the end behind it. */
 export function intervalKeys({ bytes }: RangeType, ranges: readonly Range[]): Uint8Array {

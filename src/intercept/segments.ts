@@ -3,7 +3,7 @@
  * and deleting cut and join them; what changes by that are the kernel's elements to delete and to create. Pure.
  */
 import type { NftElement, NftElements } from '../netlink/types.js';
-import { intervalKeys, isOpen, merge, type Range, type RangeType, rangeElements, rangesOfElements } from './ranges.js';
+import { intervalKeys, isOpen, type Range, type RangeType, rangeElements, rangesOfElements } from './ranges.js';
 
 export interface Segment extends Range {
   /** In the caller's milliseconds; Infinity: until deleted. */
@@ -17,7 +17,7 @@ export interface Change {
   readonly next: readonly Segment[];
 }
 
-/** Adds ranges until a time. What is there for longer already stays so. */
+/** Adds ranges (ascending, apart from each other) until a time. What is there for longer already stays so. */
 export function adding(segments: readonly Segment[], ranges: readonly Range[], until: number, now: number): Change {
   return change(segments, ranges, now, (old, added) => {
     const fresh = added.map(({ start, end }) => ({ start, end, until }));
@@ -30,6 +30,7 @@ export function adding(segments: readonly Segment[], ranges: readonly Range[], u
   });
 }
 
+/** The ranges as above. */
 export function deleting(segments: readonly Segment[], ranges: readonly Range[], now: number): Change {
   return change(segments, ranges, now, subtract);
 }
@@ -40,8 +41,7 @@ function change(
   now: number,
   combine: (old: readonly Segment[], ranges: readonly Range[]) => Segment[],
 ): Change {
-  const sorted = merge(ranges);
-  const [first, last] = [sorted[0], sorted.at(-1)];
+  const [first, last] = [ranges[0], ranges.at(-1)];
   if (!first || !last) return { at: 0, old: [], next: [] };
   // Only what the ranges touch, with the neighbours that they may be joined to.
   const at = firstIndex(segments, ({ end }) => end + 1n >= first.start);
@@ -49,7 +49,7 @@ function change(
   const old = segments.slice(at, Math.max(at, behind));
   const next = combine(
     old.filter((each) => each.until > now),
-    sorted,
+    ranges,
   );
   return { at, old, next: join(next) };
 }
@@ -113,12 +113,13 @@ export function difference(
   };
 }
 
+/** Both in ascending order. */
 function without(some: readonly Segment[], others: readonly Segment[]): Segment[] {
-  if (others.length === 0) return [...some];
-  const byStart = new Map(others.map((each) => [each.start, each]));
-  return some.filter((each) => {
-    const other = byStart.get(each.start);
-    return other?.end !== each.end || other.until !== each.until;
+  let index = 0;
+  return some.filter(({ start, end, until }) => {
+    while ((others[index]?.start ?? start) < start) index++;
+    const other = others[index];
+    return other?.start !== start || other.end !== end || other.until !== until;
   });
 }
 

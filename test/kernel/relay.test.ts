@@ -286,7 +286,9 @@ time.sleep(60)
       times.push(performance.now() - sent);
     }
     times.sort((a, b) => a - b);
-    assert.ok((times[180] as number) < 5, `90% within ${times[180]} ms`);
+    // What is held back waits for 40 ms (a delayed ACK) or 200; a busy machine delays some.
+    const [half, most] = [times[100] as number, times[180] as number];
+    assert.ok(half < 5 && most < 20, `50% within ${half} ms, 90% within ${most} ms`);
   });
 
   it('a server that speaks first is heard', async ({ relays, engine }) => {

@@ -97,10 +97,12 @@ test('random additions, deletions and waits do what a plain table does, and the 
     let kernel = new Map<string, Segment>();
     const name = (each: Segment) => `${each.start}-${each.end}-${each.until}`;
     for (let now = 1; now < 25; now++) {
-      const ranges = Array.from({ length: 1 + random(3) }, () => {
-        const start = random(SIZE - 12);
-        return range(start, start + random(12));
-      });
+      const ranges = merge(
+        Array.from({ length: 1 + random(3) }, () => {
+          const start = random(SIZE - 12);
+          return range(start, start + random(12));
+        }),
+      );
       const covered = (index: number) => ranges.some(({ start, end }) => start <= index && index <= end);
       const until = random(2) ? FOREVER : now + 1 + random(10);
       const isAdding = random(3) > 0;
