@@ -42,7 +42,7 @@ export const down: Verb = {
       [
         ...down.map((name) => `${name}: down`),
         ...leftoverLines(leftovers),
-        ...(down.length ? [] : ['Nothing to take down.']),
+        ...(down.length ? [] : [nothing(values['name'] === undefined ? [] : installed)]),
       ]
         .map((line) => `${line}\n`)
         .join(''),
@@ -62,6 +62,12 @@ function chosen(installed: readonly Installed[], name: string | undefined, all: 
   if (permanent.length > 1) throw usageError(`there are ${permanent.join(', ')}: say which by --name, or --all`);
   // The only one belongs to a process: to be told so is better than "nothing".
   return installed.length === 1 ? installed.map((each) => each.name) : [];
+}
+
+/** A name may be misspelt. */
+function nothing(installed: readonly Installed[]): string {
+  const names = installed.map(({ name }) => name).join(', ');
+  return names === '' ? 'Nothing to take down.' : `Nothing to take down by that name; there is ${names}.`;
 }
 
 function leftoverLines(leftovers: Leftovers): string[] {

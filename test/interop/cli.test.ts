@@ -116,6 +116,9 @@ for (const backend of backends)
     assert.is(await succeed(router('down', '--name', 'web')), 'web: down\n');
     assert.is(lab.snapshot('router'), before);
     assert.is(await succeed(router('down', '--name', 'web')), 'Nothing to take down.\n');
+    await succeed(router(...up, '--backend', backend));
+    assert.match(await succeed(router('down', '--name', '5008')), /by that name; there is 50080\.\n$/);
+    await succeed(router('down'));
     assert.is(await succeed(router('down')), 'Nothing to take down.\n');
     assert.is(await succeed(router('status')), 'Nothing is installed.\n');
     assert.is((await router('status', '--name', 'web')).status, 1);
