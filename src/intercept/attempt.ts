@@ -33,7 +33,9 @@ const TAKEN = ['EPERM', 'ENOENT', 'EOPNOTSUPP', 'EBUSY'];
 function isRace(error: unknown): boolean {
   const [cause, step] = error instanceof InterceptError ? [error.cause, error.step] : [error];
   if (!(cause instanceof NetlinkError)) return false;
-  return RACES.includes(cause.code) || (step === 'takeover' && TAKEN.includes(cause.code));
+  // A table that another process owns may not be made a second time: EPERM comes before EEXIST.
+  const isOwned = step === 'table' && cause.code === 'EPERM';
+  return RACES.includes(cause.code) || isOwned || (step === 'takeover' && TAKEN.includes(cause.code));
 }
 
 export function atStep(step: InstallStep, error: unknown): unknown {

@@ -42,10 +42,23 @@ test('held at the same time by processes of both backends, no two share a mark, 
   assert.is(lab.snapshot('router'), before);
 });
 
+/** Somebody who changes the rule set without a pause. */
+function changeAllTheTime(): () => Promise<void> {
+  lab.exec('router', 'nft', 'add table ip churn; add set ip churn s { type ipv4_addr; }');
+  const change = 'nft add element ip churn s "{ 192.0.2.1 }"; nft delete element ip churn s "{ 192.0.2.1 }"';
+  const churn = lab.spawn('router', 'sh', '-c', `while :; do ${change}; done`);
+  return async () => {
+    await churn.stop('SIGKILL');
+    lab.exec('router', 'nft', 'delete table ip churn');
+  };
+}
+
 for (const backend of backends)
   test(`${backend}: of several that want the same name at once one has it, and the others are told which`, async () => {
     const before = lab.snapshot('router');
     const wanted = options(0, { name: 'same', backend });
+    // So that they learn of each other late, too: when they make the table, and not when they look.
+    const endChurn = changeAllTheTime();
     const all = Array.from({ length: 4 }, () =>
       lab.spawn(
         'router',
@@ -60,6 +73,7 @@ for (const backend of backends)
     const results = await Promise.all(
       all.map(async (each) => JSON.parse((await each.until(/^\{.*\}$/m))[0]) as { error?: InterceptError }),
     );
+    await endChurn();
     const holder = all[results.findIndex(({ error }) => !error)];
     const refusals = results.flatMap(({ error }) => error ?? []);
     assert.is(refusals.length, 3, JSON.stringify(results));
@@ -74,13 +88,7 @@ for (const backend of backends)
 
 test('coming and going, beside processes that are killed and somebody who changes the rule set all the time', async () => {
   const before = lab.snapshot('router');
-  lab.exec('router', 'nft', 'add table ip churn; add set ip churn s { type ipv4_addr; }');
-  const churn = lab.spawn(
-    'router',
-    'sh',
-    '-c',
-    'while :; do nft add element ip churn s "{ 192.0.2.1 }"; nft delete element ip churn s "{ 192.0.2.1 }"; done',
-  );
+  const endChurn = changeAllTheTime();
   const rounds = await Promise.all(
     Array.from({ length: 4 }, (_, index) => lab.node('router', helper('intercept-rounds'), options(index), '25')),
   );
@@ -107,10 +115,9 @@ test('coming and going, beside processes that are killed and somebody who change
   }
   busy.going = false;
   await looking;
-  await churn.stop('SIGKILL');
+  await endChurn();
   await Promise.all(rounds.map((each) => each.stop()));
   await uninstallIntercept({ netns: lab.netns('router') });
-  lab.exec('router', 'nft', 'delete table ip churn');
   assert.is(lab.snapshot('router'), before);
 });
 
