@@ -38,6 +38,7 @@ import type {
   RelayTarget,
   RepairReport,
 } from './types.js';
+import { delivered } from './undelivered.js';
 
 export interface TransparentServerOptions extends ServerOpts, RelayLimits {
   /**
@@ -371,6 +372,7 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
     this.#acceptor?.stop(() => {
       const finish = async () => {
         try {
+          if (this.rules) await delivered(this.#options.netns);
           await this.#end();
         } catch (error) {
           this.emit('error', error as Error);
