@@ -372,7 +372,8 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
     this.#acceptor?.stop(() => {
       const finish = async () => {
         try {
-          if (this.rules) await delivered(this.#options.netns);
+          // Behind REDIRECT it is conntrack that brings the answers.
+          if (this.rules && !this.#redirected) await delivered(this.#options.netns);
           await this.#end();
         } catch (error) {
           this.emit('error', error as Error);
