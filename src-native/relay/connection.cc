@@ -64,7 +64,7 @@ Connection::State Connection::move(Side& from, Side& to, Direction& way, const D
       if (!to.writable || way.mover.busy()) return State::blocked;
       // Nothing holds the first message back.
       if (way.bytes > 0 && !std::exchange(to.noDelay, true)) socket::setNoDelay(to.fd.get());
-      if (!from.atEnd && way.mover.giveToPoller(to.fd.get(), to.watch, workspace)) return State::blocked;
+      if (!from.atEnd && giveToPoller(to, way, workspace)) return State::blocked;
       noteGiven(to, way, way.mover.give(to.fd.get(), from.atEnd, workspace));
       continue;
     }
@@ -138,11 +138,26 @@ void Connection::noteGiven(Side& to, Direction& way, const Moved& given) {
   }
 }
 
-void Connection::sent(Side& to, int result, Workspace& workspace) {
+// What the poller sends counts as gone until it comes back.
+bool Connection::giveToPoller(Side& to, Direction& way, Workspace& workspace) {
+  if (way.mover.giveByPoller(to.fd.get(), to.watch, workspace)) return true;
+  if (to.connecting && awaitsConnect) return false;
+  const std::size_t bytes = way.mover.sendByPoller(to.fd.get(), to.watch, workspace);
+  if (bytes == 0) return false;
+  way.presumed = to.connecting;
+  noteGiven(to, way, {.bytes = bytes});
+  return true;
+}
+
+void Connection::unsent(Side& to, Unsent unsent, Workspace& workspace) {
   Direction& way = directionTo(to);
-  const Moved given = result < 0 ? Moved{.error = -result} : Moved{.bytes = static_cast<std::size_t>(result)};
-  way.mover.sent(given.bytes, workspace);
-  noteGiven(to, way, given);
+  const std::size_t bytes = unsent.bytes.bytes().size();
+  way.bytes -= bytes;
+  counters.add(way.counter, std::uint64_t{0} - bytes);
+  counters.add(Counter::copied, std::uint64_t{0} - bytes);
+  way.mover.unsent(std::move(unsent.bytes), workspace);
+  to.connecting |= way.presumed;
+  noteGiven(to, way, {.error = unsent.error});
 }
 
 void Connection::spliced(Side& to, int result, Workspace& workspace) {

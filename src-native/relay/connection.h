@@ -51,8 +51,9 @@ class Connection {
   void receive(const Side& from, Received received, Workspace& workspace) {
     directionFrom(from).mover.receive(std::move(received), workspace);
   }
-  // What the poller has sent to a side: bytes, or a negative errno.
-  void sent(Side& to, int result, Workspace& workspace);
+  // What the poller could not send to a side.
+  void unsent(Side& to, Unsent unsent, Workspace& workspace);
+  // What it has spliced to a side: bytes, or a negative errno.
   void spliced(Side& to, int result, Workspace& workspace);
   // What it has taken of a side.
   void taken(Side& from, int result, Workspace& workspace);
@@ -81,8 +82,9 @@ class Connection {
     Mover mover{Engine::copy, {}};
     Counter counter;
     std::uint64_t bytes = 0;
-    bool end = false;   // read to the end of stream
-    bool done = false;  // and told the other side so
+    bool end = false;       // read to the end of stream
+    bool done = false;      // and told the other side so
+    bool presumed = false;  // the last that was left to the poller went to a side that was connecting
   };
 
   void countPipes();
@@ -91,6 +93,7 @@ class Connection {
   State move(Side& from, Side& to, Direction& way, const Direction& back, Workspace& workspace);
   Direction& directionTo(const Side& side) { return &side == &client ? fromServer_ : fromClient_; }
   void noteTaken(Side& from, Direction& way, Moved taken, Workspace& workspace);
+  bool giveToPoller(Side& to, Direction& way, Workspace& workspace);
   void noteGiven(Side& to, Direction& way, const Moved& given);
   void drop(Workspace& workspace);
   // After an error of `side`: whether nothing is left to do.

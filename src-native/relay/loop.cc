@@ -124,8 +124,8 @@ void Loop::hear(Ready& ready) {
   if (side.watch.token != ready.token) return;
   if (ready.received && !ready.received->bytes().empty())
     connection.receive(side, std::move(*ready.received), workspace_);
-  if (ready.sent || ready.spliced) found->second.lastActive = now_;
-  if (ready.sent) connection.sent(side, *ready.sent, workspace_);
+  if (ready.unsent) connection.unsent(side, std::move(*ready.unsent), workspace_);
+  if (ready.spliced) found->second.lastActive = now_;
   if (ready.spliced) connection.spliced(side, *ready.spliced, workspace_);
   if (ready.taken) connection.taken(side, *ready.taken, workspace_);
   side.latch(ready);

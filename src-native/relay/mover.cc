@@ -170,7 +170,7 @@ Moved Mover::giveReceived(int to, bool last, Workspace& workspace) {
   std::array<iovec, most> parts;
   const std::size_t count = std::min(most, cargo.received.size() - cargo.receivedFrom);
   for (std::size_t i = 0; i < count; ++i) {
-    const auto bytes = cargo.received[cargo.receivedFrom + i].bytes().subspan(i == 0 ? cargo.receivedOffset : 0);
+    const auto bytes = cargo.received[cargo.receivedFrom + i].bytes();
     parts[i] = {.iov_base = const_cast<std::byte*>(bytes.data()), .iov_len = bytes.size()};
   }
   const bool all = cargo.receivedFrom + count == cargo.received.size();
@@ -185,17 +185,30 @@ Moved Mover::giveReceived(int to, bool last, Workspace& workspace) {
   return result;
 }
 
-bool Mover::giveToPoller(int to, Watch& watch, Workspace& workspace) {
+std::size_t Mover::sendByPoller(int to, const Watch& watch, Workspace& workspace) {
   Cargo& cargo = *cargo_;
-  if (cargo.inPipe > 0)
-    return cargo.splicing = engine_ == Engine::ringSplice &&
-                            workspace.poller.splice(cargo.pipe->out.get(), to, cargo.inPipe, watch, true);
-  const bool lone = cargo.receivedFrom + 1 == cargo.received.size() && cargo.heldFrom == cargo.held.size();
-  if (!lone ||
-      !workspace.poller.send(to, watch, cargo.received[cargo.receivedFrom].bytes().subspan(cargo.receivedOffset)))
-    return false;
+  // While it streams, more is read and given at once: that must not overtake this.
+  const bool lone =
+      !streaming_ && cargo.receivedFrom + 1 == cargo.received.size() && cargo.heldFrom == cargo.held.size();
+  if (!lone) return 0;
+  Received& message = cargo.received[cargo.receivedFrom];
+  const std::size_t bytes = message.bytes().size();
+  if (!workspace.poller.send(to, watch, message)) return 0;
   workspace.shortAt = workspace.turn;
-  return cargo.sending = true;
+  cargo.forgetReceived(bytes);
+  workspace.takeBack(std::move(cargo_));
+  return bytes;
+}
+
+void Mover::unsent(Received bytes, Workspace& workspace) {
+  Cargo& cargo = this->cargo(workspace);
+  cargo.received.insert(cargo.received.begin() + static_cast<std::ptrdiff_t>(cargo.receivedFrom), std::move(bytes));
+}
+
+bool Mover::giveByPoller(int to, Watch& watch, Workspace& workspace) {
+  Cargo& cargo = *cargo_;
+  return cargo.splicing = cargo.inPipe > 0 && engine_ == Engine::ringSplice &&
+                          workspace.poller.splice(cargo.pipe->out.get(), to, cargo.inPipe, watch, true);
 }
 
 bool Mover::takeByPoller(int from, Watch& watch, Workspace& workspace) {
@@ -234,19 +247,10 @@ Moved Mover::spliced(int result, Workspace& workspace) {
   return given;
 }
 
-void Mover::sent(std::size_t bytes, Workspace& workspace) {
-  cargo_->sending = false;
-  cargo_->forgetReceived(bytes);
-  if (cargo_->empty()) workspace.takeBack(std::move(cargo_));
-}
-
 void Cargo::forgetReceived(std::size_t bytes) {
-  for (; receivedFrom < received.size(); ++receivedFrom, receivedOffset = 0) {
-    const std::size_t left = received[receivedFrom].bytes().size() - receivedOffset;
-    if (bytes < left) {
-      receivedOffset += bytes;
-      return;
-    }
+  for (; receivedFrom < received.size(); ++receivedFrom) {
+    const std::size_t left = received[receivedFrom].bytes().size();
+    if (bytes < left) return received[receivedFrom].dropFront(bytes);
     bytes -= left;
   }
   received.clear();
@@ -258,12 +262,12 @@ void Mover::keep() {
     const auto bytes = std::exchange(cargo_->inBuffer, {});
     cargo_->held.assign(bytes.begin(), bytes.end());
   }
-  if (!cargo_ || cargo_->sending || cargo_->receivedFrom == cargo_->received.size()) return;
+  if (!cargo_ || cargo_->receivedFrom == cargo_->received.size()) return;
   Cargo& cargo = *cargo_;
   cargo.held.erase(cargo.held.begin(), cargo.held.begin() + static_cast<std::ptrdiff_t>(cargo.heldFrom));
   cargo.heldFrom = 0;
-  for (; cargo.receivedFrom < cargo.received.size(); ++cargo.receivedFrom, cargo.receivedOffset = 0) {
-    const auto bytes = cargo.received[cargo.receivedFrom].bytes().subspan(cargo.receivedOffset);
+  for (; cargo.receivedFrom < cargo.received.size(); ++cargo.receivedFrom) {
+    const auto bytes = cargo.received[cargo.receivedFrom].bytes();
     cargo.held.insert(cargo.held.end(), bytes.begin(), bytes.end());
   }
   cargo.forgetReceived(0);

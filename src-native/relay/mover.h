@@ -28,10 +28,8 @@ struct Cargo {
   std::size_t heldFrom = 0;
   std::vector<Received> received;
   std::size_t receivedFrom = 0;
-  std::size_t receivedOffset = 0;  // in the first of them
-  // By the poller, until it tells what came of it:
-  bool sending = false;   // the first of the received
-  bool splicing = false;  // into the pipe, or, when there is something in it, out of it
+  // By the poller, until it tells what came of it: into the pipe, or, when there is something in it, out of it.
+  bool splicing = false;
 
   // So many of the received bytes, which are then gone.
   void forgetReceived(std::size_t bytes);
@@ -93,15 +91,18 @@ class Mover {
   // One write to `to`; only when not empty(). With `last`, an end of stream follows at once, so that both can leave in
   // one packet.
   Moved give(int to, bool last, Workspace& workspace);
-  // Leaves a lone message to the poller, if it sends: until sent() nothing else is given.
-  bool giveToPoller(int to, Watch& watch, Workspace& workspace);
-  void sent(std::size_t bytes, Workspace& workspace);
-  // The same with a read; only when empty().
+  // Leaves a lone message to the poller, if it sends, and says how long it is; 0: it is still here.
+  std::size_t sendByPoller(int to, const Watch& watch, Workspace& workspace);
+  // What came back of it.
+  void unsent(Received bytes, Workspace& workspace);
+  // Leaves a read to the poller, if it splices; only when empty().
   bool takeByPoller(int from, Watch& watch, Workspace& workspace);
   Moved taken(int result, Workspace& workspace);
+  // The same with a write.
+  bool giveByPoller(int to, Watch& watch, Workspace& workspace);
   Moved spliced(int result, Workspace& workspace);
   // Waits for the poller to tell.
-  bool busy() const { return cargo_ && (cargo_->sending || cargo_->splicing); }
+  bool busy() const { return cargo_ && cargo_->splicing; }
   // The receiver is slower than the sender: read only as it takes it.
   void slowDown() { stream(true); }
   // Frees the poller's buffers, and the shared one, of what could not be given.

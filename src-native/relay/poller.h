@@ -37,6 +37,12 @@ struct Wanted {
   bool ended = false;  // what the poller has told already
 };
 
+// What send() could not send, and why.
+struct Unsent {
+  Received bytes;
+  int error;  // a positive errno; EAGAIN: there was no room
+};
+
 struct Ready {
   std::uint64_t token = 0;
   bool readable = false;
@@ -48,8 +54,8 @@ struct Ready {
   std::optional<Received> received;
   bool atEnd = false;
   int error = 0;
-  std::optional<int> sent;     // what became of send(): a number of bytes, or a negative errno
-  std::optional<int> taken;    // and of splice() from the socket
+  std::optional<Unsent> unsent;
+  std::optional<int> taken;    // what became of splice() from the socket: a number of bytes, or a negative errno
   std::optional<int> spliced;  // and to it
   std::uint8_t disarmed = 0;   // of Watch::armed
 };
@@ -71,8 +77,9 @@ class Poller {
   virtual void want(int fd, Watch& watch, const Wanted& wanted) = 0;
   // Before a descriptor goes to somebody else.
   virtual void remove(int fd, Watch& watch) = 0;
-  // Sends without blocking, and tells `sent`; the bytes must stay where they are until then. False: it does not send.
-  virtual bool send(int, Watch&, std::span<const std::byte>) { return false; }
+  // Sends without blocking, after what was asked of it before. Nothing is told of what has left; what has not is told as
+  // `unsent` by the next wait. False: it does not send, and the bytes are still the caller's.
+  virtual bool send(int, const Watch&, Received&) { return false; }
   // Splices by itself between a pipe and the socket (to it, or from it), and tells `spliced`. Both descriptors must stay
   // open until then. False: it does not splice.
   virtual bool splice(int, int, std::size_t, Watch&, bool) { return false; }

@@ -43,6 +43,7 @@ Ring::Ring(unsigned entries, unsigned completions, unsigned flags) {
 
   sqHead_ = queues_.at<unsigned>(params.sq_off.head);
   sqTail_ = queues_.at<unsigned>(params.sq_off.tail);
+  sqFlags_ = queues_.at<unsigned>(params.sq_off.flags);
   sqMask_ = *queues_.at<unsigned>(params.sq_off.ring_mask);
   sqSize_ = params.sq_entries;
   sqes_ = entries_.at<io_uring_sqe>(0);
@@ -62,6 +63,11 @@ io_uring_sqe& Ring::getSqe() {
 }
 
 bool Ring::hasCqe() const { return *cqHead_ != __atomic_load_n(cqTail_, __ATOMIC_ACQUIRE); }
+
+bool Ring::settled() const {
+  return sqNext_ == __atomic_load_n(sqHead_, __ATOMIC_ACQUIRE) && !hasCqe() &&
+         (__atomic_load_n(sqFlags_, __ATOMIC_RELAXED) & IORING_SQ_CQ_OVERFLOW) == 0;
+}
 
 void Ring::limitWorkers(unsigned most) {
   unsigned limits[2] = {most, most};  // for files, and for all else

@@ -50,6 +50,8 @@ class Ring {
   void submitAndWait(int timeoutMs);
 
   bool hasCqe() const;
+  // All that was asked was submitted, and all that has come of it by now was seen.
+  bool settled() const;
   // `see` is called for at most `most` completions, which are then gone.
   template <typename See>
   void forEachCqe(unsigned most, See see) {
@@ -71,6 +73,7 @@ class Ring {
   Mapping entries_;
   unsigned* sqHead_;
   unsigned* sqTail_;
+  unsigned* sqFlags_;
   unsigned sqMask_;
   unsigned sqSize_;
   unsigned sqNext_ = 0;  // the tail, before the kernel is told
@@ -115,6 +118,7 @@ class Received {
     if (home_) home_->giveBack(id_);
   }
   std::span<const std::byte> bytes() const { return bytes_; }
+  void dropFront(std::size_t bytes) { bytes_ = bytes_.subspan(bytes); }
 
  private:
   ReceiveBuffers* home_;

@@ -33,7 +33,8 @@ bool isArmed(const Watch& watch, unsigned kind) { return (watch.armed & bitOf(ki
 
 UringPoller::UringPoller() : ring_(entries, completions, Ring::deferred), buffers_(ring_, bufferCount) {}
 
-// A request holds its socket open, and closing a ring ends its requests some time later: here they have ended.
+// What was closed is, and nothing else is held open either: a request holds its socket, and closing a ring ends its requests
+// some time later.
 UringPoller::~UringPoller() {
   try {
     io_uring_sqe& sqe = ring_.getSqe();
@@ -41,11 +42,12 @@ UringPoller::~UringPoller() {
     sqe.cancel_flags = IORING_ASYNC_CANCEL_ANY | IORING_ASYNC_CANCEL_ALL;
     sqe.user_data = other;
     constexpr int patienceMs = 100;
-    for (int tries = 0; inFlight_ > 0 && tries < patienceMs; ++tries) {
+    int tries = 0;
+    do {
       ring_.submitAndWait(1);
       ready_.clear();
       ring_.forEachCqe(completions, [this](const io_uring_cqe& cqe) { translate(cqe); });
-    }
+    } while (inFlight_ > 0 && ++tries < patienceMs);
   } catch (...) {  // then they end a little later
   }
 }
@@ -85,16 +87,16 @@ void UringPoller::forget(Watch& watch) {
   watch.armed = 0;
 }
 
-bool UringPoller::send(int fd, Watch& watch, std::span<const std::byte> bytes) {
+bool UringPoller::send(int fd, const Watch& watch, Received& bytes) {
   io_uring_sqe& sqe = ring_.getSqe();
   sqe.opcode = IORING_OP_SEND;
+  sqe.flags = IOSQE_CQE_SKIP_SUCCESS;
   sqe.fd = fd;
-  sqe.addr = reinterpret_cast<std::uint64_t>(bytes.data());
-  sqe.len = static_cast<std::uint32_t>(bytes.size());
-  sqe.msg_flags = MSG_DONTWAIT | MSG_NOSIGNAL;
+  sqe.addr = reinterpret_cast<std::uint64_t>(bytes.bytes().data());
+  sqe.len = static_cast<std::uint32_t>(bytes.bytes().size());
+  sqe.msg_flags = MSG_DONTWAIT | MSG_NOSIGNAL | MSG_WAITALL;  // the last: to have sent a part is no success
   sqe.user_data = userDataOf(watch.token, sending);
-  watch.armed |= bitOf(sending);
-  ++inFlight_;
+  sends_.push_back({watch.token, std::move(bytes)});
   return true;
 }
 
@@ -191,11 +193,22 @@ std::span<Ready> UringPoller::wait(Waiting waiting) {
     if (!std::exchange(splicesArmed_, true)) poll(splices_->fd(), 0, splices, EPOLLIN, false);
     splices_->submit();
   }
-  if (!ready_.empty()) waiting.timeoutMs = 0;
+  // While it sleeps the buffers of what was sent are not there to receive into.
+  if (!ready_.empty() || sends_.size() > bufferCount / 2) waiting.timeoutMs = 0;
   waitForCqes(waiting);
   ring_.forEachCqe(cqesPerTurn, [this](const io_uring_cqe& cqe) { translate(cqe); });
+  finishSending();
   if (splices_) splices_->forEachCqe(completions, [this](const io_uring_cqe& cqe) { translate(cqe); });
   return ready_;
+}
+
+// Whatever else is given to those sockets comes after this.
+void UringPoller::finishSending() {
+  while (!sends_.empty() && !ring_.settled()) {
+    if (!ring_.hasCqe()) ring_.submitAndGetEvents();
+    ring_.forEachCqe(cqesPerTurn, [this](const io_uring_cqe& cqe) { translate(cqe); });
+  }
+  sends_.clear();
 }
 
 // Sleeping and being woken costs more than what is waited for here: the other side of an exchange, or the peers' turn on
@@ -224,7 +237,7 @@ void UringPoller::translate(const io_uring_cqe& cqe) {
   const bool more = (cqe.flags & IORING_CQE_F_MORE) != 0;
   if (kind == taking || kind == giving)
     --splicing_;
-  else if (!more)
+  else if (!more && kind != sending)
     --inFlight_;
   if (kind == splices) {
     splicesArmed_ = false;
@@ -236,7 +249,10 @@ void UringPoller::translate(const io_uring_cqe& cqe) {
   if (ready.token == 0) wakeArmed_ = more;
 
   if (kind == sending) {
-    ready.sent = cqe.res;
+    const auto send =
+        std::find_if(sends_.begin(), sends_.end(), [&](const Send& one) { return one.token == ready.token; });
+    send->bytes.dropFront(static_cast<std::size_t>(std::max(cqe.res, 0)));
+    ready.unsent.emplace(std::move(send->bytes), cqe.res < 0 ? -cqe.res : EAGAIN);
     return;
   }
   if (kind == taking || kind == giving) {

@@ -12,19 +12,20 @@
 
 namespace tproxy::relay {
 
-// Whether to look again for a moment before sleeping: worth it only while what is waited for comes within that moment, as
-// the mean of the last waits tells. Not how often it did: completions of what was sent come at once, whatever the pace.
-// Time in which others had the CPU is no part of it: looking again burnt none then.
+// Whether to look again for a moment before sleeping: worth it only while what is waited for comes soon, as the mean of the
+// last waits tells. Time in which others had the CPU is no part of it: looking again burnt none then.
 class SpinGate {
  public:
   using Duration = std::chrono::steady_clock::duration;
-  static constexpr Duration limit = std::chrono::microseconds(60);
+  static constexpr Duration limit = std::chrono::microseconds(60);  // of one moment
   // A yield that took so long let somebody else run.
   static constexpr Duration givenAway = std::chrono::microseconds(25);
-  bool open() const { return mean_ < limit; }
+  bool open() const { return mean_ < soon; }
   void waited(Duration duration) { mean_ += (std::min(duration, longest) - mean_) / weight; }
 
  private:
+  // As long as it takes where both sides of an exchange have to be woken.
+  static constexpr Duration soon = std::chrono::microseconds(100);
   static constexpr Duration longest = std::chrono::microseconds(500);  // one pause is not to count for many waits
   static constexpr int weight = 8;
   Duration mean_ = longest;
@@ -39,7 +40,7 @@ class UringPoller : public Poller {
   void add(int, Watch&) override {}
   void want(int fd, Watch& watch, const Wanted& wanted) override;
   void remove(int, Watch& watch) override { forget(watch); }
-  bool send(int fd, Watch& watch, std::span<const std::byte> bytes) override;
+  bool send(int fd, const Watch& watch, Received& bytes) override;
   bool splice(int in, int out, std::size_t bytes, Watch& watch, bool toSocket) override;
   void finishSplicing() override;
   void close(UniqueFd fd, Watch& watch) override;
@@ -52,6 +53,7 @@ class UringPoller : public Poller {
   void armReceive(int fd, Watch& watch);
   void cancel(std::uint64_t userData);
   void forget(Watch& watch);
+  void finishSending();
   void waitForCqes(Waiting waiting);
   void translate(const io_uring_cqe& cqe);
   bool hasCqe() const { return ring_.hasCqe() || (splices_ && splices_->hasCqe()); }
@@ -63,6 +65,12 @@ class UringPoller : public Poller {
   bool wakeArmed_ = false;
   std::size_t inFlight_ = 0;  // requests that a completion without IORING_CQE_F_MORE will end
   std::vector<Ready> ready_;
+  // What is being sent: the request gives no completion unless it fails, which it does, if at all, when it is submitted.
+  struct Send {
+    std::uint64_t token;
+    Received bytes;
+  };
+  std::vector<Send> sends_;
   // IORING_OP_SPLICE is always done by worker threads, which end a request at once only in a ring that does not defer.
   std::optional<Ring> splices_;
   bool splicesArmed_ = false;  // the one ring polls the other

@@ -203,6 +203,41 @@ except ConnectionResetError:
     await relays.event('ended');
   });
 
+  it('messages one at a time to a reader that stops: each arrives once and is counted once', async ({ relays, engine }) => {
+    let accepted: net.Socket | undefined;
+    const server = await serve(
+      (socket) => {
+        accepted = socket;
+      },
+      { pauseOnConnect: true },
+    );
+    const { port, counters } = relays.relayTo(server.port, engine);
+    const client = await dial(port);
+    client.setNoDelay();
+    const hash = createHash('sha1');
+    let sent = 0;
+    const counted = () => counters[Counter.bytesFromClient] === BigInt(sent);
+    // Each goes on before the next is sent, until one does not, or not all of it.
+    for (let stuck = false; !stuck; ) {
+      const message = randomBytes(3001);
+      hash.update(message);
+      sent += message.length;
+      assert.ok(sent < 48 * MiB, 'nobody stops the writer');
+      client.write(message);
+      const patience = performance.now() + 300;
+      while (!counted() && !stuck) {
+        await sleep(0);
+        stuck = performance.now() > patience;
+      }
+    }
+    const reading = drain(accepted as net.Socket);
+    client.end();
+    assert.equal(await reading, { bytes: sent, hash: hash.digest('hex') });
+    (accepted as net.Socket).end();
+    assert.equal(ended(await relays.event('ended')), ['end', BigInt(sent), 0n]);
+    assert.ok(counted());
+  });
+
   it('prefaces go first', async ({ relays, engine }) => {
     const [client, clientSide] = await connected();
     const [serverSide, server] = await connected();
