@@ -130,14 +130,14 @@ Napi::Value encodeNewLink(const Napi::CallbackInfo& info) {
 
 Napi::Value encodeLinkChange(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
-    auto change = JsReader::object<rtnetlink::LinkSettings>(info[1]);
-    change.index = info[0].As<Napi::Number>().Uint32Value();
-    return toBuffer(info.Env(), rtnetlink::encodeLinkChange(change).bytes());
+    return toBuffer(info.Env(), rtnetlink::encodeLinkChange({.index = info[0].As<Napi::Number>().Uint32Value()},
+                                                            JsReader::object<rtnetlink::LinkSettings>(info[1]))
+                                    .bytes());
   });
 }
 
 Napi::Value encodeLinkDeletion(const Napi::CallbackInfo& info) {
-  return toBuffer(info.Env(), rtnetlink::encodeLinkDeletion(info[0].As<Napi::Number>().Uint32Value()).bytes());
+  return toBuffer(info.Env(), rtnetlink::encodeLinkDeletion({.index = info[0].As<Napi::Number>().Uint32Value()}).bytes());
 }
 
 Napi::Value encodeBatch(const Napi::CallbackInfo& info) {

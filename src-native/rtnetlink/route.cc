@@ -63,7 +63,7 @@ Route decodeRoute(ByteView bytes) {
 }
 
 void changeRoute(netlink::Connection& connection, Verb verb, Route route) {
-  resolve(connection, route.device);
+  Names(connection).resolve(route.device);
   connection.execute(wordOf(verb) + std::string(" route"), encodeRoute(verb, std::move(route)));
 }
 
@@ -81,8 +81,9 @@ netlink::Message encodeRouteQuery(const RouteQuery& query) {
 }
 
 Route getRoute(netlink::Connection& connection, RouteQuery query) {
-  resolve(connection, query.iif);
-  resolve(connection, query.oif);
+  Names names(connection);
+  names.resolve(query.iif);
+  names.resolve(query.oif);
   Route route = decodeRoute(connection.get("get route", encodeRouteQuery(query)));
   if (route.device) route.device->name = getLink(connection, *route.device).name;
   return route;

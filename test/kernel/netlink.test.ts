@@ -743,6 +743,70 @@ test('commit: each change for itself, and which failed is told', async () => {
   assert.match(wrong.message, /^operations\[0\]\.rule\.table must be 0 to 4294967295/);
 });
 
+test('commit: links, with what goes over them', async () => {
+  const before = await socket.linkList();
+  ip('netns', 'add', 'other');
+  const netns = '/run/netns/other';
+  const address = { family: 'ipv4', address: '10.5.0.1', prefixLength: 24, linkIndex: 50, scope: 'universe' } as const;
+  const route: Route = { family: 'ipv4', type: 'unicast', destination: '192.0.2.0/24', gateway: '10.5.0.2', table: 7 };
+  await socket.commit([
+    { verb: 'add', kind: 'link', link: { name: 'br0', index: 50, up: true, linkInfo: { kind: 'bridge' } } },
+    {
+      ...{ verb: 'add', kind: 'link' },
+      link: { name: 'near0', index: 51, master: 'br0', linkInfo: { kind: 'veth', peer: { name: 'far0', netns } } },
+    },
+    { verb: 'set', kind: 'link', dev: 'near0', change: { up: true, mtu: 1400 } },
+    { verb: 'add', kind: 'address', address },
+    { verb: 'add', kind: 'route', route: { ...route, dev: 'br0' } },
+    { verb: 'set', kind: 'link', dev: 'eth1', change: { up: false } },
+  ]);
+  const near = await socket.linkGet('near0');
+  assert.equal([near.index, near.master, near.mtu, near.flags & 1], [51, 50, 1400, 1]);
+  assert.match(ip('-n', 'other', 'link', 'show', 'far0'), /far0/);
+  assert.match(ip('route', 'show', 'table', '7'), '192.0.2.0/24 via 10.5.0.2 dev br0');
+  assert.is((await socket.linkGet('eth1')).flags & 1, 0);
+
+  // Each for itself.
+  const bridge = { name: 'br1', linkInfo: { kind: 'bridge' } } as const;
+  const error = await refusal(
+    socket.commit([
+      { verb: 'add', kind: 'link', link: { ...bridge, name: 'br0' } },
+      { verb: 'add', kind: 'link', link: bridge },
+      { verb: 'delete', kind: 'link', dev: 99 },
+      { verb: 'delete', kind: 'link', dev: 'near0' },
+    ]),
+  );
+  assert.equal(
+    error.errors?.map(({ index, code, request }) => [index, code, request]),
+    [
+      [0, 'EEXIST', 'RTM_NEWLINK'],
+      [2, 'ENODEV', 'RTM_DELLINK'],
+    ],
+  );
+  assert.equal(JSON.parse(ip('-n', 'other', '-j', 'link')).length, 1, 'its peer has gone with it');
+  // A name of nothing that is there: nothing is done.
+  const unknown = await refusal(
+    socket.commit([
+      { verb: 'delete', kind: 'link', dev: 'br0' },
+      { verb: 'delete', kind: 'link', dev: 'br2' },
+    ]),
+  );
+  assert.equal([unknown.code, unknown.operation], ['ENODEV', 'get link br2']);
+  assert.is((await socket.linkGet('br0')).index, 50);
+  socket.commitSync([
+    { verb: 'delete', kind: 'link', dev: 'br0' },
+    { verb: 'delete', kind: 'link', dev: 'br1' },
+    { verb: 'set', kind: 'link', dev: 'eth1', change: { up: true } },
+  ]);
+  assert.equal(
+    (await socket.linkList()).map(({ name }) => name),
+    before.map(({ name }) => name),
+  );
+  ip('netns', 'delete', 'other');
+  await rejects(() => socket.commit([{ verb: 'replace', kind: 'link', link: bridge }] as never), /add, set, delete/);
+  await rejects(() => socket.commit([{ verb: 'set', kind: 'link', change: {} }] as never), /operations\[0\]\.dev must/);
+});
+
 test('sequence: one after the other on several sockets, until one fails', async () => {
   const other = new RouteSocket();
   const rule: Rule = { family: 'ipv4', action: 'lookup', table: 7, priority: 60 };

@@ -159,10 +159,16 @@ const newLink = objectOf({
   link: optional(device),
   linkInfo: (value, place, key) => checkUnion(value, place, key, linkInfo),
 });
+const linkOperations: Readonly<Record<string, Check>> = {
+  add: objectOf({ verb: string, kind: string, link: newLink }),
+  set: objectOf({ verb: string, kind: string, dev: device, change: objectOf({ ...linkChange, master }) }),
+  delete: objectOf({ verb: string, kind: string, dev: device }),
+};
 const routeOperations: Readonly<Record<string, Check>> = {
   rule: objectOf({ verb: oneOf('add', 'delete'), kind: string, rule }),
   route: objectOf({ verb: oneOf('add', 'replace', 'delete'), kind: string, route: checkRouteObject }),
   address: objectOf({ verb: oneOf('add', 'replace', 'delete'), kind: string, address: addressObject }),
+  link: (value, place, key) => checkUnion(value, place, key, linkOperations, 'verb'),
 };
 
 export function checkRule(value: Rule): void {

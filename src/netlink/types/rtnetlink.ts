@@ -200,4 +200,7 @@ export type RouteChange =
 export type RouteOperation =
   | { readonly verb: 'add' | 'delete'; readonly kind: 'rule'; readonly rule: Rule }
   | { readonly verb: 'add' | 'replace' | 'delete'; readonly kind: 'route'; readonly route: Route }
-  | { readonly verb: 'add' | 'replace' | 'delete'; readonly kind: 'address'; readonly address: Address };
+  | { readonly verb: 'add' | 'replace' | 'delete'; readonly kind: 'address'; readonly address: Address }
+  | { readonly verb: 'add'; readonly kind: 'link'; readonly link: NewLink }
+  | { readonly verb: 'set'; readonly kind: 'link'; readonly dev: string | number; readonly change: LinkChange }
+  | { readonly verb: 'delete'; readonly kind: 'link'; readonly dev: string | number };
