@@ -281,6 +281,10 @@ test('a guard that somebody kills is replaced, and the new one does its work', a
       .split('\n')
       .filter((line) => line.includes('linux_tproxy.gu'))
       .map((line) => Number(line.trim().split(/\s+/)[0]));
+  const gone = async () => {
+    while (guard().length > 0) await setTimeout(10); // it is kept for a moment
+  };
+  await gone();
   const before = lab.snapshot('router');
   const rules = await install();
   const [first] = guard();
@@ -291,7 +295,7 @@ test('a guard that somebody kills is replaced, and the new one does its work', a
   assert.equal(more, []);
   assert.is.not(second, first);
   await rules.uninstall();
-  while (guard().length > 0) await setTimeout(10); // it is kept for a moment
+  await gone();
   assert.is(lab.snapshot('router'), before);
 });
 
