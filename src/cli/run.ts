@@ -156,9 +156,10 @@ class Program {
   /** Starts it and waits until that holds. False: it has ended before. */
   async until(holds: () => boolean): Promise<boolean> {
     const running = { yet: true };
-    this.run().finally(() => {
+    const ended = () => {
       running.yet = false;
-    });
+    };
+    void this.run().then(ended, ended);
     for (; running.yet; await sleep(LOOK_MS)) if (holds()) return true;
     return false;
   }
