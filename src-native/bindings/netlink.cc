@@ -137,12 +137,21 @@ Napi::Value encodeLinkChange(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value encodeLinkDeletion(const Napi::CallbackInfo& info) {
-  return toBuffer(info.Env(), rtnetlink::encodeLinkDeletion({.index = info[0].As<Napi::Number>().Uint32Value()}).bytes());
+  return toBuffer(info.Env(),
+                  rtnetlink::encodeLinkDeletion({.index = info[0].As<Napi::Number>().Uint32Value()}).bytes());
 }
 
 Napi::Value encodeBatch(const Napi::CallbackInfo& info) {
   return guarded(info.Env(),
                  [&] { return toBuffer(info.Env(), batchBytes(operationsArgument(info[0]), batchOptions(info[1]))); });
+}
+
+Napi::Value encodeGet(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    return withKind(member(info[0], "kind"), [&]<class T>() -> Napi::Value {
+      return toBuffer(info.Env(), nftables::encodeGet(JsReader::object<T>(info[0], JsReader::Purpose::key)).bytes());
+    });
+  });
 }
 
 Napi::Value decodeRule(const Napi::CallbackInfo& info) {
@@ -177,6 +186,7 @@ void defineNetlink(Napi::Env env, Napi::Object exports) {
   exports["encodeLinkChange"] = Napi::Function::New<encodeLinkChange>(env);
   exports["encodeLinkDeletion"] = Napi::Function::New<encodeLinkDeletion>(env);
   exports["encodeBatch"] = Napi::Function::New<encodeBatch>(env);
+  exports["encodeGet"] = Napi::Function::New<encodeGet>(env);
   exports["decodeRule"] = Napi::Function::New<decodeRule>(env);
   exports["decodeRoute"] = Napi::Function::New<decodeRoute>(env);
   exports["decodeAddress"] = Napi::Function::New<decodeAddress>(env);

@@ -10,6 +10,7 @@ import { RouteSocket } from '../../src/netlink/route.js';
 import { sequence } from '../../src/netlink/sequence.js';
 import type { LinkInfo, NewLink, Route, RouteChange, RouteQuery, Rule } from '../../src/netlink/types.js';
 import { enterNamespaces } from '../helpers/namespaces.js';
+import { refusal } from '../helpers/refusal.js';
 
 enterNamespaces();
 
@@ -18,14 +19,6 @@ const ip = (...args: string[]): string => execFileSync('ip', args, { encoding: '
 const batch = (lines: readonly string[]): void => {
   execFileSync('ip', ['-batch', '-'], { input: lines.join('\n') });
 };
-async function refusal(promise: Promise<unknown>): Promise<NetlinkError> {
-  try {
-    await promise;
-  } catch (error) {
-    return error as NetlinkError;
-  }
-  throw new Error('was not refused');
-}
 async function rejects(call: () => Promise<unknown>, message: RegExp): Promise<void> {
   assert.match(String(await call().catch((error: unknown) => error)), message);
 }
