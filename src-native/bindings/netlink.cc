@@ -6,6 +6,7 @@
 #include "bindings/define.h"
 #include "bindings/instance.h"
 #include "bindings/netlink_values.h"
+#include "nftables/query.h"
 #include "bindings/socket_values.h"
 #include "errno_name.h"
 
@@ -99,11 +100,11 @@ Napi::Value encodeRule(const Napi::CallbackInfo& info) {
 Napi::Value encodeRoute(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     auto route = JsReader::object<rtnetlink::Route>(info[1]);
-    if (route.device && route.device->index == 0) {
-      route.device->index = ::if_nametoindex(route.device->name.c_str());
-      if (route.device->index == 0)
-        throw netlink::Error("get link " + route.device->name, {.errnum = ENODEV, .request = "RTM_GETLINK"});
-    }
+    forEachDevice(route, [](rtnetlink::Device& device) {
+      if (device.index == 0) device.index = ::if_nametoindex(device.name.c_str());
+      if (device.index == 0)
+        throw netlink::Error("get link " + device.name, {.errnum = ENODEV, .request = "RTM_GETLINK"});
+    });
     return toBuffer(info.Env(), rtnetlink::encodeRoute(verbArgument(info[0]), std::move(route)).bytes());
   });
 }

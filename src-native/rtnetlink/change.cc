@@ -11,7 +11,7 @@ struct Encoding {
   netlink::Message operator()(const Rule& rule) { return encodeRule(verb, rule); }
   netlink::Message operator()(const Address& address) { return encodeAddress(verb, address); }
   netlink::Message operator()(Route route) {
-    names.resolve(route.device);
+    forEachDevice(route, [&](Device& device) { names.resolve(device); });
     return encodeRoute(verb, std::move(route));
   }
   netlink::Message operator()(NewLink link) {

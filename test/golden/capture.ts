@@ -79,6 +79,8 @@ const captures: Record<string, Capture> = {
       'ip -4 route add 10.7.1.1 scope host dev eth0',
       'ip -4 route add 10.8.0.0/16 via 10.1.0.2 src 10.1.0.1 metric 5 table 300 dev eth0',
       'ip -6 route add 2001:db9::/32 via fe80::1 metric 7 dev eth0',
+      'ip -4 route add 10.12.0.0/16 nexthop via 10.1.0.2 dev eth0 weight 3 nexthop dev eth0',
+      'ip -6 route add 2001:dba::/32 table 300 nexthop via fe80::1 dev eth0 weight 256 nexthop via fe80::2 dev eth0',
       'ip -4 route replace 10.6.0.0/16 dev eth0 metric 3',
       'ip -4 route del local default dev lo table 101 protocol 84',
       'ip -6 route del local default dev lo table 101 protocol 84',

@@ -297,6 +297,59 @@ test('links and addresses are those of `ip`', async () => {
   assert.ok((await socket.addressList('ipv6')).every(({ family }) => family === 'ipv6'));
 });
 
+test('several next hops, as `ip` tells them', async () => {
+  const both: readonly (readonly [Route, ...string[]])[] = [
+    [
+      {
+        ...{ family: 'ipv4', type: 'unicast', destination: '10.7.0.0/16', table: 100, scope: 'universe', protocol: 3 },
+        nexthops: [
+          { gateway: '10.1.0.2', dev: 'eth0', weight: 3 },
+          { gateway: '10.1.0.3', dev: 'eth0', weight: 1 },
+        ],
+      },
+      'nexthop via 10.1.0.2 dev eth0 weight 3',
+      'nexthop via 10.1.0.3 dev eth0 weight 1',
+    ],
+    [
+      {
+        ...{
+          family: 'ipv6',
+          type: 'unicast',
+          destination: '2001:db9::/32',
+          table: 100,
+          scope: 'universe',
+          protocol: 3,
+        },
+        ...{ metric: 1024 },
+        nexthops: [
+          { gateway: '2001:db8:1::2', dev: 'eth0', weight: 2 },
+          { gateway: '2001:db8:1::3', dev: 'eth0', weight: 256 },
+        ],
+      },
+      'nexthop via 2001:db8:1::2 dev eth0 weight 2',
+      'nexthop via 2001:db8:1::3 dev eth0 weight 256',
+    ],
+  ];
+  for (const [route, ...words] of both) {
+    await socket.commit([{ verb: 'add', kind: 'route', route }]);
+    const shown = ip(route.family === 'ipv6' ? '-6' : '-4', 'route', 'show', 'table', '100');
+    for (const each of words) assert.ok(shown.includes(each), shown);
+    assert.equal(await socket.routeList({ table: 100, family: route.family }), [route]);
+    await socket.routeDelete(route);
+    assert.equal(await socket.routeList({ table: 100, family: route.family }), []);
+  }
+  const [[route]] = both as [[Route]];
+  await rejects(
+    () => socket.routeAdd({ ...route, nexthops: [{ gateway: 'fe80::1' }] }),
+    /nexthops\[0\]\.gateway must be an ipv4/,
+  );
+  await rejects(
+    () => socket.routeAdd({ ...route, nexthops: [{ weight: 0 }] }),
+    /nexthops\[0\]\.weight must be 1 to 256/,
+  );
+  await rejects(() => socket.routeAdd({ ...route, nexthops: [{ dev: 'nowhere0' }] }), /ENODEV/);
+});
+
 test('replace: the route in that place, or a new one', async () => {
   const route: Route = { family: 'ipv4', type: 'unicast', destination: '10.7.0.0/16', dev: 'eth0', table: 100 };
   await socket.routeReplace(route);

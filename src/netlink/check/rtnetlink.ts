@@ -83,6 +83,13 @@ const checkRuleObject = objectOf({
 const device: Check = (value, place, key, object) =>
   (typeof value === 'number' ? number(1, 0x7fffffff) : ifname)(value, place, key, object);
 
+/** Addresses in it are of the family of the route. */
+const nexthops: Check = (value, place, key, route) => {
+  const gateway: Check = (each, hop, name) => address(each, hop, name, route);
+  const hop = objectOf({ dev: optional(device), gateway: optional(gateway), weight: optional(number(1, 256)) });
+  listOf(hop)(value, place, key, {});
+};
+
 const checkRouteObject = objectOf({
   family: family,
   type: word,
@@ -94,6 +101,7 @@ const checkRouteObject = objectOf({
   gateway: optional(address),
   preferredSource: optional(address),
   metric: optional(u32),
+  nexthops: optional(nexthops),
 });
 
 const rule: Check = (value, place, key, object) => {

@@ -55,6 +55,12 @@ export interface Route {
   readonly gateway?: string;
   readonly preferredSource?: string;
   readonly metric?: number;
+  /** Several ways at once, in the place of `dev` and `gateway`. A weight is 1 to 256, by default 1. */
+  readonly nexthops?: readonly {
+    readonly dev?: string | number;
+    readonly gateway?: string;
+    readonly weight?: number;
+  }[];
 }
 
 /** `ip -d link`. linux/if_link.h */
