@@ -6,9 +6,9 @@
 #include "bindings/define.h"
 #include "bindings/instance.h"
 #include "bindings/netlink_values.h"
-#include "nftables/query.h"
 #include "bindings/socket_values.h"
 #include "errno_name.h"
+#include "nftables/query.h"
 
 namespace tproxy::bindings {
 

@@ -113,6 +113,7 @@ class NftablesSocket : public Napi::ObjectWrap<NftablesSocket> {
   Napi::Value later(const Napi::CallbackInfo& info, auto work) {
     return session_->transact<When::later>(info.Env(), std::move(work));
   }
+
   Napi::Value watch(const Napi::CallbackInfo& info) {
     const auto table = optionalMember<std::string>(info[0], "table", netlink::text);
     return Watches::of(info.Env())
