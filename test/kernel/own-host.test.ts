@@ -79,7 +79,6 @@ for (const { backend, name, sysctls } of everywhere) {
         await call.hangUp();
       }
       assert.is(relaying.stats().connections.total, 2);
-      assert.is((await rulesOf(relaying).counters()).intercepted.packets, 2n, 'one SYN each');
       await stop(relaying);
 
       let accepted = 0;
