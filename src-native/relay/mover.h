@@ -60,7 +60,7 @@ struct Workspace {
   // A direction may move so much before others have their turn, and one splice too: less while short messages go as well.
   std::size_t bytesPerTurn() const {
     constexpr std::size_t alone = std::size_t{1024} * 1024;
-    return onlyBulk() ? alone : alone / 4;
+    return onlyBulk() ? alone : alone / 2;
   }
 };
 
