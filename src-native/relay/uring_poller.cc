@@ -252,7 +252,7 @@ void UringPoller::translate(const io_uring_cqe& cqe) {
     const auto send =
         std::find_if(sends_.begin(), sends_.end(), [&](const Send& one) { return one.token == ready.token; });
     send->bytes.dropFront(static_cast<std::size_t>(std::max(cqe.res, 0)));
-    ready.unsent.emplace(std::move(send->bytes), cqe.res < 0 ? -cqe.res : EAGAIN);
+    ready.unsent = Unsent{std::move(send->bytes), cqe.res < 0 ? -cqe.res : EAGAIN};
     return;
   }
   if (kind == taking || kind == giving) {

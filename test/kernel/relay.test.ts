@@ -203,7 +203,10 @@ except ConnectionResetError:
     await relays.event('ended');
   });
 
-  it('messages one at a time to a reader that stops: each arrives once and is counted once', async ({ relays, engine }) => {
+  it('messages one at a time to a reader that stops: each arrives once and is counted once', async ({
+    relays,
+    engine,
+  }) => {
     let accepted: net.Socket | undefined;
     const server = await serve(
       (socket) => {
