@@ -217,12 +217,12 @@ void UringPoller::finishSending() {
 void UringPoller::waitForCqes(Waiting waiting) {
   if (waiting.timeoutMs == 0 || hasCqe()) return ring_.submitAndGetEvents();
   const auto most = gate_.open() ? SpinGate::limit : SpinGate::Duration(waiting.bulk ? 1 : 0);
+  if (most > most.zero()) ring_.submitAndGetEvents();  // to send takes a while, in which nobody waits
   const auto start = std::chrono::steady_clock::now();
   SpinGate::Duration given{0};
-  for (auto looked = start; looked - start < most && given == given.zero();) {
-    ring_.submitAndGetEvents();
-    if (hasCqe()) break;
+  for (auto looked = start; !hasCqe() && looked - start < most && given == given.zero();) {
     sched_yield();
+    ring_.submitAndGetEvents();
     const auto now = std::chrono::steady_clock::now();
     if (now - looked >= SpinGate::givenAway) given = now - looked;
     looked = now;

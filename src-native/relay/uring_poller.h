@@ -25,9 +25,9 @@ class SpinGate {
 
  private:
   // As long as it takes where both sides of an exchange have to be woken.
-  static constexpr Duration soon = std::chrono::microseconds(100);
+  static constexpr Duration soon = std::chrono::microseconds(120);
   static constexpr Duration longest = std::chrono::microseconds(500);  // one pause is not to count for many waits
-  static constexpr int weight = 8;
+  static constexpr int weight = 4;
   Duration mean_ = longest;
 };
 
