@@ -12,21 +12,19 @@
 
 namespace tproxy::bindings {
 
-// Undefined of an object that is undefined.
-Napi::Value member(Napi::Value object, const char* name);
-
 template <class T>
-std::optional<T> optionalMember(Napi::Value object, const char* name, const auto& representation) {
-  const Napi::Value js = member(object, name);
+std::optional<T> optionalMember(const Packed& object, const char* name, const auto& representation) {
+  const Packed js = object[name];
   std::optional<T> value;
-  if (!js.IsUndefined()) JsReader::read(js, value.emplace(), representation);
+  if (!js.isUndefined()) JsReader::read(js, value.emplace(), representation);
   return value;
 }
 
-rtnetlink::Verb verbArgument(Napi::Value js);
-std::vector<nftables::Operation> operationsArgument(Napi::Value js);
+rtnetlink::Verb verbArgument(const Packed& js);
+std::vector<rtnetlink::Change> changesArgument(const Packed& js);
+std::vector<nftables::Operation> operationsArgument(const Packed& js);
 Napi::Object operationValue(Napi::Env env, const nftables::Operation& operation);
-nftables::BatchOptions batchOptions(Napi::Value js);
+nftables::BatchOptions batchOptions(const Packed& js);
 netlink::Bytes batchBytes(std::vector<nftables::Operation> operations, const nftables::BatchOptions& options);
 netlink::ByteView bytesArgument(Napi::Value js);
 

@@ -75,8 +75,8 @@ class NftablesSocket : public Napi::ObjectWrap<NftablesSocket> {
 
   template <When when>
   Napi::Value commit(const Napi::CallbackInfo& info) {
-    const auto options = batchOptions(info[1]);
-    auto operations = guarded(info.Env(), [&] { return operationsArgument(info[0]); });
+    const auto options = batchOptions(Packed(info[1]));
+    auto operations = guarded(info.Env(), [&] { return operationsArgument(Packed(info[0])); });
     return session_->transact<when>(info.Env(), [operations = std::move(operations), options](Connection& c) mutable {
       c.commit(options.dryRun ? "check batch" : "commit batch", nftables::encodeBatch(std::move(operations), options));
     });
@@ -86,7 +86,7 @@ class NftablesSocket : public Napi::ObjectWrap<NftablesSocket> {
     return later(info, [](Connection& c) { return nftables::generation(c); });
   }
 
-  static nftables::Filter filterArgument(Napi::Value js) {
+  static nftables::Filter filterArgument(const Packed& js) {
     nftables::Filter filter;
     filter.family = optionalMember<uint8_t>(js, "family", nftables::familyOf);
     filter.table = optionalMember<std::string>(js, "table", netlink::text);
@@ -96,37 +96,39 @@ class NftablesSocket : public Napi::ObjectWrap<NftablesSocket> {
     return filter;
   }
   Napi::Value list(const Napi::CallbackInfo& info) {
-    return ofKind(info[0], [&]<class T>() {
-      return later(info, [filter = filterArgument(info[1])](Connection& c) { return nftables::list<T>(c, filter); });
+    return ofKind(Packed(info[0]), [&]<class T>() {
+      return later(info,
+                   [filter = filterArgument(Packed(info[1]))](Connection& c) { return nftables::list<T>(c, filter); });
     });
   }
   Napi::Value get(const Napi::CallbackInfo& info) {
-    return ofKind(member(info[0], "kind"), [&]<class T>() {
-      auto key = guarded(info.Env(), [&] { return JsReader::object<T>(info[0], JsReader::Purpose::key); });
+    const Packed named(info[0]);
+    return ofKind(named["kind"], [&]<class T>() {
+      auto key = guarded(info.Env(), [&] { return JsReader::object<T>(named, JsReader::Purpose::key); });
       return later(info, [key = std::move(key)](Connection& c) { return nftables::get(c, key); });
     });
   }
   Napi::Value resetCounters(const Napi::CallbackInfo& info) {
-    return later(info,
-                 [filter = filterArgument(info[0])](Connection& c) { return nftables::resetCounters(c, filter); });
+    return later(
+        info, [filter = filterArgument(Packed(info[0]))](Connection& c) { return nftables::resetCounters(c, filter); });
   }
   Napi::Value later(const Napi::CallbackInfo& info, auto work) {
     return session_->transact<When::later>(info.Env(), std::move(work));
   }
   // Calls it with the type of that kind of object.
   template <size_t index = 0>
-  static Napi::Value ofKind(Napi::Value kind, const auto& call) {
+  static Napi::Value ofKind(const Packed& kind, const auto& call) {
     if constexpr (index == std::variant_size_v<nftables::Object>) {
-      throw Napi::TypeError::New(kind.Env(), "unknown kind: " + std::string(kind.As<Napi::String>()));
+      kind.fail("unknown kind: " + std::string(kind.string()));
     } else {
       using T = std::variant_alternative_t<index, nftables::Object>;
-      if (std::string(kind.As<Napi::String>()) != T::messages.kind) return ofKind<index + 1>(kind, call);
+      if (kind.string() != T::messages.kind) return ofKind<index + 1>(kind, call);
       return call.template operator()<T>();
     }
   }
 
   Napi::Value watch(const Napi::CallbackInfo& info) {
-    const auto table = optionalMember<std::string>(info[0], "table", netlink::text);
+    const auto table = optionalMember<std::string>(Packed(info[0]), "table", netlink::text);
     return Watches::of(info.Env())
         .watch(
             info.Env(), [&](netlink::Watcher& watcher) { return nftables::watch(watcher, netns_, table); },

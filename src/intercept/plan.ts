@@ -253,14 +253,15 @@ export function policyRules(
     ownHost,
   }: Pick<Plan, 'fwmark' | 'table' | 'priority'> & { readonly ownHost?: object | boolean },
 ): Rule[] {
-  const rule = { family, fwmark, protocol: ROUTE_PROTOCOL };
+  const protocol = ROUTE_PROTOCOL;
   const own = { value: ownMark({ fwmark }), mask: fwmark.mask };
   const end = priority + 3;
+  const ours: Rule = { family, fwmark: own, protocol, priority, iif: 'lo', action: 'lookup', table };
   return [
-    ...(ownHost ? [{ ...rule, fwmark: own, priority, iif: 'lo', action: 'lookup', table } as const] : []),
-    { ...rule, priority: priority + 1, iif: 'lo', action: 'goto', goto: end },
-    { ...rule, priority: priority + 2, action: 'lookup', table },
-    { ...rule, priority: end, action: 'nop' },
+    ...(ownHost ? [ours] : []),
+    { family, fwmark, protocol, priority: priority + 1, iif: 'lo', action: 'goto', goto: end },
+    { family, fwmark, protocol, priority: priority + 2, action: 'lookup', table },
+    { family, fwmark, protocol, priority: end, action: 'nop' },
   ];
 }
 

@@ -43,8 +43,8 @@ export function parsePrefixes(name: string, prefixes: readonly string[]): Readon
   if (!Array.isArray(prefixes)) throw invalidType(name, 'a list of prefixes', prefixes);
   const ranges: Record<Family, Range[]> = { ipv4: [], ipv6: [] };
   for (const prefix of prefixes) {
-    const range = parsePrefix(name, prefix);
-    ranges[range.family].push(range);
+    const { family, start, end } = parsePrefix(name, prefix);
+    ranges[family].push({ start, end });
   }
   return { ipv4: merge(ranges.ipv4), ipv6: merge(ranges.ipv6) };
 }
@@ -88,12 +88,15 @@ function parsePlainIpv4(prefix: string): (Range & { readonly family: Family }) |
 
 /** Sorted, with overlapping and adjacent ranges made one. */
 export function merge(ranges: readonly Range[]): Range[] {
-  const merged: { start: bigint; end: bigint }[] = [];
-  for (const range of [...ranges].sort((a, b) => (a.start < b.start ? -1 : a.start > b.start ? 1 : 0))) {
-    const last = merged.at(-1);
-    if (last && range.start <= last.end + 1n) {
-      if (range.end > last.end) last.end = range.end;
-    } else merged.push({ start: range.start, end: range.end });
+  const merged: Range[] = [];
+  let last: Range | undefined;
+  for (const { start, end } of [...ranges].sort((a, b) => (a.start < b.start ? -1 : a.start > b.start ? 1 : 0))) {
+    if (last && start <= last.end + 1n) {
+      if (end <= last.end) continue;
+      merged.pop();
+      last = { start: last.start, end };
+    } else last = { start, end };
+    merged.push(last);
   }
   return merged;
 }
