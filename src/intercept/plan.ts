@@ -13,6 +13,7 @@ import { mangleOperations, nothing } from './mangle.js';
 import { nftablesOperations, tableObject } from './nftables.js';
 import { parsePorts, parsePrefixes, type Range } from './ranges.js';
 import { ownMark } from './ruleset.js';
+import { LOOPBACK_INDEX } from './statement.js';
 import { planText } from './text.js';
 
 /** Tags our policy rules and routes as ours. iproute2 has no name for it, so `ip rule` shows the number. */
@@ -235,6 +236,9 @@ export function routingOf(
 export function localRoute(family: Family, table: number): Route {
   return { family, type: 'local', destination: 'default', dev: 'lo', table, scope: 'host', protocol: ROUTE_PROTOCOL };
 }
+
+/** The same with the number of its interface, for which the kernel would have to be asked. */
+export const byIndex = (route: Route): Route => ({ ...route, dev: LOOPBACK_INDEX });
 
 /**
  * A packet with our mark is looked up in our table, except while `iif` is lo: that is how the kernel asks for the way
