@@ -165,7 +165,7 @@ export class Session extends Dialogue {
         // The port of the server's own choice: 20, as a rule. Firewalls in front of clients look for it.
         const localPort = socket.remotePort ?? 20;
         const to = /** @type {const} */ ({ ...place, localAddress: server, localPort, sourcePort: 'prefer' });
-        this.#transfer(verb, socket, to, (other) => [other, socket]);
+        void this.#transfer(verb, socket, to, (other) => [other, socket]);
       });
       this.#listener = listener;
       await this.forward(verb, `${verb} ${(verb === 'PORT' ? formatPort : formatEprt)(client, listener.port)}\r\n`);

@@ -67,7 +67,7 @@ export const run: Verb = {
     const program = new Program(operands, netns);
     try {
       const predecessor = lifetime === 'persist' ? await predecessorOf(name, port, netns) : undefined;
-      const { isListening } = await import('../listening.js');
+      const { isListening } = await import('../procfs.js');
       const listens = () => (!tcp || isListening('tcp', port, netns)) && (!udp || isListening('udp', port, netns));
       // Its connections come to the other port once somebody listens there, and not before.
       if (predecessor && predecessor.port !== port && !(await program.until(listens))) return await program.run();
@@ -75,6 +75,8 @@ export const run: Verb = {
       try {
         return await program.run();
       } finally {
+        const { delivered } = await import('../undelivered.js');
+        await delivered(rules, { netns });
         await (program.hasRun || predecessor ? rules.release() : rules.uninstall());
       }
     } finally {
@@ -154,9 +156,10 @@ class Program {
   /** Starts it and waits until that holds. False: it has ended before. */
   async until(holds: () => boolean): Promise<boolean> {
     const running = { yet: true };
-    this.run().finally(() => {
+    const ended = () => {
       running.yet = false;
-    });
+    };
+    void this.run().then(ended, ended);
     for (; running.yet; await sleep(LOOK_MS)) if (holds()) return true;
     return false;
   }

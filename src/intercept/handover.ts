@@ -97,11 +97,12 @@ export function hearRequests(nftables: NftablesSocket, table: NftTable, onReques
     },
     { table: request.name },
   );
-  const look = () =>
-    nftables.list('table').then(
+  const look = () => {
+    void nftables.list('table').then(
       (tables) => tables.some(isSame(request)) && onRequest(),
       () => {}, // closed meanwhile
     );
+  };
   look();
   return end;
 }

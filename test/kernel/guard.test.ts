@@ -372,7 +372,7 @@ test('a guard that nothing refers to does its work', async () => {
   assert.not.ok((await socket.ruleList('ipv4')).some(({ priority }) => priority === 4000));
   assert.equal(guards(), []);
   assert.throws(() => socket.guard([{ ...rule, family: 'ipx' as 'ipv4' }], []), /family/);
-  socket.close();
+  await socket.close();
 });
 
 async function exposedCollector(): Promise<() => void> {

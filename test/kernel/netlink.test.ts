@@ -619,8 +619,7 @@ test('close: the call under way is finished, those that wait and later ones fail
   const closing = new RouteSocket();
   const first = closing.ruleList();
   const second = refusal(closing.ruleList());
-  closing.close();
-  closing.close();
+  const closed = Promise.all([closing.close(), closing.close()]);
   assert.ok((await first).length > 0);
   assert.is((await second).code, 'EBADF');
   assert.is((await refusal(closing.linkList())).code, 'EBADF');
@@ -628,6 +627,7 @@ test('close: the call under way is finished, those that wait and later ones fail
     () => closing.commitSync([{ verb: 'delete', kind: 'rule', rule: { family: 'ipv4', action: 'nop' } }]),
     (error: NetlinkError) => error.code === 'EBADF',
   );
+  await closed;
 });
 
 test('another network namespace', async () => {
@@ -645,7 +645,7 @@ test('another network namespace', async () => {
     [rule],
   );
   assert.equal(await socket.ruleList(), here);
-  other.close();
+  await other.close();
   ip('netns', 'delete', 'other');
 });
 

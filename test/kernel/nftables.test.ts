@@ -531,7 +531,7 @@ test('an owner table is the socket’s alone and goes with it', async () => {
   assert.equal([error.code, error.attribute], ['EPERM', 'NFTA_CHAIN_TABLE']);
   execFileSync('nft', ['flush', 'ruleset']);
   assert.is((await socket.list('table')).length, 1);
-  owner.close();
+  await owner.close();
   assert.equal(await socket.list('table'), []);
 });
 
@@ -549,8 +549,7 @@ test('an owner table outlives neither a killed process nor a batch under way whe
 
   const closing = new NftablesSocket();
   const commit = closing.commit(add({ ...tableX, flags: ['owner'] }));
-  closing.close();
-  await commit;
+  await Promise.all([commit, closing.close()]);
   assert.equal(await socket.list('table'), []);
 });
 

@@ -125,7 +125,7 @@ test('somebody asks, and goes before it has taken over: the first takes its rule
   const request = { kind: 'table', family: 'inet', name: 'linux-tproxy-web/next', flags: ['owner'] } as const;
   await asking.commit([{ verb: 'create', object: request }]);
   await until('it lets go', async () => (await status())?.owner === undefined);
-  asking.close();
+  await asking.close();
   await until('it takes it back', async () => (await status())?.owner?.processId === process.pid);
   await rules.exclude.to.add('192.0.2.0/24');
   lab.exec('router', 'ip', 'rule', 'del', 'pref', '99');
@@ -191,7 +191,7 @@ test('a kernel that has no such tables says so before anything is changed', asyn
   const socket = new NftablesSocket({ netns });
   const unknown = { kind: 'table', family: 'inet', name: 'x', flags: [8] } as const;
   assert.match((await refused(socket.commit([{ verb: 'add', object: unknown }]))).message, /\(persist\) Linux 6\.9/);
-  socket.close();
+  await socket.close();
 });
 
 // ---- another configuration ----------------------------------------------------------------------------------------------
@@ -240,7 +240,7 @@ test('connections that the table remembers are remembered on', async () => {
   const element = async (rules: InstalledRules) => {
     const socket = new NftablesSocket({ netns });
     const [found] = await socket.list('elements', { family: 'inet', table: rules.plan.nftTable, set: 'own4' });
-    socket.close();
+    await socket.close();
     return found?.elements.length;
   };
   const call = lab.run('router', 'timeout', '1', 'bash', '-c', ': <>/dev/tcp/10.77.2.2/80; sleep 0.5').catch(() => {});

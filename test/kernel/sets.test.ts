@@ -34,7 +34,7 @@ async function generationsDuring(work: () => Promise<unknown>): Promise<number> 
   const { id: before } = await socket.generation();
   await work();
   const { id: after } = await socket.generation();
-  socket.close();
+  await socket.close();
   return after - before;
 }
 

@@ -281,6 +281,10 @@ test('a guard that somebody kills is replaced, and the new one does its work', a
       .split('\n')
       .filter((line) => line.includes('linux_tproxy.gu'))
       .map((line) => Number(line.trim().split(/\s+/)[0]));
+  const gone = async () => {
+    while (guard().length > 0) await setTimeout(10); // it is kept for a moment
+  };
+  await gone();
   const before = lab.snapshot('router');
   const rules = await install();
   const [first] = guard();
@@ -291,7 +295,7 @@ test('a guard that somebody kills is replaced, and the new one does its work', a
   assert.equal(more, []);
   assert.is.not(second, first);
   await rules.uninstall();
-  while (guard().length > 0) await setTimeout(10); // it is kept for a moment
+  await gone();
   assert.is(lab.snapshot('router'), before);
 });
 
@@ -484,7 +488,7 @@ test('RouteSocket.watch is ip monitor', async () => {
   await lab.run('router', 'sh', '-c', 'ip -6 route flush table 7; ip link set cli0 mtu 1500');
   await setTimeout(50);
   assert.is(changes.length, count);
-  socket.close();
+  await socket.close();
 });
 
 test('NftablesSocket.watch is nft monitor', async () => {
@@ -510,7 +514,7 @@ test('NftablesSocket.watch is nft monitor', async () => {
   const [change] = changes;
   assert.ok(change?.kind === 'batch');
   assert.is(change.generation.processName, 'nft');
-  socket.close();
+  await socket.close();
   lab.exec('router', 'sh', '-euc', 'nft add table inet watched; nft delete table inet watched');
   await setTimeout(50);
   assert.is(changes.length, 2);
@@ -531,17 +535,17 @@ test('too much to be told: that some was lost is told, and what is missing is fo
   assert.equal(report.repaired, ['policy rule 99 (ipv4)']);
   assert.ok(changes.length < lines.length * 2);
   assert.ok(changes.some(({ kind }) => kind === 'lost'));
-  socket.close();
+  await socket.close();
   await rules.uninstall();
 });
 
-test('arguments are checked', () => {
+test('arguments are checked', async () => {
   const [route, nftables] = [new RouteSocket({ netns }), new NftablesSocket({ netns })];
   assert.throws(() => route.watch('x' as never), /onChanges must be a function/);
   assert.throws(() => route.watch(() => {}, { table: 'x' as never }), /filter.table must be a number/);
   assert.throws(() => nftables.watch(() => {}, { table: 7 as never }), /filter.table must be a string/);
-  route.close();
-  nftables.close();
+  await route.close();
+  await nftables.close();
   assert.throws(() => route.guard([], []), /EBADF/);
 });
 
