@@ -196,23 +196,25 @@ export function withSets(
   });
 }
 
-function planOf(facts: PlanFacts): Plan {
-  let nftables: readonly NftOperation[] | undefined;
-  const plan: Plan = {
-    ...facts,
-    ...routingOf(facts),
-    get nftables() {
-      checkIds(facts.ownHost);
-      nftables ??=
-        facts.backend === 'iptables'
-          ? [{ verb: 'add', object: tableObject(plan) }, ...mangleOperations(plan, nothing)]
-          : nftablesOperations(plan);
-      return nftables;
-    },
-    toString: () => planText(plan),
-  };
-  return plan;
-}
+const operations = new WeakMap<PlanFacts, readonly NftOperation[]>();
+/** What all plans have in common: with a getter of its own, each plan would be an object of another shape to the engine. */
+const made: Pick<Plan, 'nftables' | 'toString'> & ThisType<Plan> = {
+  get nftables() {
+    checkIds(this.ownHost);
+    const known = operations.get(this) ?? operationsOf(this);
+    operations.set(this, known);
+    return known;
+  },
+  toString() {
+    return planText(this);
+  },
+};
+const planOf = (facts: PlanFacts): Plan => Object.assign(Object.create(made), facts, routingOf(facts));
+
+const operationsOf = (plan: Plan): NftOperation[] =>
+  plan.backend === 'iptables'
+    ? [{ verb: 'add', object: tableObject(plan) }, ...mangleOperations(plan, nothing)]
+    : nftablesOperations(plan);
 
 export const nftTableOf = ({ name, port }: Pick<PlanOptions, 'name' | 'port'>) => `${TABLE_PREFIX}${name ?? port}`;
 
