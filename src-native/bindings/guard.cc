@@ -75,7 +75,8 @@ class Guard : public std::enable_shared_from_this<Guard> {
     };
 
     Bytes requests;
-    for (const Message& message : rtnetlink::encodeChanges(connection, changesArgument(js["changes"])))
+    rtnetlink::Names names(connection);
+    for (const Message& message : rtnetlink::encodeChanges(names, changesArgument(js["changes"])))
       append(requests, message);
     if (!requests.empty()) work.push_back({guard::Socket::route, std::move(requests)});
 

@@ -33,20 +33,39 @@ rtnetlink::Verb verbArgument(const Packed& js) {
   js.fail("unknown verb: " + std::string(wanted));
 }
 
+rtnetlink::Device deviceArgument(const Packed& js) {
+  rtnetlink::Device device;
+  JsReader::read(js, device, rtnetlink::DeviceIndex());
+  return device;
+}
+
+namespace {
+
+decltype(rtnetlink::Change::object) linkOperation(const Packed& js) {
+  const std::string_view verb = js["verb"].string();
+  if (verb == "add") return JsReader::object<rtnetlink::NewLink>(js["link"]);
+  const rtnetlink::Device device = deviceArgument(js["dev"]);
+  if (verb == "delete") return rtnetlink::LinkDeletion{device};
+  return rtnetlink::LinkChange{device, JsReader::object<rtnetlink::LinkSettings>(js["change"])};
+}
+
+decltype(rtnetlink::Change::object) changedObject(const Packed& js) {
+  const std::string_view kind = js["kind"].string();
+  if (kind == "link") return linkOperation(js);
+  if (kind == "rule") return JsReader::object<rtnetlink::Rule>(js["rule"]);
+  if (kind == "address") return JsReader::object<rtnetlink::Address>(js["address"]);
+  return JsReader::object<rtnetlink::Route>(js["route"]);
+}
+
+}  // namespace
+
 std::vector<rtnetlink::Change> changesArgument(const Packed& js) {
   const auto elements = js.elements();
   std::vector<rtnetlink::Change> changes(elements.size());
   auto next = changes.begin();
   for (const Packed& change : elements) {
-    rtnetlink::Change& read = *next++;
-    read.verb = verbArgument(change["verb"]);
-    const std::string_view kind = change["kind"].string();
-    if (kind == "rule")
-      read.object = JsReader::object<rtnetlink::Rule>(change[kind]);
-    else if (kind == "address")
-      read.object = JsReader::object<rtnetlink::Address>(change[kind]);
-    else
-      read.object = JsReader::object<rtnetlink::Route>(change["route"]);
+    if (change["kind"].string() != "link") next->verb = verbArgument(change["verb"]);
+    (next++)->object = changedObject(change);
   }
   return changes;
 }

@@ -21,9 +21,21 @@ std::optional<T> optionalMember(const Packed& object, const char* name, const au
 }
 
 rtnetlink::Verb verbArgument(const Packed& js);
+rtnetlink::Device deviceArgument(const Packed& js);
 std::vector<rtnetlink::Change> changesArgument(const Packed& js);
 std::vector<nftables::Operation> operationsArgument(const Packed& js);
 Napi::Object operationValue(Napi::Env env, const nftables::Operation& operation);
+// Calls it with the type of that kind of nf_tables object.
+template <size_t index = 0>
+auto withKind(const Packed& kind, const auto& call) -> decltype(call.template operator()<nftables::Table>()) {
+  if constexpr (index == std::variant_size_v<nftables::Object>) {
+    kind.fail("unknown kind: " + std::string(kind.string()));
+  } else {
+    using T = std::variant_alternative_t<index, nftables::Object>;
+    if (kind.string() != T::messages.kind) return withKind<index + 1>(kind, call);
+    return call.template operator()<T>();
+  }
+}
 nftables::BatchOptions batchOptions(const Packed& js);
 netlink::Bytes batchBytes(std::vector<nftables::Operation> operations, const nftables::BatchOptions& options);
 netlink::ByteView bytesArgument(Napi::Value js);

@@ -96,14 +96,14 @@ class NftablesSocket : public Napi::ObjectWrap<NftablesSocket> {
     return filter;
   }
   Napi::Value list(const Napi::CallbackInfo& info) {
-    return ofKind(Packed(info[0]), [&]<class T>() {
+    return withKind(Packed(info[0]), [&]<class T>() {
       return later(info,
                    [filter = filterArgument(Packed(info[1]))](Connection& c) { return nftables::list<T>(c, filter); });
     });
   }
   Napi::Value get(const Napi::CallbackInfo& info) {
     const Packed named(info[0]);
-    return ofKind(named["kind"], [&]<class T>() {
+    return withKind(named["kind"], [&]<class T>() {
       auto key = guarded(info.Env(), [&] { return JsReader::object<T>(named, JsReader::Purpose::key); });
       return later(info, [key = std::move(key)](Connection& c) { return nftables::get(c, key); });
     });
@@ -114,17 +114,6 @@ class NftablesSocket : public Napi::ObjectWrap<NftablesSocket> {
   }
   Napi::Value later(const Napi::CallbackInfo& info, auto work) {
     return session_->transact<When::later>(info.Env(), std::move(work));
-  }
-  // Calls it with the type of that kind of object.
-  template <size_t index = 0>
-  static Napi::Value ofKind(const Packed& kind, const auto& call) {
-    if constexpr (index == std::variant_size_v<nftables::Object>) {
-      kind.fail("unknown kind: " + std::string(kind.string()));
-    } else {
-      using T = std::variant_alternative_t<index, nftables::Object>;
-      if (kind.string() != T::messages.kind) return ofKind<index + 1>(kind, call);
-      return call.template operator()<T>();
-    }
   }
 
   Napi::Value watch(const Napi::CallbackInfo& info) {

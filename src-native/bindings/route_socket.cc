@@ -19,12 +19,6 @@ std::optional<uint8_t> familyArgument(const Packed& js) {
   return family;
 }
 
-rtnetlink::Device deviceArgument(const Packed& js) {
-  rtnetlink::Device device;
-  JsReader::read(js, device, rtnetlink::DeviceIndex());
-  return device;
-}
-
 // A RouteChange of src/netlink/types.ts. What cannot be read is lost.
 Napi::Value routeChange(Napi::Env env, const Watches::Notification& notification) {
   if (notification.message.empty()) return toLost(env);

@@ -9,20 +9,13 @@ import type { NftElement, NftExpression, NftObject, NftOperation, NftSet, NftTab
 import { decodeComment, decodeSetUserdata, encodeComment } from '../../src/netlink/userdata.js';
 import { enterNamespaces } from '../helpers/namespaces.js';
 import * as nft from '../helpers/nft.js';
+import { refusal } from '../helpers/refusal.js';
 import { ruleset } from '../helpers/ruleset.js';
 
 enterNamespaces();
 
 const nftCommand = (text: string): string => execFileSync('nft', ['-f', '-'], { input: text, encoding: 'utf8' });
 const listed = (): string => execFileSync('nft', ['list', 'ruleset'], { encoding: 'utf8' });
-async function refusal(promise: Promise<unknown>): Promise<NetlinkError> {
-  try {
-    await promise;
-  } catch (error) {
-    return error as NetlinkError;
-  }
-  throw new Error('was not refused');
-}
 /** A program that sees NftablesSocket and `commit`, in a process of its own. */
 function program(body: string): string[] {
   const module = JSON.stringify(new URL('../../src/netlink/nftables.ts', import.meta.url).href);
