@@ -76,7 +76,7 @@ export interface TransparentServerOptions extends ServerOpts, RelayLimits {
    * CPUs that have nothing else to do.
    */
   readonly threads?: number;
-  /** After `close()`, relays that have not ended by then are reset. Default: they are waited for. */
+  /** After `close()`, relays that have not ended by then are reset. Default: they are waited for, until their last byte has arrived. */
   readonly drainTimeoutMs?: number;
   /** For the relay's own connections. Default: the kernel's (net.ipv4.tcp_syn_retries, about two minutes). */
   readonly connectTimeoutMs?: number;
@@ -372,8 +372,8 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
     this.#acceptor?.stop(() => {
       const finish = async () => {
         try {
-          // Behind REDIRECT it is conntrack that brings the answers.
-          if (this.rules && !this.#redirected) await delivered(this.#options.netns);
+          const { netns, drainTimeoutMs: withinMs } = this.#options;
+          if (this.rules) await delivered(this.rules, { netns, withinMs });
           await this.#end();
         } catch (error) {
           this.emit('error', error as Error);

@@ -1,5 +1,6 @@
 /** What verbs print: text or one JSON document, and the words for what is told by more than one of them. */
 import type { Leftovers } from '../intercept/installed.js';
+import { fwmarkText } from '../intercept/nftables.js';
 import { changedByText } from '../intercept/owner.js';
 import type { Family, Fwmark, RepairReport } from '../types.js';
 import type { Values } from './verb.js';
@@ -47,8 +48,6 @@ export function routingRows({ mode, families, port, address, backend, nftTable, 
         ] as const)),
   ] as const;
 }
-
-const fwmarkText = ({ value, mask }: Fwmark) => `0x${value.toString(16)}/0x${mask.toString(16)}`;
 
 /** What is left over; nothing where nothing is. */
 export function leftoverWords({ chains, rules, routes }: Leftovers): string {

@@ -67,7 +67,7 @@ export const run: Verb = {
     const program = new Program(operands, netns);
     try {
       const predecessor = lifetime === 'persist' ? await predecessorOf(name, port, netns) : undefined;
-      const { isListening } = await import('../listening.js');
+      const { isListening } = await import('../procfs.js');
       const listens = () => (!tcp || isListening('tcp', port, netns)) && (!udp || isListening('udp', port, netns));
       // Its connections come to the other port once somebody listens there, and not before.
       if (predecessor && predecessor.port !== port && !(await program.until(listens))) return await program.run();
@@ -75,6 +75,8 @@ export const run: Verb = {
       try {
         return await program.run();
       } finally {
+        const { delivered } = await import('../undelivered.js');
+        await delivered(rules, { netns });
         await (program.hasRun || predecessor ? rules.release() : rules.uninstall());
       }
     } finally {

@@ -4,9 +4,11 @@
  * what an intercepted packet surely is, and is not.
  */
 import { letBridgesBe, lossyBridges, lossyBridgesText } from '../intercept/bridges.js';
+import { word } from '../intercept/host.js';
+import { fwmarkText } from '../intercept/nftables.js';
 import type { NftChain, NftExpression, NftRule } from '../netlink/types.js';
 import type { Finding, Fwmark } from '../types.js';
-import { type Group, type Look, markText, ok } from './look.js';
+import { type Group, type Look, ok } from './look.js';
 
 export const firewall: Group = (look) => [...input(look), ...bridges(look)];
 
@@ -62,7 +64,7 @@ function letIn({ family, table, name }: NftChain, mark: Fwmark): string {
   // Tables of iptables must be left to iptables: what it has not written itself it cannot list.
   const isIptables = family !== 'inet' && ['filter', 'mangle', 'security'].includes(table) && name === 'INPUT';
   if (isIptables)
-    return `${family === 'ip' ? 'iptables' : 'ip6tables'} -t ${table} -I INPUT -m mark --mark ${markText(mark)} -j ACCEPT`;
+    return `${family === 'ip' ? 'iptables' : 'ip6tables'} -t ${table} -I INPUT -m mark --mark ${fwmarkText(mark)} -j ACCEPT`;
   const [value, mask] = [mark.value, mark.mask].map((number) => `0x${number.toString(16)}`);
   return `nft insert rule ${family} ${table} ${name} meta mark and ${mask} == ${value} accept`;
 }
@@ -165,12 +167,7 @@ function fitsMark({ value, mask }: Fwmark, asked: number, xor: number, wanted: n
 /** struct xt_conntrack_mtinfo3 of linux/netfilter/xt_conntrack.h, of which only the state is asked for. */
 function isOnlyInvalid(info: Uint8Array): boolean {
   const at = { matchFlags: 148, invertFlags: 150, stateMask: 152 };
-  const view = new DataView(info.buffer, info.byteOffset, info.byteLength);
-  const read = (offset: number) =>
-    offset + 2 <= info.byteLength ? view.getUint16(offset, new Uint8Array(Uint16Array.of(1).buffer)[0] === 1) : 0;
+  const read = (offset: number) => new Uint16Array(info.slice(offset, offset + 2).buffer)[0];
+  if (info.length < at.stateMask + 2) return false;
   return read(at.matchFlags) === 1 && read(at.invertFlags) === 0 && read(at.stateMask) === INVALID;
 }
-
-/** Marks and states are 32-bit numbers in host byte order. */
-const word = (data: Uint8Array, offset = 0): number =>
-  data.length < offset + 4 ? 0 : (new Uint32Array(data.slice(offset, offset + 4).buffer)[0] as number);

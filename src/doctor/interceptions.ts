@@ -1,6 +1,6 @@
 /** Whether what is installed is whole, and somebody listens. */
 import type { Installed } from '../intercept/installed.js';
-import { isListening } from '../listening.js';
+import { isListening } from '../procfs.js';
 import type { Finding } from '../types.js';
 import { type Group, type Look, ok } from './look.js';
 

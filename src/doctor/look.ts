@@ -1,6 +1,5 @@
 /** What the groups of checks look at, read once. Nothing in here, or in them, changes the host. */
 import type { Installed, Leftovers } from '../intercept/installed.js';
-import { native } from '../native.js';
 import type { Link, NftChain, NftRule, Route, Rule } from '../netlink/types.js';
 import type { Finding, Fwmark } from '../types.js';
 
@@ -21,14 +20,3 @@ export interface Look {
 export type Group = (look: Look) => readonly Finding[];
 
 export const ok = (id: string, summary: string, detail: string): Finding => ({ id, severity: 'ok', summary, detail });
-
-/** Of the network namespace, by their names below /proc/sys; undefined where this kernel has no such thing. */
-export function sysctls(netns: string | undefined, names: readonly string[]): (number | undefined)[] {
-  const texts = native.readFiles(
-    names.map((name) => `/proc/sys/${name}`),
-    netns,
-  );
-  return texts.map((text) => (text === undefined ? undefined : Number(text)));
-}
-
-export const markText = ({ value, mask }: Fwmark) => `0x${value.toString(16)}/0x${mask.toString(16)}`;

@@ -2,8 +2,9 @@
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { isUp } from '../intercept/host.js';
 import { ROUTE_PROTOCOL } from '../intercept/plan.js';
+import { sysctls } from '../procfs.js';
 import type { Finding } from '../types.js';
-import { type Group, type Look, ok, sysctls } from './look.js';
+import { type Group, type Look, ok } from './look.js';
 
 export const routing: Group = (look) => [
   loopback(look),

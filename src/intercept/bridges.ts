@@ -3,8 +3,8 @@
  * socket, which is taken off it again on its way up from the bridge (skb_orphan in ip_rcv), and the rules are not run once
  * more (ip_sabotage_in of net/bridge/br_netfilter_hooks.c): what is intercepted of it is lost. No rule of ours can mend that.
  */
-import { native } from '../native.js';
 import type { Link } from '../netlink/types.js';
+import { sysctls } from '../procfs.js';
 import type { Family } from '../types.js';
 
 export interface LossyBridges {
@@ -32,12 +32,9 @@ export function lossyBridges(
     .map(({ name }) => name);
   if (bridges.length === 0) return undefined;
   const names = families.map((family) => sysctlOf[family]);
-  const texts = native.readFiles(
-    names.map((name) => `/proc/sys/${name.replaceAll('.', '/')}`),
-    netns,
-  );
-  const sysctls = names.filter((_, index) => Number(texts[index]) === 1);
-  return sysctls.length > 0 ? { bridges, sysctls } : undefined;
+  const values = sysctls(netns, names);
+  const on = names.filter((_, index) => values[index] === 1);
+  return on.length > 0 ? { bridges, sysctls: on } : undefined;
 }
 
 export const letBridgesBe = ({ sysctls }: LossyBridges): string =>

@@ -310,8 +310,8 @@ export function markBitsOf(expressions: readonly NftExpression[]): number {
   return bits >>> 0;
 }
 
-/** Marks are 32-bit numbers in host byte order. */
-function word(data: Uint8Array, offset = 0): number {
+/** Marks, and connections' states, are 32-bit numbers in host byte order. */
+export function word(data: Uint8Array, offset = 0): number {
   if (data.length < offset + 4) return 0;
   return new Uint32Array(data.slice(offset, offset + 4).buffer)[0] as number;
 }

@@ -4,7 +4,7 @@
  */
 import type { NftElement, NftObject, NftOperation, NftRule, NftSet, NftTable } from '../netlink/types.js';
 import { encodeComment, encodeSetUserdata } from '../netlink/userdata.js';
-import type { Family } from '../types.js';
+import type { Family, Fwmark } from '../types.js';
 import { mangleSize } from './mangle.js';
 import type { SetOfRules } from './named-sets.js';
 import type { Plan, PlanFacts } from './plan.js';
@@ -33,9 +33,11 @@ export interface Claim {
   readonly backend: Plan['backend'];
 }
 
+/** `0x1/0x3`, as iproute2 and iptables write it. */
+export const fwmarkText = ({ value, mask }: Fwmark): string => `0x${value.toString(16)}/0x${mask.toString(16)}`;
+
 export function claimText({ fwmark, table, priority, families, ownHost, rules, backend }: Claim): string {
-  const mark = `0x${fwmark.value.toString(16)}/0x${fwmark.mask.toString(16)}`;
-  return `fwmark ${mark} table ${table} priority ${priority} ${families.join(' ')}${ownHost ? ' own-host' : ''} rules ${rules}${backend === 'iptables' ? ' iptables' : ''}`;
+  return `fwmark ${fwmarkText(fwmark)} table ${table} priority ${priority} ${families.join(' ')}${ownHost ? ' own-host' : ''} rules ${rules}${backend === 'iptables' ? ' iptables' : ''}`;
 }
 
 /** In a claim, or the name of a table, that is in another's way: nobody else has any of these. */

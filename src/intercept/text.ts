@@ -3,7 +3,7 @@ import type { Route, Rule } from '../netlink/types.js';
 import type { Family } from '../types.js';
 import { iptablesChains } from './iptables.js';
 import type { SetOfRules } from './named-sets.js';
-import { claimOfPlan } from './nftables.js';
+import { claimOfPlan, fwmarkText } from './nftables.js';
 import type { Plan } from './plan.js';
 import { type ChainOfRules, ruleSet } from './ruleset.js';
 
@@ -32,8 +32,7 @@ function routeCommand(route: Route): string {
 function ruleCommand(rule: Rule): string {
   const words = ['ip', ipFlag[rule.family], 'rule add'];
   if (rule.iif !== undefined) words.push('iif', rule.iif);
-  if (rule.fwmark !== undefined)
-    words.push('fwmark', `0x${rule.fwmark.value.toString(16)}/0x${rule.fwmark.mask.toString(16)}`);
+  if (rule.fwmark !== undefined) words.push('fwmark', fwmarkText(rule.fwmark));
   words.push(String(rule.action));
   if (rule.action === 'lookup') words.push(String(rule.table));
   if (rule.action === 'goto') words.push(String(rule.goto));

@@ -147,6 +147,57 @@ test('close(): open connections go on, and the rules with them; then everything 
   assert.is(lab.snapshot('router'), before);
 });
 
+/**
+ * A connection that both sides have ended, and of whose bytes the router still has most to send: the client reads only when
+ * it is told to. They are more than that client's window, and less than a send buffer.
+ */
+async function slowEnd(sender: 'router' | 'server', address: string, port: number) {
+  const serve = `l = socket.create_server(('', ${port})); print('ready', flush=True); l.accept()[0].sendall(bytes(30_000))`;
+  const program = lab.spawn(sender, 'python3', '-c', `import socket; ${serve}`);
+  await program.until(/ready/);
+  const read = `import signal, socket
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048); s.settimeout(10)
+s.connect(('${address}', ${port})); s.shutdown(socket.SHUT_WR)
+signal.sigwait([signal.SIGUSR1])
+print('got', len(b''.join(iter(lambda: s.recv(65536), b''))), flush=True)`;
+  const client = lab.spawn('client', 'python3', '-c', read);
+  const ending = ['state', 'last-ack', 'state', 'fin-wait-1', 'state', 'closing'];
+  const rows = () => lab.exec('router', 'ss', '-HtnO', ...ending, `sport = :${port}`);
+  const queued = () => Number(rows().split(/\s+/)[2] ?? 0);
+  for (let waited = 0; queued() < 15_000; waited += 50) {
+    assert.ok(waited < 10_000, `most of it is still to be sent: ${rows()}`);
+    await sleep(50);
+  }
+  const readAll = async () => {
+    client.process.kill('SIGUSR1');
+    assert.is((await client.until(/got (\d+)/, 15_000))[1], '30000');
+  };
+  return { queued, readAll };
+}
+
+test('close(): the last bytes of a connection that has ended reach a client that takes its time', async () => {
+  const server = await start({ intercept: { tcp: [82] }, relay: true });
+  const { readAll } = await slowEnd('server', target, 82);
+  const closed = stop(server);
+  await sleep(300);
+  await readAll();
+  await closed;
+});
+
+test('close() does not wait for what this host sends as itself', async () => {
+  const server = await start({ intercept: { tcp: [82] }, relay: true });
+  const { queued, readAll } = await slowEnd('router', addresses.router.ipv4, 83);
+  const late = new AbortController();
+  const isClosed = await Promise.race([
+    stop(server).then(() => true),
+    sleep(4000, false, { signal: late.signal }).catch(() => true),
+  ]);
+  late.abort();
+  assert.ok(isClosed && queued() > 15_000, 'closed while it is still to be sent');
+  await readAll();
+});
+
 test('listen() twice, close() twice, close() while starting, an address in use', async () => {
   const server = await start({});
   assert.throws(() => server.listen(50081), /listening already/);

@@ -282,7 +282,8 @@ test('a guard that somebody kills is replaced, and the new one does its work', a
       .split('\n')
       .filter((line) => line.includes('linux_tproxy.gu'))
       .map((line) => Number(line.trim().split(/\s+/)[0]));
-  await until(() => guard().length === 0, 'those of the tests before have ended');
+  const gone = () => until(() => guard().length === 0, 'it is gone'); // it is kept for a moment
+  await gone();
   const before = lab.snapshot('router');
   const rules = await install();
   const [first] = guard();
@@ -293,7 +294,7 @@ test('a guard that somebody kills is replaced, and the new one does its work', a
   assert.equal(more, []);
   assert.is.not(second, first);
   await rules.uninstall();
-  await until(() => guard().length === 0, 'it has ended'); // it is kept for a moment
+  await gone();
   assert.is(lab.snapshot('router'), before);
 });
 
