@@ -35,11 +35,14 @@ async function rejects(call: () => Promise<unknown>, message: RegExp): Promise<v
 const test = suite('kernel rtnetlink');
 let socket: RouteSocket;
 
-test.before(() => {
+test.before(async () => {
   ip('link', 'add', 'eth0', 'type', 'veth', 'peer', 'name', 'eth1');
-  for (const name of ['eth0', 'eth1']) ip('link', 'set', name, 'up');
-  // Else both get one more after a second, and a route to it.
-  for (const name of ['eth0', 'eth1']) ip('link', 'set', name, 'addrgenmode', 'none');
+  for (const name of ['eth0', 'eth1']) {
+    ip('link', 'set', name, 'addrgenmode', 'none'); // else it has one more address a second later, and a route to it
+    ip('link', 'set', name, 'up');
+  }
+  const multicast = () => ip('-6', 'route', 'show', 'table', 'local').match(/^multicast/gm) ?? [];
+  await until(() => multicast().length === 2, 'both links are up');
   ip('address', 'add', '10.1.0.1/24', 'dev', 'eth0');
   ip('-6', 'address', 'add', '2001:db8:1::1/64', 'dev', 'eth0', 'nodad');
   socket = new RouteSocket();
