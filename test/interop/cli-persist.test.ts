@@ -98,6 +98,8 @@ test('taken over by the next version on another port, under a stream of connecti
     new RegExp(`^linux-tproxy run: process ${second.process.pid} \\(node\\) has taken over web: no more`, 'm'),
   );
   await until(() => clients.answered().length === 2, 'so does the next one');
+  const connections = () => lab.exec('router', 'ss', '-Htnp');
+  await until(() => !connections().includes(`pid=${first.pid},`), 'those of the first have ended');
   assert.is(await first.stop(), 128 + 15);
   const { direct, broken } = await clients.end();
   assert.equal({ direct, broken }, { direct: 0, broken: {} });
