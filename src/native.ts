@@ -367,6 +367,7 @@ export interface Native {
   encodeLinkDeletion(index: number): Buffer;
   /** The whole batch, begin and end included, sequence numbers from 0. */
   encodeBatch(operations: readonly NftOperation[], options?: { generation?: number }): Buffer;
+  encodeGet(key: NftKey): Buffer;
   /** Reads one such message (without its batch) back. */
   decodeRule(message: Uint8Array): Rule;
   decodeRoute(message: Uint8Array): Route;

@@ -89,7 +89,8 @@ class Guard : public std::enable_shared_from_this<Guard> {
     for (auto& rule : deletedRules) changes.push_back({rtnetlink::Verb::erase, std::move(rule)});
     for (auto& route : deletedRoutes) changes.push_back({rtnetlink::Verb::erase, std::move(route)});
     Bytes requests;
-    for (const Message& message : rtnetlink::encodeChanges(connection, changes)) append(requests, message);
+    rtnetlink::Names names(connection);
+    for (const Message& message : rtnetlink::encodeChanges(names, changes)) append(requests, message);
     if (!requests.empty()) work.push_back({guard::Socket::route, std::move(requests)});
 
     if (work.empty()) return rest();

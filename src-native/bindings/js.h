@@ -140,6 +140,9 @@ class JsReader {
     peer = object<rtnetlink::LinkSettings>(js);
   }
   static void read(Napi::Value js, rtnetlink::LinkInfo& info, rtnetlink::LinkInfoAttribute);
+  static void read(Napi::Value js, std::vector<rtnetlink::NextHop>& hops, rtnetlink::NextHops) {
+    read(js, hops, netlink::list({}, netlink::described));
+  }
 
  private:
   template <class T, class Representation>
@@ -294,6 +297,9 @@ class JsWriter {
   static Napi::Value write(Napi::Env env, const rtnetlink::Device& device, rtnetlink::DeviceIndex) {
     if (device.name.empty()) return Napi::Number::New(env, device.index);
     return Napi::String::New(env, device.name);
+  }
+  static Napi::Value write(Napi::Env env, const std::vector<rtnetlink::NextHop>& hops, rtnetlink::NextHops) {
+    return write(env, hops, netlink::list({}, netlink::described));
   }
   static Napi::Value write(Napi::Env env, const Bytes& value, rtnetlink::Mac) {
     return Napi::String::New(env, rtnetlink::formatMac(value));

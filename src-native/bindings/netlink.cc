@@ -8,6 +8,7 @@
 #include "bindings/netlink_values.h"
 #include "bindings/socket_values.h"
 #include "errno_name.h"
+#include "nftables/query.h"
 
 namespace tproxy::bindings {
 
@@ -99,11 +100,11 @@ Napi::Value encodeRule(const Napi::CallbackInfo& info) {
 Napi::Value encodeRoute(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     auto route = JsReader::object<rtnetlink::Route>(info[1]);
-    if (route.device && route.device->index == 0) {
-      route.device->index = ::if_nametoindex(route.device->name.c_str());
-      if (route.device->index == 0)
-        throw netlink::Error("get link " + route.device->name, {.errnum = ENODEV, .request = "RTM_GETLINK"});
-    }
+    forEachDevice(route, [](rtnetlink::Device& device) {
+      if (device.index == 0) device.index = ::if_nametoindex(device.name.c_str());
+      if (device.index == 0)
+        throw netlink::Error("get link " + device.name, {.errnum = ENODEV, .request = "RTM_GETLINK"});
+    });
     return toBuffer(info.Env(), rtnetlink::encodeRoute(verbArgument(info[0]), std::move(route)).bytes());
   });
 }
@@ -130,19 +131,28 @@ Napi::Value encodeNewLink(const Napi::CallbackInfo& info) {
 
 Napi::Value encodeLinkChange(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
-    auto change = JsReader::object<rtnetlink::LinkSettings>(info[1]);
-    change.index = info[0].As<Napi::Number>().Uint32Value();
-    return toBuffer(info.Env(), rtnetlink::encodeLinkChange(change).bytes());
+    return toBuffer(info.Env(), rtnetlink::encodeLinkChange({.index = info[0].As<Napi::Number>().Uint32Value()},
+                                                            JsReader::object<rtnetlink::LinkSettings>(info[1]))
+                                    .bytes());
   });
 }
 
 Napi::Value encodeLinkDeletion(const Napi::CallbackInfo& info) {
-  return toBuffer(info.Env(), rtnetlink::encodeLinkDeletion(info[0].As<Napi::Number>().Uint32Value()).bytes());
+  return toBuffer(info.Env(),
+                  rtnetlink::encodeLinkDeletion({.index = info[0].As<Napi::Number>().Uint32Value()}).bytes());
 }
 
 Napi::Value encodeBatch(const Napi::CallbackInfo& info) {
   return guarded(info.Env(),
                  [&] { return toBuffer(info.Env(), batchBytes(operationsArgument(info[0]), batchOptions(info[1]))); });
+}
+
+Napi::Value encodeGet(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    return withKind(member(info[0], "kind"), [&]<class T>() -> Napi::Value {
+      return toBuffer(info.Env(), nftables::encodeGet(JsReader::object<T>(info[0], JsReader::Purpose::key)).bytes());
+    });
+  });
 }
 
 Napi::Value decodeRule(const Napi::CallbackInfo& info) {
@@ -177,6 +187,7 @@ void defineNetlink(Napi::Env env, Napi::Object exports) {
   exports["encodeLinkChange"] = Napi::Function::New<encodeLinkChange>(env);
   exports["encodeLinkDeletion"] = Napi::Function::New<encodeLinkDeletion>(env);
   exports["encodeBatch"] = Napi::Function::New<encodeBatch>(env);
+  exports["encodeGet"] = Napi::Function::New<encodeGet>(env);
   exports["decodeRule"] = Napi::Function::New<decodeRule>(env);
   exports["decodeRoute"] = Napi::Function::New<decodeRoute>(env);
   exports["decodeAddress"] = Napi::Function::New<decodeAddress>(env);

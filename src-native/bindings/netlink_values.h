@@ -26,6 +26,17 @@ std::optional<T> optionalMember(Napi::Value object, const char* name, const auto
 rtnetlink::Verb verbArgument(Napi::Value js);
 std::vector<nftables::Operation> operationsArgument(Napi::Value js);
 Napi::Object operationValue(Napi::Env env, const nftables::Operation& operation);
+// Calls it with the type of that kind of nf_tables object.
+template <size_t index = 0>
+auto withKind(Napi::Value kind, const auto& call) -> decltype(call.template operator()<nftables::Table>()) {
+  if constexpr (index == std::variant_size_v<nftables::Object>) {
+    throw Napi::TypeError::New(kind.Env(), "unknown kind: " + std::string(kind.As<Napi::String>()));
+  } else {
+    using T = std::variant_alternative_t<index, nftables::Object>;
+    if (std::string(kind.As<Napi::String>()) != T::messages.kind) return withKind<index + 1>(kind, call);
+    return call.template operator()<T>();
+  }
+}
 nftables::BatchOptions batchOptions(Napi::Value js);
 netlink::Bytes batchBytes(std::vector<nftables::Operation> operations, const nftables::BatchOptions& options);
 netlink::ByteView bytesArgument(Napi::Value js);

@@ -96,12 +96,12 @@ class NftablesSocket : public Napi::ObjectWrap<NftablesSocket> {
     return filter;
   }
   Napi::Value list(const Napi::CallbackInfo& info) {
-    return ofKind(info[0], [&]<class T>() {
+    return withKind(info[0], [&]<class T>() {
       return later(info, [filter = filterArgument(info[1])](Connection& c) { return nftables::list<T>(c, filter); });
     });
   }
   Napi::Value get(const Napi::CallbackInfo& info) {
-    return ofKind(member(info[0], "kind"), [&]<class T>() {
+    return withKind(member(info[0], "kind"), [&]<class T>() {
       auto key = guarded(info.Env(), [&] { return JsReader::object<T>(info[0], JsReader::Purpose::key); });
       return later(info, [key = std::move(key)](Connection& c) { return nftables::get(c, key); });
     });
@@ -112,17 +112,6 @@ class NftablesSocket : public Napi::ObjectWrap<NftablesSocket> {
   }
   Napi::Value later(const Napi::CallbackInfo& info, auto work) {
     return session_->transact<When::later>(info.Env(), std::move(work));
-  }
-  // Calls it with the type of that kind of object.
-  template <size_t index = 0>
-  static Napi::Value ofKind(Napi::Value kind, const auto& call) {
-    if constexpr (index == std::variant_size_v<nftables::Object>) {
-      throw Napi::TypeError::New(kind.Env(), "unknown kind: " + std::string(kind.As<Napi::String>()));
-    } else {
-      using T = std::variant_alternative_t<index, nftables::Object>;
-      if (std::string(kind.As<Napi::String>()) != T::messages.kind) return ofKind<index + 1>(kind, call);
-      return call.template operator()<T>();
-    }
   }
 
   Napi::Value watch(const Napi::CallbackInfo& info) {

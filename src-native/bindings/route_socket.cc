@@ -25,14 +25,26 @@ rtnetlink::Device deviceArgument(Napi::Value js) {
   return device;
 }
 
+decltype(rtnetlink::Change::object) linkOperation(const Napi::Value& js) {
+  const std::string verb = member(js, "verb").As<Napi::String>();
+  if (verb == "add") return JsReader::object<rtnetlink::NewLink>(member(js, "link"));
+  const rtnetlink::Device device = deviceArgument(member(js, "dev"));
+  if (verb == "delete") return rtnetlink::LinkDeletion{device};
+  return rtnetlink::LinkChange{device, JsReader::object<rtnetlink::LinkSettings>(member(js, "change"))};
+}
+
 std::vector<rtnetlink::Change> changesArgument(Napi::Value js) {
   const auto array = js.As<Napi::Array>();
   std::vector<rtnetlink::Change> changes(array.Length());
   for (uint32_t i = 0; i < array.Length(); ++i) {
     const Napi::HandleScope scope(js.Env());
     const Napi::Value change = array[i];
-    changes[i].verb = verbArgument(member(change, "verb"));
     const std::string kind = member(change, "kind").As<Napi::String>();
+    if (kind == "link") {
+      changes[i].object = linkOperation(change);
+      continue;
+    }
+    changes[i].verb = verbArgument(member(change, "verb"));
     const Napi::Value object = member(change, kind.c_str());
     if (kind == "rule")
       changes[i].object = JsReader::object<rtnetlink::Rule>(object);

@@ -127,6 +127,17 @@ template std::vector<Elements> list(netlink::Connection&, const Filter&);
 template std::vector<NamedCounter> list(netlink::Connection&, const Filter&);
 
 template <class T>
+Message encodeGet(const T& key) {
+  return requestFor(T::messages.get, key);
+}
+template Message encodeGet(const Table&);
+template Message encodeGet(const Chain&);
+template Message encodeGet(const Rule&);
+template Message encodeGet(const Set&);
+template Message encodeGet(const Elements&);
+template Message encodeGet(const NamedCounter&);
+
+template <class T>
 T get(netlink::Connection& connection, const T& key) {
   return getOne(connection, "get", T::messages.get, key);
 }

@@ -23,6 +23,9 @@ std::vector<T> list(netlink::Connection& connection, const Filter& filter);
 // `key` has, in its order.
 template <class T>
 T get(netlink::Connection& connection, const T& key);
+// What it asks.
+template <class T>
+netlink::Message encodeGet(const T& key);
 // Lists counters as `list` does, and sets them to zero.
 std::vector<NamedCounter> resetCounters(netlink::Connection& connection, const Filter& filter);
 

@@ -1,36 +1,46 @@
 #include "rtnetlink/change.h"
 
-#include <unordered_map>
-
-#include "rtnetlink/link.h"
-
 namespace tproxy::rtnetlink {
 
-std::vector<netlink::Message> encodeChanges(netlink::Connection& connection, const std::vector<Change>& changes) {
-  std::unordered_map<std::string, uint32_t> indexes;
-  std::vector<netlink::Message> messages;
-  for (const Change& change : changes) {
-    if (const auto* rule = std::get_if<Rule>(&change.object)) {
-      messages.push_back(encodeRule(change.verb, *rule));
-      continue;
-    }
-    if (const auto* address = std::get_if<Address>(&change.object)) {
-      messages.push_back(encodeAddress(change.verb, *address));
-      continue;
-    }
-    Route route = std::get<Route>(change.object);
-    if (route.device && route.device->index == 0) {
-      uint32_t& index = indexes[route.device->name];
-      if (index == 0) index = linkIndex(connection, route.device->name);
-      route.device->index = index;
-    }
-    messages.push_back(encodeRoute(change.verb, std::move(route)));
+namespace {
+
+struct Encoding {
+  Names& names;
+  Verb verb;
+
+  netlink::Message operator()(const Rule& rule) { return encodeRule(verb, rule); }
+  netlink::Message operator()(const Address& address) { return encodeAddress(verb, address); }
+  netlink::Message operator()(Route route) {
+    forEachDevice(route, [&](Device& device) { names.resolve(device); });
+    return encodeRoute(verb, std::move(route));
   }
+  netlink::Message operator()(NewLink link) {
+    names.resolve(link);
+    return encodeNewLink(link);
+  }
+  netlink::Message operator()(LinkChange change) {
+    names.resolve(change.device);
+    names.resolve(change.settings);
+    return encodeLinkChange(change.device, std::move(change.settings));
+  }
+  netlink::Message operator()(LinkDeletion deletion) {
+    names.resolve(deletion.device);
+    return encodeLinkDeletion(deletion.device);
+  }
+};
+
+}  // namespace
+
+std::vector<netlink::Message> encodeChanges(Names& names, const std::vector<Change>& changes) {
+  std::vector<netlink::Message> messages;
+  messages.reserve(changes.size());
+  for (const Change& change : changes) messages.push_back(std::visit(Encoding{names, change.verb}, change.object));
   return messages;
 }
 
 void change(netlink::Connection& connection, const std::vector<Change>& changes) {
-  connection.executeAll("change routing", encodeChanges(connection, changes));
+  Names names(connection);
+  connection.executeAll("change routing", encodeChanges(names, changes));
 }
 
 }  // namespace tproxy::rtnetlink

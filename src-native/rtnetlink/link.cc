@@ -7,7 +7,6 @@
 
 #include "rtnetlink/list.h"
 #include "socket/netns.h"
-#include "unique_fd.h"
 
 namespace tproxy::rtnetlink {
 
@@ -104,15 +103,16 @@ Message encodeNewLink(const NewLink& link) {
   return message;
 }
 
-Message encodeLinkChange(const LinkSettings& change) {
+Message encodeLinkChange(const Device& device, LinkSettings change) {
+  change.index = device.index;
   Message message(NETLINK_NAMED(RTM_NEWLINK), NLM_F_REQUEST | NLM_F_ACK, headerOf(change));
   Encoder encoder(message);
   describe(encoder, change);
   return message;
 }
 
-Message encodeLinkDeletion(uint32_t index) {
-  return {NETLINK_NAMED(RTM_DELLINK), NLM_F_REQUEST | NLM_F_ACK, headerOf({.index = index})};
+Message encodeLinkDeletion(const Device& device) {
+  return {NETLINK_NAMED(RTM_DELLINK), NLM_F_REQUEST | NLM_F_ACK, headerOf({.index = device.index})};
 }
 
 Link decodeLink(ByteView bytes) {
@@ -149,45 +149,46 @@ uint32_t linkIndex(netlink::Connection& connection, const std::string& name) {
   return getLink(connection, {.name = name}).index;
 }
 
-void resolve(netlink::Connection& connection, std::optional<Device>& device) {
-  if (device && device->index == 0 && !device->name.empty()) device->index = linkIndex(connection, device->name);
+void Names::resolve(Device& device) {
+  if (device.index != 0 || device.name.empty()) return;
+  uint32_t& index = indexes_[device.name];
+  if (index == 0) index = linkIndex(connection_, device.name);
+  device.index = index;
 }
 
-namespace {
-
-uint32_t indexOf(netlink::Connection& connection, const Device& device) {
-  return device.index != 0 ? device.index : linkIndex(connection, device.name);
+void Names::resolve(std::optional<Device>& device) {
+  if (device) resolve(*device);
 }
 
-// Gives the descriptor of the namespace, which has to be open until the message is sent.
-UniqueFd prepare(netlink::Connection& connection, LinkSettings& link) {
-  resolve(connection, link.master);
-  resolve(connection, link.lower);
-  UniqueFd netns;
-  if (link.netns && !link.netns->path.empty()) {
-    netns = openNetns(link.netns->path);
-    link.netns->descriptor = netns.get();
-  }
-  return netns;
+void Names::resolve(LinkSettings& link) {
+  resolve(link.master);
+  resolve(link.lower);
+  if (link.netns && !link.netns->path.empty())
+    link.netns->descriptor = namespaces_.emplace_back(openNetns(link.netns->path)).get();
 }
 
-}  // namespace
+void Names::resolve(NewLink& link) {
+  resolve(link.settings);
+  if (auto* veth = std::get_if<Veth>(&link.info); veth && veth->peer) resolve(*veth->peer);
+  if (link.settings.index != 0 && link.settings.name) indexes_[*link.settings.name] = link.settings.index;
+}
 
 void addLink(netlink::Connection& connection, NewLink link) {
-  const UniqueFd netns = prepare(connection, link.settings);
-  UniqueFd peerNetns;
-  if (auto* veth = std::get_if<Veth>(&link.info); veth && veth->peer) peerNetns = prepare(connection, *veth->peer);
+  Names names(connection);
+  names.resolve(link);
   connection.execute("add link " + link.settings.name.value_or(""), encodeNewLink(link));
 }
 
-void setLink(netlink::Connection& connection, const Device& device, LinkSettings change) {
-  change.index = indexOf(connection, device);
-  const UniqueFd netns = prepare(connection, change);
-  connection.execute("set link", encodeLinkChange(change));
+void setLink(netlink::Connection& connection, Device device, LinkSettings change) {
+  Names names(connection);
+  names.resolve(device);
+  names.resolve(change);
+  connection.execute("set link", encodeLinkChange(device, std::move(change)));
 }
 
-void deleteLink(netlink::Connection& connection, const Device& device) {
-  connection.execute("delete link", encodeLinkDeletion(indexOf(connection, device)));
+void deleteLink(netlink::Connection& connection, Device device) {
+  Names(connection).resolve(device);
+  connection.execute("delete link", encodeLinkDeletion(device));
 }
 
 }  // namespace tproxy::rtnetlink

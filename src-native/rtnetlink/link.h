@@ -7,11 +7,13 @@
 
 #include <optional>
 #include <string>
+#include <unordered_map>
 #include <variant>
 #include <vector>
 
 #include "netlink/connection.h"
 #include "netlink/describe.h"
+#include "unique_fd.h"
 
 namespace tproxy::rtnetlink {
 
@@ -32,9 +34,6 @@ inline void put(netlink::Encoder& encode, Named attribute, const Device& device,
   put(encode, attribute, device.index, netlink::host32);
 }
 inline void get(ByteView data, Device& device, DeviceIndex) { get(data, device.index, netlink::host32); }
-
-// Finds the index of an interface that is known by name.
-void resolve(netlink::Connection& connection, std::optional<Device>& device);
 
 // The representation of a link layer address: bytes, `02:00:00:00:00:01` in JavaScript.
 struct Mac {};
@@ -213,13 +212,31 @@ std::vector<Link> listLinks(netlink::Connection& connection);
 Link getLink(netlink::Connection& connection, const Device& device);
 uint32_t linkIndex(netlink::Connection& connection, const std::string& name);
 
-// The interfaces must be known by index and namespaces be open already.
+// Finds the numbers of interfaces that are known by name, and opens namespaces: they stay open as long as it lives.
+class Names {
+ public:
+  explicit Names(netlink::Connection& connection) : connection_(connection) {}
+
+  // Throw netlink::Error ENODEV when there is no such interface.
+  void resolve(Device& device);
+  void resolve(std::optional<Device>& device);
+  void resolve(LinkSettings& link);
+  // From now on its name means it, if it has a number already.
+  void resolve(NewLink& link);
+
+ private:
+  netlink::Connection& connection_;
+  std::unordered_map<std::string, uint32_t> indexes_;
+  std::vector<UniqueFd> namespaces_;
+};
+
+// Names must have been resolved.
 netlink::Message encodeNewLink(const NewLink& link);
-netlink::Message encodeLinkChange(const LinkSettings& change);
-netlink::Message encodeLinkDeletion(uint32_t index);
+netlink::Message encodeLinkChange(const Device& device, LinkSettings change);
+netlink::Message encodeLinkDeletion(const Device& device);
 
 void addLink(netlink::Connection& connection, NewLink link);
-void setLink(netlink::Connection& connection, const Device& device, LinkSettings change);
-void deleteLink(netlink::Connection& connection, const Device& device);
+void setLink(netlink::Connection& connection, Device device, LinkSettings change);
+void deleteLink(netlink::Connection& connection, Device device);
 
 }  // namespace tproxy::rtnetlink

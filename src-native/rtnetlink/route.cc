@@ -1,5 +1,7 @@
 #include "rtnetlink/route.h"
 
+#include <algorithm>
+#include <bit>
 #include <unordered_map>
 
 #include "rtnetlink/link.h"
@@ -21,13 +23,42 @@ uint8_t defaultScope(Verb verb, const Route& route) {
       return RT_SCOPE_LINK;
     case RTN_UNICAST:
       if (verb == Verb::erase) return RT_SCOPE_NOWHERE;
-      return route.gateway ? RT_SCOPE_UNIVERSE : RT_SCOPE_LINK;
+      return route.gateway || route.nextHops ? RT_SCOPE_UNIVERSE : RT_SCOPE_LINK;
     default:
       return verb == Verb::erase ? RT_SCOPE_NOWHERE : RT_SCOPE_UNIVERSE;
   }
 }
 
 }  // namespace
+
+void put(netlink::Encoder& encode, Named attribute, const std::vector<NextHop>& hops, NextHops) {
+  netlink::Message& message = encode.message();
+  const size_t all = message.open(attribute, 0);
+  for (const NextHop& hop : hops) {
+    // Its header is that of an attribute, but for two bytes in the place of the type, and the index behind it.
+    const uint8_t flagsAndHops[] = {0, static_cast<uint8_t>(hop.weight.value_or(1) - 1)};
+    const uint32_t index = hop.device ? hop.device->index : 0;
+    const size_t one = message.open({std::bit_cast<uint16_t>(flagsAndHops), attribute.name}, 0);
+    message.append(&index, sizeof index);
+    describe(encode, hop);
+    message.close(one, true);
+  }
+  message.close(all);
+}
+
+void get(ByteView data, std::vector<NextHop>& hops, NextHops) {
+  while (!data.empty()) {
+    ByteView attributes = data;
+    const auto header = netlink::readHeader<rtnexthop>(attributes);
+    if (header.rtnh_len < sizeof header || header.rtnh_len > data.size())
+      netlink::malformed("length of a next hop out of range");
+    NextHop& hop = hops.emplace_back();
+    if (header.rtnh_ifindex != 0) hop.device.emplace().index = static_cast<uint32_t>(header.rtnh_ifindex);
+    hop.weight = header.rtnh_hops + 1;
+    netlink::decodeInto(attributes.first(header.rtnh_len - sizeof header), hop);
+    data = data.subspan(std::min<size_t>(RTNH_ALIGN(header.rtnh_len), data.size()));
+  }
+}
 
 netlink::Message encodeRoute(Verb verb, Route route) {
   const bool add = verb != Verb::erase;
@@ -63,7 +94,8 @@ Route decodeRoute(ByteView bytes) {
 }
 
 void changeRoute(netlink::Connection& connection, Verb verb, Route route) {
-  resolve(connection, route.device);
+  Names names(connection);
+  forEachDevice(route, [&](Device& device) { names.resolve(device); });
   connection.execute(wordOf(verb) + std::string(" route"), encodeRoute(verb, std::move(route)));
 }
 
@@ -81,10 +113,11 @@ netlink::Message encodeRouteQuery(const RouteQuery& query) {
 }
 
 Route getRoute(netlink::Connection& connection, RouteQuery query) {
-  resolve(connection, query.iif);
-  resolve(connection, query.oif);
+  Names names(connection);
+  names.resolve(query.iif);
+  names.resolve(query.oif);
   Route route = decodeRoute(connection.get("get route", encodeRouteQuery(query)));
-  if (route.device) route.device->name = getLink(connection, *route.device).name;
+  forEachDevice(route, [&](Device& device) { device.name = getLink(connection, device).name; });
   return route;
 }
 
@@ -105,8 +138,7 @@ std::vector<Route> listRoutes(netlink::Connection& connection, const RouteFilter
   if (routes.empty()) return routes;
   std::unordered_map<uint32_t, std::string> names;
   for (const Link& link : listLinks(connection)) names[link.index] = link.name;
-  for (Route& route : routes)
-    if (route.device) route.device->name = names[route.device->index];
+  for (Route& route : routes) forEachDevice(route, [&](Device& device) { device.name = names[device.index]; });
   return routes;
 }
 

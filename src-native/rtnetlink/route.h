@@ -23,6 +23,22 @@ inline constexpr Word scopes[] = {
     {"host", RT_SCOPE_HOST},         {"nowhere", RT_SCOPE_NOWHERE},
 };
 
+// One of several ways, which has a fixed header of its own in its attribute.
+struct NextHop {
+  std::optional<Device> device;
+  std::optional<Bytes> gateway;
+  std::optional<uint16_t> weight;  // 1 more than on the wire
+};
+void describe(auto& visit, Is<NextHop> auto& hop) {
+  visit.header("dev", hop.device, DeviceIndex());
+  visit("gateway", NETLINK_NAMED(RTA_GATEWAY), hop.gateway, ip);
+  visit.header("weight", hop.weight, netlink::host16);
+}
+// The representation: all of them, in one attribute.
+struct NextHops {};
+void put(netlink::Encoder& encode, Named attribute, const std::vector<NextHop>& hops, NextHops);
+void get(ByteView data, std::vector<NextHop>& hops, NextHops);
+
 struct Route {
   uint8_t family = 0, type = 0;
   std::optional<uint8_t> scope, protocol;
@@ -31,6 +47,7 @@ struct Route {
   std::optional<uint32_t> metric;
   uint32_t table = 0;
   std::optional<Device> device;
+  std::optional<std::vector<NextHop>> nextHops;
 };
 void describe(auto& visit, Is<Route> auto& route) {
   using namespace netlink;
@@ -44,9 +61,18 @@ void describe(auto& visit, Is<Route> auto& route) {
   visit("metric", NETLINK_NAMED(RTA_PRIORITY), route.metric, host32);
   visit("table", NETLINK_NAMED(RTA_TABLE), route.table, LargeTable());
   visit("dev", NETLINK_NAMED(RTA_OIF), route.device, DeviceIndex());
+  visit("nexthops", NETLINK_NAMED(RTA_MULTIPATH), route.nextHops, NextHops());
 }
 
-// The interface index must be known already.
+// Of the route itself and of its next hops.
+void forEachDevice(Route& route, const auto& call) {
+  if (route.device) call(*route.device);
+  if (!route.nextHops) return;
+  for (NextHop& hop : *route.nextHops)
+    if (hop.device) call(*hop.device);
+}
+
+// The interface indexes must be known already.
 netlink::Message encodeRoute(Verb verb, Route route);
 Route decodeRoute(ByteView message);
 

@@ -2,6 +2,7 @@
 import type { Leftovers } from '../intercept/installed.js';
 import { fwmarkText } from '../intercept/nftables.js';
 import { changedByText } from '../intercept/owner.js';
+import type { Plan } from '../intercept/plan.js';
 import type { Family, Fwmark, RepairReport } from '../types.js';
 import type { Values } from './verb.js';
 
@@ -13,6 +14,13 @@ export function print(values: Values, data: unknown, text: string): void {
 /** Counters are bigints, which JSON has not; bytes are for machines. */
 function plain(_key: string, value: unknown): unknown {
   return typeof value === 'bigint' ? Number(value) : value;
+}
+
+/** What was installed, for --json. */
+export function installedData(plan: Plan) {
+  const { name, backend, mode, nftTable, families, port, address, onDown, fwmark, table, priority } = plan;
+  const to = { families, port, ...(address !== undefined && { address }) };
+  return { name, backend, mode, nftTable, ...to, onDown, fwmark, table, priority };
 }
 
 export interface Routing {

@@ -9,8 +9,8 @@ import type { InstalledRules } from '../intercept/installation.js';
 import type { Installed } from '../intercept/installed.js';
 import { ownerText } from '../intercept/owner.js';
 import { planIntercept } from '../intercept/plan.js';
-import { interceptOptions, milliseconds, netns, netnsOf, toInterceptOptions } from './options.js';
-import { repairedText } from './output.js';
+import { interceptOptions, json, milliseconds, netns, netnsOf, toInterceptOptions } from './options.js';
+import { installedData, repairedText } from './output.js';
 import type { Values, Verb } from './verb.js';
 
 export const run: Verb = {
@@ -29,6 +29,10 @@ export const run: Verb = {
       help: 'With --persist: how long they wait for it. When nobody has come, they go. Default: 60.',
     },
     netns,
+    {
+      ...json,
+      help: 'Prints one line of JSON on stderr for each event: installed, repaired, error, handover, end. (Standard output is that of COMMAND.)',
+    },
   ],
   description: [
     "Installs the interception as `up` does, runs COMMAND, which must stay in the foreground, and takes the interception down when it ends. COMMAND has this command's standard input, output and error.",
@@ -71,9 +75,12 @@ export const run: Verb = {
       const listens = () => (!tcp || isListening('tcp', port, netns)) && (!udp || isListening('udp', port, netns));
       // Its connections come to the other port once somebody listens there, and not before.
       if (predecessor && predecessor.port !== port && !(await program.until(listens))) return await program.run();
-      const rules = tell(await installIntercept(options));
+      const rules = await installIntercept(options);
+      const say = tell(rules, values);
       try {
-        return await program.run();
+        const status = await program.run();
+        say('end', { status });
+        return status;
       } finally {
         const { delivered } = await import('../undelivered.js');
         await delivered(rules, { netns });
@@ -111,14 +118,22 @@ async function predecessorOf(name: string, port: number, netns: string | undefin
   return found;
 }
 
-function tell(rules: InstalledRules): InstalledRules {
-  const say = (text: string) => console.error(`linux-tproxy run: ${text}`);
-  rules.on('repaired', (report) => say(repairedText(report)));
-  rules.on('error', ({ message }) => say(message));
-  rules.on('handover', (owner) =>
-    say(`${ownerText(owner)} has taken over ${rules.plan.name}: no more connections come here`),
-  );
-  return rules;
+/** With --json everything, without it only what went otherwise than it should; that has a text. */
+type Say = (event: string, data: object, text?: string) => void;
+
+function tell(rules: InstalledRules, values: Values): Say {
+  const say: Say = (event, data, text) => {
+    if (values['json'] === true) console.error(JSON.stringify({ event, ...data }));
+    else if (text !== undefined) console.error(`linux-tproxy run: ${text}`);
+  };
+  rules.on('repaired', ({ repaired, by }) => say('repaired', { repaired, by }, repairedText({ repaired, by })));
+  rules.on('error', ({ message }) => say('error', { message }, message));
+  rules.on('handover', (owner) => {
+    const { name } = rules.plan;
+    say('handover', { name, owner }, `${ownerText(owner)} has taken over ${name}: no more connections come here`);
+  });
+  say('installed', installedData(rules.plan));
+  return say;
 }
 
 const PASSED = ['SIGHUP', 'SIGINT', 'SIGQUIT', 'SIGTERM', 'SIGUSR1', 'SIGUSR2'] as const;

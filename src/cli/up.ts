@@ -1,7 +1,7 @@
 /** `linux-tproxy up`: installs an interception that stays when the command has ended. */
 import type { Plan } from '../intercept/plan.js';
 import { interceptOptions, json, netns, netnsOf, toInterceptOptions } from './options.js';
-import { print, routingRows, rows } from './output.js';
+import { installedData, print, routingRows, rows } from './output.js';
 import type { Verb } from './verb.js';
 
 export const up: Verb = {
@@ -42,24 +42,7 @@ export const up: Verb = {
       ...netnsOf(values),
       lifetime: 'permanent',
     });
-    const { name, backend, mode, nftTable, families, port, address, onDown, fwmark, table, priority } = plan;
-    print(
-      values,
-      {
-        name,
-        backend,
-        mode,
-        nftTable,
-        families,
-        port,
-        ...(address !== undefined && { address }),
-        onDown,
-        fwmark,
-        table,
-        priority,
-      },
-      `${name}: up\n${rows(routingRows(plan))}`,
-    );
+    print(values, installedData(plan), `${plan.name}: up\n${rows(routingRows(plan))}`);
     await warnOfBridges(plan, netnsOf(values).netns);
     return 0;
   },

@@ -7,6 +7,7 @@ import type { NftChain, NftElement, NftElements, NftOperation, NftSet, NftTable 
 import { isAsPlanned } from './intact.js';
 import { tableObject } from './nftables.js';
 import type { Plan } from './plan.js';
+import { TICK_MS } from './segments.js';
 import { ANONYMOUS_SET } from './statement.js';
 
 /** What a set holds. */
@@ -57,7 +58,7 @@ export function tableWith(plan: Plan, contents: readonly Content[]): NftOperatio
 
 /** With the time that is left to it. */
 const lasting = ({ expiresMs, ...element }: NftElement): NftElement =>
-  expiresMs === undefined ? element : { ...element, timeoutMs: expiresMs > 0n ? expiresMs : 1n };
+  expiresMs === undefined ? element : { ...element, timeoutMs: BigInt(Math.max(TICK_MS, Number(expiresMs))) };
 
 /**
  * What makes a table that a predecessor left that of a plan, all at once. Where the two differ in their rules and in what

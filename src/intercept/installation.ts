@@ -74,7 +74,8 @@ export function installed({ kernel, plan: initial, netns, guarding, kept, repair
     kept,
     async (operations) => {
       checkOurs();
-      await kernel.nftables.commit(operations);
+      const change = () => kernel.nftables.commit(operations);
+      await (watch ? watch.besideRemaking(change) : change());
     },
     plan.backend === 'iptables' ? (sets) => inTurn(() => rewrite(sets)) : undefined,
   );

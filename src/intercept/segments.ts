@@ -10,6 +10,12 @@ export interface Segment extends Range {
   readonly until: number;
 }
 
+/**
+ * The kernel counts in ticks of up to 10 ms. What is there for less than one is there for ever before Linux 6.12, and the stable
+ * kernels of its time.
+ */
+export const TICK_MS = 10;
+
 /** Part of a list of segments that a change replaces: `splice(at, old.length, ...next)`. */
 export interface Change {
   readonly at: number;
@@ -136,7 +142,7 @@ export function timedElements(
     .flatMap((segment): NftElement[] => {
       const [start, ...end] = rangeElements(type, segment);
       if (segment.until === Number.POSITIVE_INFINITY) return [start, ...end];
-      return [{ ...start, timeoutMs: BigInt(Math.max(1, Math.ceil(segment.until - now))) }, ...end];
+      return [{ ...start, timeoutMs: BigInt(Math.max(TICK_MS, Math.ceil(segment.until - now))) }, ...end];
     });
   return {
     elements,

@@ -19,7 +19,16 @@ import {
   type RangeType,
   toPrefixes,
 } from './ranges.js';
-import { adding, type Change, deleting, difference, type Segment, timedElements, timedSegments } from './segments.js';
+import {
+  adding,
+  type Change,
+  deleting,
+  difference,
+  type Segment,
+  TICK_MS,
+  timedElements,
+  timedSegments,
+} from './segments.js';
 
 export interface LiveSets {
   /** Never from or to these. */
@@ -52,8 +61,6 @@ interface Parts<Spec> {
  * the set is written anew as a whole, in one batch too.
  */
 const DISAGREEMENTS = ['ENOENT', 'EEXIST', 'ENOBUFS', 'EINTR'];
-/** The kernel counts in ticks of up to 10 ms; what we think to have expired must have expired there. */
-const TICK_MS = 10;
 
 /** Sets that are no sets in the kernel, but rules: writes those that follow them. */
 export type Rewrite = (sets: readonly { readonly set: string; readonly ranges: readonly Range[] }[]) => Promise<void>;
@@ -200,7 +207,8 @@ function liveSet<Spec>(
         if (!(error instanceof NetlinkError && DISAGREEMENTS.includes(error.code))) throw error;
         return commit(changes.flatMap(({ set }, index) => anew(set, after[index] ?? [])));
       });
-    // The kernel counts from the commit on, and from nothing else does anybody know when that was.
+    // The kernel counts from the commit on, of which nobody knows when in this time it was: what we think to have expired must
+    // have expired there.
     const late = performance.now() - now + TICK_MS;
     differences.forEach(({ set, created }, index) => {
       const fresh = new Set(created.filter(({ until }) => until !== Number.POSITIVE_INFINITY));

@@ -104,6 +104,11 @@ export class Watch extends EventEmitter<WatchEvents> {
     return turn;
   }
 
+  /** A change of what is in the sets: not while they are read for a table that is made anew, which would be without it. */
+  besideRemaking<T>(change: () => Promise<T>): Promise<T> {
+    return this.#owned ? change() : this.between(change);
+  }
+
   // ---- hearing ----------------------------------------------------------------------------------------------------------
 
   #hearRoutes(changes: readonly RouteChange[]): void {

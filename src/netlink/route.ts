@@ -58,8 +58,9 @@ export class RouteSocket {
   }
 
   /**
-   * Equivalent to: `ip -force -batch`, in one message to the kernel. Each operation is one of its own: those that can be
-   * done are done. `NetlinkError.errors` has those that could not, each with its index.
+   * Equivalent to: `ip -force -batch`, in one piece to the kernel. Each operation is one of its own: those that can be
+   * done are done. `NetlinkError.errors` has those that could not, each with its index. Names of interfaces are looked up
+   * before (`ENODEV`, and nothing is done): one that the same commit adds has a name only where it is given an `index`.
    */
   async commit(operations: readonly RouteOperation[]): Promise<void> {
     checkRouteOperations(operations);
@@ -150,7 +151,7 @@ export class RouteSocket {
   /**
    * Equivalent to: `ip link add veth0 type veth peer name veth1`, `ip link add link eth0 name eth0.5 type vlan id 5`. `EEXIST`
    * where the name is taken, `EOPNOTSUPP` where the kernel has no such kind of link (and no module for it), `SocketError` where
-   * the namespace cannot be opened.
+   * the namespace cannot be opened. (The kernel replaces no links: `linkSet` changes one.)
    */
   async linkAdd(link: NewLink): Promise<void> {
     checkNewLink(link);

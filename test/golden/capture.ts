@@ -10,7 +10,7 @@ import { execFileSync, spawnSync } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { directory, format, type Sent, split } from './fixture.js';
+import { directory, format, type Sent, split, withoutPadding } from './fixture.js';
 import { iptablesTexts, texts } from './plans.js';
 
 interface Capture {
@@ -19,6 +19,8 @@ interface Capture {
   readonly commands: readonly string[];
   /** What is asked for need not be there: the bytes are the same when the kernel refuses them. */
   readonly mayBeRefused?: true;
+  /** Not what it changes, but what it asks for by name. */
+  readonly asks?: true;
 }
 
 const captures: Record<string, Capture> = {
@@ -77,6 +79,8 @@ const captures: Record<string, Capture> = {
       'ip -4 route add 10.7.1.1 scope host dev eth0',
       'ip -4 route add 10.8.0.0/16 via 10.1.0.2 src 10.1.0.1 metric 5 table 300 dev eth0',
       'ip -6 route add 2001:db9::/32 via fe80::1 metric 7 dev eth0',
+      'ip -4 route add 10.12.0.0/16 nexthop via 10.1.0.2 dev eth0 weight 3 nexthop dev eth0',
+      'ip -6 route add 2001:dba::/32 table 300 nexthop via fe80::1 dev eth0 weight 256 nexthop via fe80::2 dev eth0',
       'ip -4 route replace 10.6.0.0/16 dev eth0 metric 3',
       'ip -4 route del local default dev lo table 101 protocol 84',
       'ip -6 route del local default dev lo table 101 protocol 84',
@@ -178,6 +182,26 @@ const captures: Record<string, Capture> = {
       'nft delete table inet x',
     ],
   },
+  gets: {
+    setup: [
+      'nft add table inet x',
+      'nft add chain inet x c',
+      "nft 'add set inet x ports { type inet_service; flags interval; elements = { 80, 90-100 } }'",
+      "nft 'add set inet x hosts { type ipv4_addr; elements = { 10.0.0.1, 10.0.0.2 } }'",
+      "nft 'add set inet x both { type ipv4_addr . inet_service; flags interval; elements = { 10.0.0.0/24 . 80-90 } }'",
+    ],
+    commands: [
+      'nft list table inet x',
+      'nft list chain inet x c',
+      'nft list set inet x hosts',
+      "nft 'get element inet x hosts { 10.0.0.1, 10.0.0.2 }'",
+      "nft 'get element inet x ports { 80, 95 }'",
+      "nft 'get element inet x ports { 90-100 }'",
+      "nft 'get element inet x both { 10.0.0.7 . 85 }'",
+      "nft 'get element inet x both { 10.0.0.0/24 . 80-90 }'",
+    ],
+    asks: true,
+  },
 };
 
 for (const { name, text } of texts) {
@@ -190,9 +214,11 @@ for (const { name, command, text } of iptablesTexts) {
   writeFileSync(new URL(`iptables/${name}.txt`, import.meta.url), text);
 }
 
+const NFNL_SUBSYS_NFTABLES = 10;
 const NFNL_MSG_BATCH_BEGIN = 0x10;
 const RTM_CHANGES = [16, 17, 20, 21, 24, 25, 32, 33]; // NEWLINK, DELLINK, NEWADDR, DELADDR, NEWROUTE, DELROUTE, NEWRULE, DELRULE
 const RTM_GETROUTE = 26; // of which only questions are captured, not dumps
+const NFT_GETS = [1, 4, 7, 10, 13, 19]; // GETTABLE, GETCHAIN, GETRULE, GETSET, GETSETELEM, GETOBJ
 const NLM_F_DUMP = 0x300;
 
 /** What `command` sends, one entry for each datagram. `-e write` dumps the bytes of everything written to those descriptors. */
@@ -221,13 +247,21 @@ function changes(datagram: Buffer): boolean {
   return asks || type === NFNL_MSG_BATCH_BEGIN || RTM_CHANGES.includes(type);
 }
 
+function asks(datagram: Buffer): boolean {
+  const [type, flags] = [datagram.readUInt16LE(4), datagram.readUInt16LE(6)];
+  return type >> 8 === NFNL_SUBSYS_NFTABLES && NFT_GETS.includes(type & 0xff) && (flags & NLM_F_DUMP) === 0;
+}
+
 const wanted = process.argv.slice(2);
 for (const [name, capture] of Object.entries(captures)) {
   const { setup, commands } = capture;
   if (wanted.length > 0 && !wanted.includes(name)) continue;
   const sent: Sent[] = commands.map((command) => ({
     command,
-    messages: datagrams(capture, command).filter(changes).flatMap(split),
+    messages: datagrams(capture, command)
+      .filter(capture.asks ? asks : changes)
+      .flatMap(split)
+      .map((message) => (capture.asks ? withoutPadding(message) : message)),
   }));
   const tool = commands[0]?.split(' ')[0] ?? '';
   const header = [

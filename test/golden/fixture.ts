@@ -44,6 +44,22 @@ export function split(datagram: Uint8Array): Buffer[] {
   return messages;
 }
 
+/** nft leaves in the padding of what it asks for what was there before. Behind an nfgenmsg; nested attributes are marked so. */
+export function withoutPadding(message: Uint8Array): Buffer {
+  const copy = Buffer.from(message);
+  const clear = (from: number, to: number) => {
+    for (let at = from; at < to; ) {
+      const [length, type] = [copy.readUInt16LE(at), copy.readUInt16LE(at + 2)];
+      const next = at + ((length + 3) & ~3);
+      if (type & 0x8000) clear(at + 4, at + length);
+      copy.fill(0, at + length, next);
+      at = next;
+    }
+  };
+  clear(20, copy.length);
+  return copy;
+}
+
 /**
  * The one thing that must differ, and is set to 0: the sequence number, which iproute2 takes from the clock. (nft counts
  * from 0 in each batch, as encodeBatch does; neither sends a port id, and nft sends no generation in its batches.)

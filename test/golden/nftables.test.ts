@@ -2,12 +2,13 @@
 import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
 import { native } from '../../src/native.js';
-import type { NftObject, NftOperation } from '../../src/netlink/types.js';
+import type { NftKey, NftObject, NftOperation } from '../../src/netlink/types.js';
 import { encodeComment } from '../../src/netlink/userdata.js';
 import * as nft from '../helpers/nft.js';
-import { difference, read, split } from './fixture.js';
+import { difference, normalised, read, split } from './fixture.js';
 
 const test = suite('golden nf_tables');
+const NLM_F_ACK = 4;
 const { accept, bytes, cmp, drop, host32, ifname, ip4, l4proto, meta, nfproto, TYPE } = nft;
 
 /** Compares the messages one by one, so that a failure names the first wrong one. */
@@ -271,6 +272,47 @@ for (const [command, messages] of read('operations'))
   test(command, () => {
     assert.ok(operations[command]);
     same(operations[command] ?? [], messages);
+  });
+
+const intervalEnd = (key: Uint8Array) => ({ key, flags: ['intervalEnd'] }) as const;
+const of = (name: string, ...keys: Extract<NftKey, { kind: 'elements' }>['elements']): NftKey => ({
+  ...{ kind: 'elements', ...inX },
+  set: name,
+  elements: keys,
+});
+const gets: Record<string, readonly NftKey[]> = {
+  'nft list table inet x': [table],
+  'nft list chain inet x c': [table, chain],
+  'nft list set inet x hosts': [table, { kind: 'set', ...inX, name: 'hosts' }],
+  "nft 'get element inet x hosts { 10.0.0.1, 10.0.0.2 }'": [
+    of('hosts', { key: ip4('10.0.0.1') }, { key: ip4('10.0.0.2') }),
+  ],
+  "nft 'get element inet x ports { 80, 95 }'": [of('ports', { key: nft.be16(80) }, { key: nft.be16(95) })],
+  "nft 'get element inet x ports { 90-100 }'": [of('ports', { key: nft.be16(90) }, intervalEnd(nft.be16(101)))],
+  "nft 'get element inet x both { 10.0.0.7 . 85 }'": [of('both', { key: bytes('0a00000700550000') })],
+  "nft 'get element inet x both { 10.0.0.0/24 . 80-90 }'": [
+    of('both', { key: bytes('0a00000000500000'), keyEnd: bytes('0a0000ff005a0000') }),
+  ],
+};
+/** nft names the set before its table here, the kernel takes them in any order. Behind an nfgenmsg. */
+function inOrder(message: Buffer): Buffer {
+  const attributes: Buffer[] = [];
+  for (let at = 20; at < message.length; at += (attributes.at(-1) as Buffer).length)
+    attributes.push(message.subarray(at, at + ((message.readUInt16LE(at) + 3) & ~3)));
+  attributes.sort((one, other) => one.readUInt16LE(2) - other.readUInt16LE(2));
+  return Buffer.concat([message.subarray(0, 20), ...attributes]);
+}
+for (const [command, messages] of read('gets'))
+  test(command, () => {
+    const ours = (gets[command] ?? []).map((key) => native.encodeGet(key));
+    assert.is(ours.length, messages.length);
+    for (const [index, theirs] of messages.entries()) {
+      // nft has each answer acknowledged.
+      const [mine, wanted] = [ours[index] ?? Buffer.alloc(0), inOrder(normalised(theirs))];
+      assert.is(wanted.readUInt16LE(6), mine.readUInt16LE(6) | NLM_F_ACK);
+      wanted.writeUInt16LE(mine.readUInt16LE(6), 6);
+      if (!mine.equals(wanted)) assert.unreachable(difference(mine, wanted));
+    }
   });
 
 // ---- decode(encode(x)) = x where nft makes no such thing ------------------------------------------------------------------

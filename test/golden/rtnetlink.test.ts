@@ -212,6 +212,30 @@ const routes: Record<string, Route> = {
     scope: 'universe',
     protocol: 3,
   },
+  'add 10.12.0.0/16 nexthop via 10.1.0.2 dev eth0 weight 3 nexthop dev eth0': {
+    family: 'ipv4',
+    type: 'unicast',
+    destination: '10.12.0.0/16',
+    nexthops: [
+      { gateway: '10.1.0.2', dev: 5, weight: 3 },
+      { dev: 5, weight: 1 },
+    ],
+    table: 254,
+    scope: 'universe',
+    protocol: 3,
+  },
+  'add 2001:dba::/32 table 300 nexthop via fe80::1 dev eth0 weight 256 nexthop via fe80::2 dev eth0': {
+    family: 'ipv6',
+    type: 'unicast',
+    destination: '2001:dba::/32',
+    nexthops: [
+      { gateway: 'fe80::1', dev: 5, weight: 256 },
+      { gateway: 'fe80::2', dev: 5, weight: 1 },
+    ],
+    table: 300,
+    scope: 'universe',
+    protocol: 3,
+  },
   'del local default dev lo table 101 protocol 84': {
     family: 'ipv4',
     type: 'local',

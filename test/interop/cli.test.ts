@@ -255,6 +255,27 @@ test('run: the rules are there while the command is, and its exit status is the 
   assert.is((await router(...run('sh', '-c', 'kill -KILL $$'))).status, 128 + 9);
 });
 
+test('run --json: lines on stderr tell what is installed, what is repaired by whose fault, and the end', async () => {
+  const program = lab.spawn('router', ...command('run', '--json', ...run('sh', '-c', 'read line; exit 7').slice(1)));
+  const events = () =>
+    program
+      .output()
+      .split('\n')
+      .filter((line) => line.startsWith('{'))
+      .map((line) => JSON.parse(line));
+  await program.until(/"event":"installed"/);
+  const { event: _, ...installed } = events()[0];
+  assert.equal({ ...(await json('status')).installed[0], ...installed }, (await json('status')).installed[0]);
+  lab.exec('router', 'ip', 'rule', 'del', 'pref', String(installed.priority + 2));
+  await program.until(/"event":"repaired"/);
+  assert.equal(events()[1].repaired, [`policy rule ${installed.priority + 2} (ipv4)`]);
+  program.process.stdin?.end('\n');
+  await program.until(/"event":"end"/);
+  assert.equal(events()[2], { event: 'end', status: 7 });
+  await program.stop('SIGCONT'); // it ends by itself
+  assert.is(lab.snapshot('router'), before);
+});
+
 test('run: a command that cannot be run', async () => {
   for (const [name, status, message] of [
     ['/no/such/command', 127, 'cannot run /no/such/command: there is no such command'],

@@ -15,6 +15,7 @@ import {
 import type { InterceptOptions } from '../../src/types.js';
 import { compiled } from '../helpers/compiled.js';
 import { addresses, createLab, type Lab } from '../helpers/lab.js';
+import { inside, sideBySide } from '../helpers/side-by-side.js';
 import { ask, greet, greeting } from '../helpers/talk.js';
 import { until } from '../helpers/wait.js';
 
@@ -34,18 +35,7 @@ test.after(() => lab.dispose());
 
 /** What `nft`, `ip rule` and `ip route` show of a namespace. */
 const listing = (host: string, table: string) =>
-  execFileSync(
-    'ip',
-    [
-      'netns',
-      'exec',
-      host,
-      'sh',
-      '-euc',
-      `nft list table inet ${table}; for f in -4 -6; do ip $f -d rule; ip $f route show table all; done`,
-    ],
-    { encoding: 'utf8' },
-  );
+  inside(host, `nft list table inet ${table}; for f in -4 -6; do ip $f -d rule; ip $f route show table all; done`);
 
 const variants: Record<string, InterceptOptions> = {
   'divert alone': {},
@@ -80,21 +70,16 @@ const variants: Record<string, InterceptOptions> = {
 };
 
 for (const [name, intercept] of Object.entries(variants)) {
-  test(`installed, it lists as it does after the commands of String(plan): ${name}`, async () => {
-    for (const host of ['ours', 'theirs'])
-      execFileSync('sh', ['-euc', `ip netns add ${host}; ip -n ${host} link set lo up`]);
-    try {
+  test(`installed, it lists as it does after the commands of String(plan): ${name}`, () =>
+    sideBySide(async () => {
       const options = { ...intercept, port: 50080, lifetime: 'permanent' as const };
       const rules = await installIntercept({ ...options, netns: '/run/netns/ours' });
       assert.is(String(rules.plan), String(planIntercept(options)), 'on an empty host the plan needs no change');
-      execFileSync('ip', ['netns', 'exec', 'theirs', 'sh', '-eu'], { input: String(rules.plan) });
+      inside('theirs', String(rules.plan));
       assert.is(listing('ours', rules.plan.nftTable), listing('theirs', rules.plan.nftTable));
       assert.equal(await rules.verify(), { intact: true, missing: [] });
       await rules.uninstall();
-    } finally {
-      for (const host of ['ours', 'theirs']) execFileSync('ip', ['netns', 'delete', host]);
-    }
-  });
+    }));
 }
 
 test('an owned table lists the same but for its owner', async () => {

@@ -11,6 +11,7 @@ import { sequence } from '../../src/netlink/sequence.js';
 import type { LinkInfo, NewLink, Route, RouteChange, RouteQuery, Rule } from '../../src/netlink/types.js';
 import { compiled } from '../helpers/compiled.js';
 import { enterNamespaces } from '../helpers/namespaces.js';
+import { refusal } from '../helpers/refusal.js';
 import { until } from '../helpers/wait.js';
 
 enterNamespaces();
@@ -20,14 +21,6 @@ const ip = (...args: string[]): string => execFileSync('ip', args, { encoding: '
 const batch = (lines: readonly string[]): void => {
   execFileSync('ip', ['-batch', '-'], { input: lines.join('\n') });
 };
-async function refusal(promise: Promise<unknown>): Promise<NetlinkError> {
-  try {
-    await promise;
-  } catch (error) {
-    return error as NetlinkError;
-  }
-  throw new Error('was not refused');
-}
 async function rejects(call: () => Promise<unknown>, message: RegExp): Promise<void> {
   assert.match(String(await call().catch((error: unknown) => error)), message);
 }
@@ -309,6 +302,59 @@ test('links and addresses are those of `ip`', async () => {
   );
   assert.equal(found.sort(), shown.sort());
   assert.ok((await socket.addressList('ipv6')).every(({ family }) => family === 'ipv6'));
+});
+
+test('several next hops, as `ip` tells them', async () => {
+  const both: readonly (readonly [Route, ...string[]])[] = [
+    [
+      {
+        ...{ family: 'ipv4', type: 'unicast', destination: '10.7.0.0/16', table: 100, scope: 'universe', protocol: 3 },
+        nexthops: [
+          { gateway: '10.1.0.2', dev: 'eth0', weight: 3 },
+          { gateway: '10.1.0.3', dev: 'eth0', weight: 1 },
+        ],
+      },
+      'nexthop via 10.1.0.2 dev eth0 weight 3',
+      'nexthop via 10.1.0.3 dev eth0 weight 1',
+    ],
+    [
+      {
+        ...{
+          family: 'ipv6',
+          type: 'unicast',
+          destination: '2001:db9::/32',
+          table: 100,
+          scope: 'universe',
+          protocol: 3,
+        },
+        ...{ metric: 1024 },
+        nexthops: [
+          { gateway: '2001:db8:1::2', dev: 'eth0', weight: 2 },
+          { gateway: '2001:db8:1::3', dev: 'eth0', weight: 256 },
+        ],
+      },
+      'nexthop via 2001:db8:1::2 dev eth0 weight 2',
+      'nexthop via 2001:db8:1::3 dev eth0 weight 256',
+    ],
+  ];
+  for (const [route, ...words] of both) {
+    await socket.commit([{ verb: 'add', kind: 'route', route }]);
+    const shown = ip(route.family === 'ipv6' ? '-6' : '-4', 'route', 'show', 'table', '100');
+    for (const each of words) assert.ok(shown.includes(each), shown);
+    assert.equal(await socket.routeList({ table: 100, family: route.family }), [route]);
+    await socket.routeDelete(route);
+    assert.equal(await socket.routeList({ table: 100, family: route.family }), []);
+  }
+  const [[route]] = both as [[Route]];
+  await rejects(
+    () => socket.routeAdd({ ...route, nexthops: [{ gateway: 'fe80::1' }] }),
+    /nexthops\[0\]\.gateway must be an ipv4/,
+  );
+  await rejects(
+    () => socket.routeAdd({ ...route, nexthops: [{ weight: 0 }] }),
+    /nexthops\[0\]\.weight must be 1 to 256/,
+  );
+  await rejects(() => socket.routeAdd({ ...route, nexthops: [{ dev: 'nowhere0' }] }), /ENODEV/);
 });
 
 test('replace: the route in that place, or a new one', async () => {
@@ -747,6 +793,70 @@ test('commit: each change for itself, and which failed is told', async () => {
   await socket.commit([]);
   const wrong = await refusal(socket.commit([{ verb: 'add', kind: 'rule', rule: { ...rule(60), table: -1 } }]));
   assert.match(wrong.message, /^operations\[0\]\.rule\.table must be 0 to 4294967295/);
+});
+
+test('commit: links, with what goes over them', async () => {
+  const before = await socket.linkList();
+  ip('netns', 'add', 'other');
+  const netns = '/run/netns/other';
+  const address = { family: 'ipv4', address: '10.5.0.1', prefixLength: 24, linkIndex: 50, scope: 'universe' } as const;
+  const route: Route = { family: 'ipv4', type: 'unicast', destination: '192.0.2.0/24', gateway: '10.5.0.2', table: 7 };
+  await socket.commit([
+    { verb: 'add', kind: 'link', link: { name: 'br0', index: 50, up: true, linkInfo: { kind: 'bridge' } } },
+    {
+      ...{ verb: 'add', kind: 'link' },
+      link: { name: 'near0', index: 51, master: 'br0', linkInfo: { kind: 'veth', peer: { name: 'far0', netns } } },
+    },
+    { verb: 'set', kind: 'link', dev: 'near0', change: { up: true, mtu: 1400 } },
+    { verb: 'add', kind: 'address', address },
+    { verb: 'add', kind: 'route', route: { ...route, dev: 'br0' } },
+    { verb: 'set', kind: 'link', dev: 'eth1', change: { up: false } },
+  ]);
+  const near = await socket.linkGet('near0');
+  assert.equal([near.index, near.master, near.mtu, near.flags & 1], [51, 50, 1400, 1]);
+  assert.match(ip('-n', 'other', 'link', 'show', 'far0'), /far0/);
+  assert.match(ip('route', 'show', 'table', '7'), '192.0.2.0/24 via 10.5.0.2 dev br0');
+  assert.is((await socket.linkGet('eth1')).flags & 1, 0);
+
+  // Each for itself.
+  const bridge = { name: 'br1', linkInfo: { kind: 'bridge' } } as const;
+  const error = await refusal(
+    socket.commit([
+      { verb: 'add', kind: 'link', link: { ...bridge, name: 'br0' } },
+      { verb: 'add', kind: 'link', link: bridge },
+      { verb: 'delete', kind: 'link', dev: 99 },
+      { verb: 'delete', kind: 'link', dev: 'near0' },
+    ]),
+  );
+  assert.equal(
+    error.errors?.map(({ index, code, request }) => [index, code, request]),
+    [
+      [0, 'EEXIST', 'RTM_NEWLINK'],
+      [2, 'ENODEV', 'RTM_DELLINK'],
+    ],
+  );
+  assert.equal(JSON.parse(ip('-n', 'other', '-j', 'link')).length, 1, 'its peer has gone with it');
+  // A name of nothing that is there: nothing is done.
+  const unknown = await refusal(
+    socket.commit([
+      { verb: 'delete', kind: 'link', dev: 'br0' },
+      { verb: 'delete', kind: 'link', dev: 'br2' },
+    ]),
+  );
+  assert.equal([unknown.code, unknown.operation], ['ENODEV', 'get link br2']);
+  assert.is((await socket.linkGet('br0')).index, 50);
+  socket.commitSync([
+    { verb: 'delete', kind: 'link', dev: 'br0' },
+    { verb: 'delete', kind: 'link', dev: 'br1' },
+    { verb: 'set', kind: 'link', dev: 'eth1', change: { up: true } },
+  ]);
+  assert.equal(
+    (await socket.linkList()).map(({ name }) => name),
+    before.map(({ name }) => name),
+  );
+  ip('netns', 'delete', 'other');
+  await rejects(() => socket.commit([{ verb: 'replace', kind: 'link', link: bridge }] as never), /add, set, delete/);
+  await rejects(() => socket.commit([{ verb: 'set', kind: 'link', change: {} }] as never), /operations\[0\]\.dev must/);
 });
 
 test('sequence: one after the other on several sockets, until one fails', async () => {

@@ -10,6 +10,7 @@ import { decodeComment, decodeSetUserdata, encodeComment } from '../../src/netli
 import { compiled } from '../helpers/compiled.js';
 import { enterNamespaces } from '../helpers/namespaces.js';
 import * as nft from '../helpers/nft.js';
+import { refusal } from '../helpers/refusal.js';
 import { ruleset } from '../helpers/ruleset.js';
 import { until } from '../helpers/wait.js';
 
@@ -17,14 +18,6 @@ enterNamespaces();
 
 const nftCommand = (text: string): string => execFileSync('nft', ['-f', '-'], { input: text, encoding: 'utf8' });
 const listed = (): string => execFileSync('nft', ['list', 'ruleset'], { encoding: 'utf8' });
-async function refusal(promise: Promise<unknown>): Promise<NetlinkError> {
-  try {
-    await promise;
-  } catch (error) {
-    return error as NetlinkError;
-  }
-  throw new Error('was not refused');
-}
 /** A program that sees NftablesSocket and `commit`, in a process of its own. */
 function program(body: string): string[] {
   const source = `import { NftablesSocket } from '${compiled('src/netlink/nftables.ts')}'; const socket = new NftablesSocket(); ${body}`;

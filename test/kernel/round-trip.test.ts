@@ -468,7 +468,9 @@ test('links', async () => {
 
 test('addresses', async () => {
   const { index: linkIndex } = await route.linkGet('eth0');
-  const before = await route.addressList();
+  // But for what the kernel gives to links by itself, and checks for a while.
+  const listed = async () => (await route.addressList()).filter(({ address }) => !address.startsWith('fe80::'));
+  const before = await listed();
   const addresses = Array.from({ length: 100 }, (_, number): Address => {
     const common = { linkIndex, scope: oneOf('universe', 'site', 'link', 'host') } as const;
     const ipv4 = { ...common, family: 'ipv4', address: `172.20.${number}.${from(1, 254)}`, prefixLength: 24 } as const;
@@ -494,7 +496,7 @@ test('addresses', async () => {
     assert.equal({ ...told, ...(asked.length > 0 && { flags: asked }) }, wanted, `SEED=${seed}`);
   }
   await route.commit(addresses.map((each) => ({ verb: 'delete', kind: 'address', address: each })));
-  assert.equal(await route.addressList(), before);
+  assert.equal(await listed(), before);
 });
 
 test.run();

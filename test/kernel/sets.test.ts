@@ -81,22 +81,28 @@ for (const family of ['ipv4', 'ipv6'] as const) {
     await stop(server);
   });
 
+  // On a busy machine any call may take longer than a short time lasts: what must be there is there for long, what must be gone
+  // is waited for.
   test(`${family}: with ttlMs the kernel takes it out again by itself`, async () => {
     const server = await startProxy(lab, { tcp: [80] });
     const { exclude } = rulesOf(server);
-    await exclude.to.add(servers, { ttlMs: 2600 });
+    await exclude.to.add(servers, { ttlMs: 60_000 });
     const [held] = elements(`exclude_to${family === 'ipv4' ? 4 : 6}`);
-    assert.match(held ?? '', /timeout 2s600ms expires (\d+s)?\d+ms$/);
+    assert.match(held ?? '', /timeout 1m expires \S+$/);
     assert.is(await who(), 'server');
-    await sleep(2650);
-    assert.is(await who(), 'proxy');
-    assert.equal(exclude.to.values(), []);
+    for (const ttlMs of [1, 100]) {
+      await exclude.to.delete(servers);
+      await exclude.to.add(servers, { ttlMs });
+      await sleep(ttlMs + 50);
+      assert.is(await who(), 'proxy');
+      assert.equal(exclude.to.values(), []);
+    }
     // What is there for ever stays so; what is there for a time stays for the longest of them.
     await exclude.to.add(target);
-    await exclude.to.add(servers, { ttlMs: 400 });
-    await exclude.to.add(elsewhere, { ttlMs: 5000 });
+    await exclude.to.add(servers, { ttlMs: 200 });
+    await exclude.to.add(elsewhere, { ttlMs: 60_000 });
     await exclude.to.add(elsewhere, { ttlMs: 100 });
-    await sleep(450);
+    await sleep(250);
     assert.equal(exclude.to.values().sort(), [target, elsewhere].sort());
     assert.is(await who(), 'server');
     // A time that is over and one that begins anew do not get into each other's way.
@@ -104,7 +110,7 @@ for (const family of ['ipv4', 'ipv6'] as const) {
     for (let round = 0; round < 5; round++) {
       await exclude.to.add(servers, { ttlMs: 30 });
       await sleep(25 + 3 * round);
-      await exclude.to.add(target, { ttlMs: 30_000 });
+      await exclude.to.add(target, { ttlMs: 60_000 });
       assert.is(await who(), 'server');
       await exclude.to.delete(servers);
       assert.is(await who(), 'proxy');

@@ -84,6 +84,13 @@ export const routeOperations: readonly RouteOperation[] = [
   { verb: 'replace', kind: 'rule', rule },
   // @ts-expect-error the object of another kind
   { verb: 'add', kind: 'route', rule },
+  { verb: 'set', kind: 'link', dev: 'eth0', change: { up: true } },
+  // @ts-expect-error only links are set
+  { verb: 'set', kind: 'rule', rule },
+  // @ts-expect-error the kernel replaces no links
+  { verb: 'replace', kind: 'link', link: { name: 'dummy0', linkInfo: { kind: 'dummy' } } },
+  // @ts-expect-error which one it is that changes
+  { verb: 'set', kind: 'link', change: { up: true } },
 ];
 
 export const linkInfos: readonly LinkInfo[] = [

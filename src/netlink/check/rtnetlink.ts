@@ -83,6 +83,13 @@ const checkRuleObject = objectOf({
 const device: Check = (value, place, key, object) =>
   (typeof value === 'number' ? number(1, 0x7fffffff) : ifname)(value, place, key, object);
 
+/** Addresses in it are of the family of the route. */
+const nexthops: Check = (value, place, key, route) => {
+  const gateway: Check = (each, hop, name) => address(each, hop, name, route);
+  const hop = objectOf({ dev: optional(device), gateway: optional(gateway), weight: optional(number(1, 256)) });
+  listOf(hop)(value, place, key, {});
+};
+
 const checkRouteObject = objectOf({
   family: family,
   type: word,
@@ -94,6 +101,7 @@ const checkRouteObject = objectOf({
   gateway: optional(address),
   preferredSource: optional(address),
   metric: optional(u32),
+  nexthops: optional(nexthops),
 });
 
 const rule: Check = (value, place, key, object) => {
@@ -159,10 +167,16 @@ const newLink = objectOf({
   link: optional(device),
   linkInfo: (value, place, key) => checkUnion(value, place, key, linkInfo),
 });
+const linkOperations: Readonly<Record<string, Check>> = {
+  add: objectOf({ verb: string, kind: string, link: newLink }),
+  set: objectOf({ verb: string, kind: string, dev: device, change: objectOf({ ...linkChange, master }) }),
+  delete: objectOf({ verb: string, kind: string, dev: device }),
+};
 const routeOperations: Readonly<Record<string, Check>> = {
   rule: objectOf({ verb: oneOf('add', 'delete'), kind: string, rule }),
   route: objectOf({ verb: oneOf('add', 'replace', 'delete'), kind: string, route: checkRouteObject }),
   address: objectOf({ verb: oneOf('add', 'replace', 'delete'), kind: string, address: addressObject }),
+  link: (value, place, key) => checkUnion(value, place, key, linkOperations, 'verb'),
 };
 
 export function checkRule(value: Rule): void {

@@ -101,10 +101,11 @@ export function checkUnion(
   place: Place,
   key: string | number,
   kinds: Readonly<Record<string, Check>>,
+  by: 'kind' | 'verb' = 'kind',
 ): void {
-  const kind = String((value as { kind?: unknown } | null | undefined)?.kind);
+  const kind = String((value as { [by]?: unknown } | null | undefined)?.[by]);
   const member = Object.hasOwn(kinds, kind) ? kinds[kind] : undefined;
-  if (!member) throw invalidValue(`${at(place, key)}.kind`, `one of ${Object.keys(kinds).join(', ')}`, kind);
+  if (!member) throw invalidValue(`${at(place, key)}.${by}`, `one of ${Object.keys(kinds).join(', ')}`, kind);
   member(value, place, key, {});
 }
 

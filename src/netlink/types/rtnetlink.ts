@@ -55,6 +55,12 @@ export interface Route {
   readonly gateway?: string;
   readonly preferredSource?: string;
   readonly metric?: number;
+  /** Several ways at once, in the place of `dev` and `gateway`. A weight is 1 to 256, by default 1. */
+  readonly nexthops?: readonly {
+    readonly dev?: string | number;
+    readonly gateway?: string;
+    readonly weight?: number;
+  }[];
 }
 
 /** `ip -d link`. linux/if_link.h */
@@ -200,4 +206,7 @@ export type RouteChange =
 export type RouteOperation =
   | { readonly verb: 'add' | 'delete'; readonly kind: 'rule'; readonly rule: Rule }
   | { readonly verb: 'add' | 'replace' | 'delete'; readonly kind: 'route'; readonly route: Route }
-  | { readonly verb: 'add' | 'replace' | 'delete'; readonly kind: 'address'; readonly address: Address };
+  | { readonly verb: 'add' | 'replace' | 'delete'; readonly kind: 'address'; readonly address: Address }
+  | { readonly verb: 'add'; readonly kind: 'link'; readonly link: NewLink }
+  | { readonly verb: 'set'; readonly kind: 'link'; readonly dev: string | number; readonly change: LinkChange }
+  | { readonly verb: 'delete'; readonly kind: 'link'; readonly dev: string | number };
