@@ -276,6 +276,25 @@ for (const { backend, name, sysctls } of everywhere) {
       }
     });
 
+    test(`${family}: a connection from a foreign address hears by ICMP that its destination cannot be reached`, async () => {
+      const netns = lab.netns('router');
+      const far = { ipv4: '10.79.0.1', ipv6: 'fd79::1' }[family];
+      const sh = (host: 'router' | 'server', script: string) => lab.exec(host, 'sh', '-euc', script);
+      sh('server', `sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1; ip route add unreachable ${far}`);
+      sh('router', `ip route add ${far} via ${target}`);
+      const attempt = () =>
+        connectTransparent({ address: far, port: 80, localAddress: client, netns, timeoutMs: 1500 }).then(
+          () => 'connected',
+          ({ code }) => code,
+        );
+      const server = await start(createTransparentServer({ intercept: on, netns }));
+      assert.is(await attempt(), { ipv4: 'EHOSTUNREACH', ipv6: 'ENETUNREACH' }[family], 'as each makes of it');
+      await stop(server);
+      assert.is(await attempt(), 'ETIMEDOUT', 'without the rules the client gets what is meant for us');
+      sh('router', `ip route del ${far}`);
+      sh('server', `ip route del unreachable ${far}`);
+    });
+
     test(`${family}: a connection from a foreign address learns its path's MTU`, async () => {
       // The server forwards into a link of 1300 bytes, of which neither end knows: the router must be told.
       const [near, far] = family === 'ipv4' ? ['10.78.0.1', '10.78.0.2'] : ['fd78::1', 'fd78::2'];
