@@ -2,7 +2,8 @@
  * The test runner: `npm test`, or `node --import tsx test/run.ts [--verbose] [--timeout SECONDS] [--linger SECONDS] [lint | SUITE | FILE]...`
  * A suite is a folder of test/. Every file is a process of its own, two run at a time on each core, since most of them wait for
  * the kernel and its timers; those of the suites kernel and interop are in private namespaces (helpers/namespaces.ts). Lint
- * runs before all others, and a file whose first line is `// runs alone` when all others are done, with four times the time.
+ * runs before all others, then files whose first line begins with `// takes long`, so that none of them is left in the end.
+ * A file whose first line begins with `// runs alone` runs when all others are done, with four times the time.
  * A file fails when a test of it fails, when it exits with an error, takes too long, does not end after its last test, or tells
  * no totals. In CI a skipped test fails.
  */
@@ -13,6 +14,7 @@ import { availableParallelism } from 'node:os';
 import { dirname, join, relative } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
+import { compile } from './helpers/compiled.js';
 import { namespaced } from './helpers/namespaces.js';
 
 const root = dirname(dirname(fileURLToPath(import.meta.url)));
@@ -26,6 +28,7 @@ interface Job {
   readonly command: readonly [string, ...string[]];
   /** Before all others, beside another one, or when all others are done. */
   readonly when: 'first' | 'beside' | 'alone';
+  readonly isLong: boolean;
   readonly timeoutSeconds: number;
 }
 
@@ -40,7 +43,7 @@ const { values, positionals } = parseArgs({
   allowPositionals: true,
   options: {
     verbose: { type: 'boolean', short: 'v', default: false },
-    timeout: { type: 'string', default: '180' },
+    timeout: { type: 'string', default: '300' },
     linger: { type: 'string', default: '10' },
   },
 });
@@ -49,6 +52,7 @@ const jobs = (
   positionals.length ? positionals : ['lint', ...suites.filter((suite) => existsSync(join('test', suite)))]
 ).flatMap(jobsOf);
 if (jobs.length === 0) throw new Error(`No tests in ${positionals}`);
+if (jobs.some(({ when }) => when !== 'first')) compile();
 // Colours would be in the way when the output is read here.
 const { FORCE_COLOR: _, ...env }: NodeJS.ProcessEnv = { ...process.env, NO_COLOR: '1' };
 const ci = Boolean(process.env['CI']);
@@ -60,7 +64,7 @@ for (const [when, workers] of [
   ['alone', 1],
 ] as const) {
   await inParallel(
-    jobs.filter((job) => job.when === when),
+    jobs.filter((job) => job.when === when).sort((one, other) => Number(other.isLong) - Number(one.isLong)),
     workers,
   );
 }
@@ -69,7 +73,7 @@ process.exitCode = sum.failed ? 1 : 0;
 
 function jobsOf(argument: string): Job[] {
   if (argument === 'lint')
-    return [{ name: 'lint', command: ['sh', 'scripts/lint.sh'], when: 'first', timeoutSeconds: 900 }];
+    return [{ name: 'lint', command: ['sh', 'scripts/lint.sh'], when: 'first', isLong: true, timeoutSeconds: 900 }];
   const path = suites.includes(argument) ? join('test', argument) : relative(root, argument);
   const files = statSync(path).isDirectory()
     ? readdirSync(path, { recursive: true, encoding: 'utf8' }).map((name) => join(path, name))
@@ -80,11 +84,13 @@ function jobsOf(argument: string): Job[] {
     .map((file) => {
       const command = [process.execPath, '--import', 'tsx', file] as const;
       const suite = file.split('/')[1] ?? '';
-      const alone = readFileSync(file, 'utf8').startsWith('// runs alone');
+      const [first = ''] = readFileSync(file, 'utf8').split('\n', 1);
+      const alone = first.startsWith('// runs alone');
       return {
         name: relative('test', file),
         command: privateSuites.includes(suite) ? namespaced(command) : [...command],
         when: alone ? 'alone' : 'beside',
+        isLong: first.startsWith('// takes long'),
         // The heavy ones: a whole build, tens of thousands of connections.
         timeoutSeconds: Number(values.timeout) * (alone ? 4 : 1),
       };

@@ -18,7 +18,7 @@ const BOOT = 3;
 
 /** @param {import('linux-tproxy/netlink').Route} route */
 function format(route) {
-  const { type, destination, gateway, dev, protocol, scope, preferredSource, metric, family } = route;
+  const { type, destination, gateway, dev, protocol, scope, preferredSource, metric, family, nexthops = [] } = route;
   const words = [
     ...(type === 'unicast' ? [] : [type]),
     short(destination, family),
@@ -29,7 +29,8 @@ function format(route) {
     ...(preferredSource ? ['src', preferredSource] : []),
     ...(metric ? ['metric', metric] : []),
   ];
-  return words.join(' ');
+  const ways = nexthops.map((hop) => `\n\tnexthop via ${hop.gateway} dev ${hop.dev} weight ${hop.weight}`);
+  return words.join(' ') + ways.join('');
 }
 
 /**

@@ -43,7 +43,7 @@ void put(netlink::Encoder& encode, Named attribute, const std::vector<NextHop>& 
     describe(encode, hop);
     message.close(one, true);
   }
-  message.close(all);
+  message.close(all, true);
 }
 
 void get(ByteView data, std::vector<NextHop>& hops, NextHops) {

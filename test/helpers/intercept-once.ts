@@ -10,6 +10,7 @@ try {
   const { fwmark, table, priority, name } = rules.plan;
   console.log(JSON.stringify({ installed: { fwmark, table, priority, name } }));
   if (process.argv[3] === 'hold') {
+    rules.on('repaired', ({ repaired }) => console.log(`repaired ${repaired.join()}`));
     console.log('ready');
     setInterval(() => {}, 1000);
   } else {

@@ -10,6 +10,7 @@
 import { type ChildProcess, execFile, execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { fileURLToPath } from 'node:url';
+import { compiled } from './compiled.js';
 import { enterCommand, enterNamespaces } from './namespaces.js';
 import { snapshot } from './snapshot.js';
 
@@ -41,7 +42,7 @@ export interface Program {
   readonly process: ChildProcess;
   /** What it wrote to stdout and stderr so far. */
   output(): string;
-  /** Waits until `pattern` matches in the output; rejects with the output when the program ends or 10 s pass before. */
+  /** Waits until `pattern` matches in the output; rejects with the output when the program ends or 60 s pass before. */
   until(pattern: RegExp, timeoutMs?: number): Promise<RegExpMatchArray>;
   /** Ends it with SIGTERM, or another signal, and waits. Its exit code, or null when the signal ended it. */
   stop(signal?: NodeJS.Signals): Promise<number | null>;
@@ -87,8 +88,7 @@ export async function createLab(options: LabOptions = {}): Promise<Lab> {
     },
     async node(host, script, ...args) {
       const path = script instanceof URL ? fileURLToPath(script) : script;
-      const tsx = path.endsWith('.ts') ? ['--import', import.meta.resolve('tsx')] : [];
-      const program = lab.spawn(host, process.execPath, ...tsx, path, ...args);
+      const program = lab.spawn(host, process.execPath, path.endsWith('.ts') ? compiled(path) : path, ...args);
       await program.until(/^ready\b.*$/m);
       return program;
     },
@@ -159,22 +159,25 @@ const sysctl = (host: Host, key: string, value: string | number) =>
 
 function follow(child: ChildProcess): Program {
   let output = '';
-  const collect = (chunk: Buffer) => {
+  let ended = false;
+  const collect = (chunk: string) => {
     output += chunk;
     child.emit('output');
   };
-  child.stdout?.on('data', collect);
-  child.stderr?.on('data', collect);
-  const closed = once(child, 'close');
+  child.stdout?.setEncoding('utf8').on('data', collect);
+  child.stderr?.setEncoding('utf8').on('data', collect);
+  const closed = once(child, 'close').finally(() => {
+    ended = true;
+  });
   return {
     process: child,
     output: () => output,
-    async until(pattern, timeoutMs = 10_000) {
+    async until(pattern, timeoutMs = 60_000) {
       const late = AbortSignal.timeout(timeoutMs);
       for (;;) {
         const match = output.match(pattern);
         if (match) return match;
-        if (late.aborted || child.stdout?.closed) {
+        if (late.aborted || ended) {
           throw new Error(`${child.spawnargs.join(' ')}: no ${pattern} in its output:\n${output}`);
         }
         await Promise.race([once(child, 'output', { signal: late }), closed]).catch(() => {});

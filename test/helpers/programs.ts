@@ -1,6 +1,7 @@
 /** Programs beside a test: relays in processes of their own, peers in Python. What they print is lines of JSON. */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { createInterface } from 'node:readline';
+import { compiled } from './compiled.js';
 import { opened, until } from './relays.js';
 
 export type Line = {
@@ -25,7 +26,7 @@ export function start(command: string[]): {
   return {
     child,
     async next(wanted) {
-      await until(() => lines.some(wanted), 'the child says so', 15_000);
+      await until(() => lines.some(wanted), 'the child says so');
       return lines.find(wanted) as Line;
     },
   };
@@ -36,9 +37,7 @@ export const python = (script: string, ...args: unknown[]) => ['python3', '-c', 
 /** See relay-child.ts. */
 export const relayChild = (...args: unknown[]) => [
   process.execPath,
-  '--import',
-  'tsx',
-  new URL('relay-child.ts', import.meta.url).pathname,
+  compiled('test/helpers/relay-child.ts'),
   ...args.map(String),
 ];
 

@@ -18,7 +18,7 @@ export function relaySuite(name: string) {
     if (process.argv[2] && !title.includes(process.argv[2])) return;
     tests(
       title,
-      within(30_000, () => body({ relays: new Relays({ engine }), engine })),
+      within(100_000, () => body({ relays: new Relays({ engine }), engine })),
     );
   };
   tests.after.each(async () => {

@@ -3,7 +3,6 @@ import { createCipheriv, createHash } from 'node:crypto';
 import { once } from 'node:events';
 import { readdirSync, readlinkSync } from 'node:fs';
 import * as net from 'node:net';
-import { setTimeout as sleep } from 'node:timers/promises';
 import {
   Counter,
   type NativeConnectOptions,
@@ -13,7 +12,9 @@ import {
   native,
 } from '../../src/native.js';
 import type { Engine } from '../../src/types.js';
+import { settled } from './wait.js';
 
+export { until, within } from './wait.js';
 export { native };
 
 native.setErrorFactory((failure) => Object.assign(new Error(`${failure.code}`), failure));
@@ -56,7 +57,7 @@ export class Relays {
   async event<K extends NativeRelayEvent['kind']>(
     kind: K,
     id?: number,
-    timeoutMs = 10_000,
+    timeoutMs = 30_000,
   ): Promise<NativeRelayEvent & { kind: K }> {
     const end = Date.now() + timeoutMs;
     for (;;) {
@@ -183,10 +184,7 @@ export function takeOver(socket: net.Socket): number {
 }
 
 /** Waits until no more bytes of the client go anywhere. */
-export async function stalls(counters: BigUint64Array): Promise<void> {
-  for (let before = -1n; before !== counters[Counter.bytesFromClient]; await sleep(150))
-    before = counters[Counter.bytesFromClient] as bigint;
-}
+export const stalls = (counters: BigUint64Array) => settled(() => counters[Counter.bytesFromClient]);
 
 /** How a relay ended, and after how many bytes each way. */
 export const ended = (event: EndedEvent) => [event.reason, event.bytesFromClient, event.bytesFromServer];
@@ -246,6 +244,30 @@ export async function drain(socket: net.Socket): Promise<{ bytes: number; hash: 
   return { bytes, hash: hash.digest('hex') };
 }
 
+/**
+ * Milliseconds for a message there and back, again and again, through a relay and, in turn with it, without: what a crowded
+ * machine costs it costs both.
+ */
+export async function roundTrips(rounds: number, message: Buffer, relayed: net.Socket, direct: net.Socket) {
+  const took: [number[], number[]] = [[], []];
+  for (let round = 0; round < rounds; round++)
+    for (const [index, socket] of [relayed, direct].entries()) {
+      const sent = performance.now();
+      socket.setNoDelay().write(message);
+      await once(socket, 'data');
+      took[index]?.push(performance.now() - sent);
+    }
+  const [ours, without] = took.map((each) => {
+    const sorted = each.sort((a, b) => a - b);
+    return { half: sorted[rounds / 2] as number, most: sorted[(rounds * 9) / 10] as number };
+  }) as [Quantiles, Quantiles];
+  return { ours, without };
+}
+interface Quantiles {
+  readonly half: number;
+  readonly most: number;
+}
+
 /** What a descriptor of a process is: `socket:[123]`, `pipe:[123]`, `anon_inode:[eventfd]`, or a path. */
 export function descriptors(pid: number | 'self' = 'self'): Map<string, string> {
   const found = new Map<string, string>();
@@ -271,20 +293,3 @@ export function resources(pid: number | 'self' = 'self') {
     threads: readdirSync(`/proc/${pid}/task`).length,
   };
 }
-
-/** Waits until `condition` holds. */
-export async function until(condition: () => boolean, what: string, timeoutMs = 15_000): Promise<void> {
-  for (const end = Date.now() + timeoutMs; !condition(); await sleep(5))
-    if (Date.now() > end) throw new Error(`not within ${timeoutMs} ms: ${what}`);
-}
-
-/** The body of a test that fails instead of hanging. */
-export const within =
-  (ms: number, body: () => Promise<void>): (() => Promise<void>) =>
-  async () => {
-    let timer: NodeJS.Timeout | undefined;
-    const over = new Promise<never>((_, reject) => {
-      timer = setTimeout(() => reject(new Error(`not over after ${ms} ms`)), ms);
-    });
-    await Promise.race([body(), over]).finally(() => clearTimeout(timer));
-  };

@@ -14,6 +14,8 @@ export interface StreamOutcome {
 }
 
 export interface Stream {
+  /** Who has answered so far. */
+  answered(): readonly string[];
   /** No more new ones; waits for those that are open. */
   end(): Promise<StreamOutcome>;
 }
@@ -22,7 +24,7 @@ export interface Stream {
  * So many at a time, one after the other. Each is greeted and echoes two lines, `holdMs` between them: the second one comes
  * when whoever answered the first may be on its way out. The server behind must greet with `server`.
  */
-export function stream(lab: Lab, { atATime = 8, holdMs = 100, timeoutMs = 10_000 } = {}): Stream {
+export function stream(lab: Lab, { atATime = 8, holdMs = 100, timeoutMs = 20_000 } = {}): Stream {
   const by: Record<string, number> = {};
   const broken: Record<string, number> = {};
   const count = (counts: Record<string, number>, key: string) => {
@@ -48,6 +50,7 @@ export function stream(lab: Lab, { atATime = 8, holdMs = 100, timeoutMs = 10_000
   };
   const lanes = Promise.all(Array.from({ length: atATime }, (_, index) => lane(index % 2 ? 'ipv6' : 'ipv4')));
   return {
+    answered: () => Object.keys(by),
     async end() {
       going.on = false;
       await lanes;

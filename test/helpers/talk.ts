@@ -59,7 +59,7 @@ export interface DialOptions {
   readonly timeoutMs?: number;
 }
 
-/** Connects from a host and reads the greeting; rejects when it takes longer than 3 s (a lost SYN takes 1 s to repeat). */
+/** Connects from a host and reads the greeting; rejects when it takes longer than 20 s. */
 export async function dial(
   lab: Lab,
   host: Host,
@@ -68,7 +68,7 @@ export async function dial(
   options: DialOptions = {},
 ): Promise<Dialled> {
   const started = performance.now();
-  const timeoutMs = options.timeoutMs ?? 3000;
+  const timeoutMs = options.timeoutMs ?? 20_000;
   // Without a mark: it plays an ordinary program, also where this process has installed an interception.
   const socket = await connectTransparent({ address, port, netns: lab.netns(host), mark: 0, ...options, timeoutMs });
   socket.on('error', () => {});
@@ -110,6 +110,10 @@ export async function ask(
     return (error as NodeJS.ErrnoException).code ?? String(error);
   }
 }
+
+/** How often a host has had to repeat a SYN, which costs a second. */
+export const synRetransmissions = (lab: Lab, host: Host): string =>
+  lab.exec(host, 'nstat', '-asz', 'TcpExtTCPSynRetrans').replace(/^#.*\n/, '');
 
 /** Reads a socket line by line. */
 function lines(socket: Socket, timeoutMs: number): () => Promise<string> {

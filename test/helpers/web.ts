@@ -14,7 +14,7 @@ export async function browse(lab: Lab): Promise<void> {
   for (const family of families) {
     const [client, server] = [addresses.client[family], addresses.server[family]];
     const url = `http://${family === 'ipv6' ? `[${server}]` : server}/`;
-    const page = await lab.run('client', 'curl', '-sS', '--fail', '--max-time', '10', url);
+    const page = await lab.run('client', 'curl', '-sS', '--fail', '--max-time', '30', url);
     assert.match(page, new RegExp(`^${client} \\d+ ${server} 80\n$`));
   }
 }
@@ -22,5 +22,5 @@ export async function browse(lab: Lab): Promise<void> {
 /** Waits until somebody listens there. */
 export async function listening(lab: Lab, port: number, host: Host = 'router'): Promise<void> {
   const until = `until ss -Hltn 'sport = :${port}' | grep -q .; do sleep 0.02; done`;
-  await lab.run(host, 'timeout', '10', 'sh', '-c', until);
+  await lab.run(host, 'timeout', '30', 'sh', '-c', until);
 }

@@ -8,6 +8,7 @@ import * as assert from 'uvu/assert';
 import { connectTransparent, createTransparentServer, relay, type TransparentServer } from '../../src/index.js';
 import { addresses, createLab, type Lab, type Program } from '../helpers/lab.js';
 import { start, stop, stopAll } from '../helpers/proxies.js';
+import { listening } from '../helpers/web.js';
 
 const test = suite('access list');
 const stranger = { ipv4: '198.51.100.7', ipv6: '2001:db8::7' };
@@ -35,7 +36,7 @@ test.before(async () => {
   mkdirSync('/run/nginx', { recursive: true });
   writeFileSync('/run/nginx/nginx.conf', configuration);
   nginx = lab.spawn('server', 'nginx', '-c', '/run/nginx/nginx.conf');
-  await lab.run('server', 'timeout', '10', 'sh', '-c', "until ss -Hltn 'sport = :80' | grep -q .; do sleep 0.02; done");
+  await listening(lab, 80, 'server');
 });
 test.after.each(stopAll);
 test.after(async () => {
@@ -50,7 +51,7 @@ async function fetchFrom(version: '4' | '6', from: string): Promise<string> {
   const url = `http://${version === '6' ? `[${server}]` : server}/`;
   const answer = await lab.run(
     'client',
-    ...(['curl', '-s', '--max-time', '5', '--interface', from, '-w', '%{http_code}', url] as const),
+    ...(['curl', '-s', '--max-time', '30', '--interface', from, '-w', '%{http_code}', url] as const),
   );
   const status = answer.slice(-3);
   return status === '200' ? `200 ${answer.slice(0, -3).trim()}` : status;

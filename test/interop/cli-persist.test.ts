@@ -1,19 +1,19 @@
 /** `linux-tproxy run --persist`: rules that outlive the command and who runs it, and go over to the next one. */
 import { once } from 'node:events';
+import { writeFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
 import { type Installed, listInstalled } from '../../src/index.js';
 import { cli, command, succeed } from '../helpers/cli.js';
+import { compiled } from '../helpers/compiled.js';
 import { addresses, createLab, type Lab, type Program } from '../helpers/lab.js';
 import { stream } from '../helpers/stream.js';
 import { ask, greet } from '../helpers/talk.js';
+import { until } from '../helpers/wait.js';
 
 const test = suite('run --persist');
-const proxy = (port: number) => [
-  ...[process.execPath, '--import', import.meta.resolve('tsx')],
-  ...[new URL('../helpers/proxy.ts', import.meta.url).pathname, String(port)],
-];
+const proxy = (port: number) => [process.execPath, compiled('test/helpers/proxy.ts'), String(port)];
 let lab: Lab;
 let before: string;
 
@@ -31,9 +31,8 @@ test.after.each(async () => {
       process.kill(pid, 'SIGKILL');
     } catch {} // it has ended
   started.clear();
-  await sleep(50);
   await cli(lab, 'router', 'down', '--all');
-  assert.is(lab.snapshot('router'), before);
+  await until(() => lab.snapshot('router') === before, 'all of it is gone');
 });
 
 const options = ['--persist', '--name', 'web', '--tcp', '80', '--on-down', 'closed'];
@@ -48,15 +47,9 @@ async function running(port: number, ...more: string[]): Promise<Program & { rea
 }
 const status = async (): Promise<Installed | undefined> =>
   (await listInstalled({ netns: lab.netns('router') })).installed[0];
-const answering = async () =>
-  Promise.all(
-    (['ipv4', 'ipv6'] as const).map((family) => ask(lab, 'client', addresses.server[family], 80, { timeoutMs: 1500 })),
-  );
+const answering = async (options = {}) =>
+  Promise.all((['ipv4', 'ipv6'] as const).map((family) => ask(lab, 'client', addresses.server[family], 80, options)));
 const both = (who: unknown) => [String(who), String(who)];
-async function until(what: string, holds: () => unknown, timeoutMs = 3000): Promise<void> {
-  for (const late = performance.now() + timeoutMs; !(await holds()); await sleep(10))
-    if (performance.now() > late) assert.unreachable(what);
-}
 
 test('kill -9 of who runs it: the command is served on, until the next one takes over', async () => {
   const first = await running(50080);
@@ -75,7 +68,7 @@ test('kill -9 of the command: nothing goes past it until the next one is there',
   const first = await running(50080);
   process.kill(first.pid, 'SIGKILL');
   assert.is(await first.stop('SIGCONT'), 128 + 9);
-  assert.equal(await answering(), both('ETIMEDOUT'));
+  assert.equal(await answering({ timeoutMs: 1500 }), both('ETIMEDOUT'));
   const second = await running(50080);
   assert.equal(await answering(), both(second.pid));
 });
@@ -85,27 +78,31 @@ test('a normal end: the rules wait for the grace, and go', async () => {
   await succeed(ending);
   assert.is((await status())?.owner, undefined);
   assert.match((await cli(lab, 'router', 'status')).stdout, /^web: ORPHAN/);
-  await until('they go', () => lab.snapshot('router') === before);
+  await until(() => lab.snapshot('router') === before, 'they go');
 });
 
 test('taken over by the next version on another port, under a stream of connections', async () => {
   const first = await running(50080);
   const clients = stream(lab);
-  await sleep(300);
+  await until(() => clients.answered().length === 1, 'it answers');
   // It is not asked before the other one listens.
-  const slow = ['sh', '-c', 'sleep 0.7; exec "$@"', 'sh', ...proxy(50081)];
+  const slow = ['sh', '-c', 'echo begun; until [ -e /run/go ]; do sleep 0.05; done; exec "$@"', 'sh', ...proxy(50081)];
   const second = lab.spawn('router', ...command(...run(50081, '--', ...slow)));
   started.add(second.process.pid as number);
-  await sleep(500);
+  await second.until(/^begun$/m);
+  await sleep(300);
   assert.is((await status())?.owner?.processId, first.process.pid);
+  writeFileSync('/run/go', '');
   started.add(Number((await second.until(/^here (\d+)$/m))[1]));
   await first.until(
     new RegExp(`^linux-tproxy run: process ${second.process.pid} \\(node\\) has taken over web: no more`, 'm'),
   );
-  await sleep(300);
+  await until(() => clients.answered().length === 2, 'so does the next one');
+  const connections = () => lab.exec('router', 'ss', '-Htnp');
+  await until(() => !connections().includes(`pid=${first.pid},`), 'those of the first have ended');
   assert.is(await first.stop(), 128 + 15);
-  const { direct, broken, by } = await clients.end();
-  assert.equal({ direct, broken, answered: Object.keys(by).length }, { direct: 0, broken: {}, answered: 2 });
+  const { direct, broken } = await clients.end();
+  assert.equal({ direct, broken }, { direct: 0, broken: {} });
   assert.is((await status())?.owner?.processId, second.process.pid);
 });
 

@@ -7,8 +7,8 @@ import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
 import { cli, command } from '../helpers/cli.js';
 import { addresses, createLab, type Lab, type Program } from '../helpers/lab.js';
-import { until } from '../helpers/relays.js';
 import { ask, dial, greet } from '../helpers/talk.js';
+import { until } from '../helpers/wait.js';
 import { families } from '../helpers/web.js';
 
 const test = suite('cli relay');
@@ -55,7 +55,7 @@ test('both families, from the client; the beginning and the end are told', async
     await call.echo('hello');
     await call.hangUp();
   }
-  await sleep(50);
+  await until(() => lab.exec('router', 'ss', '-Htn') === '', 'both have ended');
   await stop(program);
   assert.match(program.output(), /^Relaying on port 50080, engine \w+\. .*\nDraining: 0 connections/);
   assert.match(program.output(), /\n2 connections, 12 bytes from clients, \d+ from servers\.\n$/);
@@ -65,7 +65,7 @@ test('--json: lines for each event, and the counters at each interval', async ()
   const program = await start('--json', '--interval', '0.2', '--engine', 'copy');
   const call = await dial(lab, 'client', target, 80);
   await call.echo('hello');
-  await sleep(500);
+  await program.until(/"bytesFromClient":6[\s\S]*"event":"stats"/);
   await call.hangUp();
   await stop(program);
   const lines = program
@@ -78,7 +78,9 @@ test('--json: lines for each event, and the counters at each interval', async ()
   assert.equal([lines[0].port, lines[0].engine, lines[0].nftTable], [50080, 'copy', 'linux-tproxy-50080']);
   const stats = lines.filter(({ event }) => event === 'stats');
   assert.ok(stats.length >= 2, program.output());
-  const { connections, bytesFromClient, copied, engine, time } = stats.at(-1);
+  const { connections, bytesFromClient, copied, engine, time } = stats
+    .filter(({ connections }) => connections.open === 1)
+    .at(-1);
   assert.equal(
     { connections, bytesFromClient, engine },
     { connections: { open: 1, total: 1 }, bytesFromClient: 6, engine: 'copy' },
@@ -93,7 +95,8 @@ test('--threads: so many listeners share the port, each has its part of the conn
   const on = (any: string) => listeners.filter((line) => line.includes(` ${any}:50080 `)).length;
   assert.equal([on('0.0.0.0'), on('[::]')], [3, 3], listeners.join('\n'));
   const tasks = `/proc/${/pid=(\d+)/.exec(listeners[0] as string)?.[1]}/task`;
-  const threads = readdirSync(tasks).filter((id) => readFileSync(`${tasks}/${id}/comm`, 'utf8') === 'tproxy-relay\n');
+  const isRelay = (id: string) => readFileSync(`${tasks}/${id}/comm`, 'utf8') === 'tproxy-relay\n';
+  const threads = readdirSync(tasks).filter(isRelay);
   assert.is(threads.length, 3);
   /** How often each was given a CPU. */
   const ran = () => threads.map((id) => Number(readFileSync(`${tasks}/${id}/schedstat`, 'utf8').split(' ')[2]));
@@ -163,7 +166,7 @@ for (const engine of ['uring', 'epoll'])
     await sleep(20);
     program.process.kill('SIGTERM');
     await program.until(/Draining: 2 connections/);
-    await sleep(100);
+    await until(() => lab.exec('router', 'ss', '-Htln') === '', 'nobody listens');
     const fresh = await dial(lab, 'client', target, 80);
     await fresh.echo('past it');
     for (const { socket } of calls) socket.end('the end\n');

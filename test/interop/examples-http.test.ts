@@ -58,7 +58,7 @@ test.before(async () => {
 });
 test.after(() => lab.dispose());
 
-const curl = (...args: string[]) => lab.run('client', 'curl', '-sS', '--max-time', '5', ...args);
+const curl = (...args: string[]) => lab.run('client', 'curl', '-sS', '--max-time', '30', ...args);
 const urlOf = (address: string, path: string) => `http://${address.includes(':') ? `[${address}]` : address}${path}`;
 
 /** A web server of the test's own. */
@@ -86,9 +86,9 @@ async function serve(listener: RequestListener): Promise<AsyncDisposable & { con
 
 /** What comes back for these bytes, until the end. */
 async function talk(bytes: string, address = ours): Promise<string> {
-  const to = { address, port: 80, netns: lab.netns('client'), mark: 0, timeoutMs: 3000 };
+  const to = { address, port: 80, netns: lab.netns('client'), mark: 0, timeoutMs: 30_000 };
   const socket: Socket = await connectTransparent(to);
-  socket.setTimeout(3000, () => socket.destroy(new Error(`no end of the answer to ${bytes}`)));
+  socket.setTimeout(30_000, () => socket.destroy(new Error(`no end of the answer to ${bytes}`)));
   socket.write(bytes, 'latin1');
   let text = '';
   for await (const chunk of socket) text += chunk;

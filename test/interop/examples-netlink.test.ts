@@ -62,11 +62,14 @@ test('routes', () => {
     'blackhole 203.0.113.0/24',
   ];
   for (const route of added) run('ip-route', 'add', ...route.split(' '));
+  const several = '203.0.114.0/24 nexthop via 10.1.0.2 dev eth0 weight 2 nexthop via 10.1.0.3 dev eth0';
+  ip('route', 'add', ...several.split(' '));
   assert.is(run('ip-route'), ip('route'));
   assert.match(run('ip-route'), 'via 10.1.0.2');
   run('ip-route', 'add', 'local', 'default', 'dev', 'lo', 'table', '100');
   assert.is(run('ip-route', 'list', 'table', '100'), ip('route', 'show', 'table', '100'));
   for (const route of added) run('ip-route', 'del', ...route.split(' '));
+  ip('route', 'del', '203.0.114.0/24');
   assert.is(run('ip-route'), ip('route'));
 });
 

@@ -136,7 +136,7 @@ test('sets of intervals and with timeouts, as nft lists and finds them', () => {
     /10\.0\.0\.0\/8 .*198\.51\.100\.3-198\.51\.100\.9/,
   );
   assert.match(get('ports', '1500', '80'), /1000-2000.*80/);
-  assert.match(get('hosts', '192.0.2.1'), /192\.0\.2\.1 timeout 1d2h expires 1d1h59m/);
+  assert.match(get('hosts', '192.0.2.1'), /192\.0\.2\.1 timeout 1d2h expires 1d1h/);
   assert.match(run('get element inet x ports 65535 80'), 'elements = { 60000-65535, 80 }');
   run('delete element inet x prefixes 10.0.0.0/8 240.0.0.0/4');
   same();

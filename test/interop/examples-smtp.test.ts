@@ -55,7 +55,7 @@ const swaks = (to: string, ...args: string[]) =>
     'client',
     'sh',
     '-c',
-    'swaks --timeout 5 --helo lab --from me@lab "$@" 2>&1 || true',
+    'swaks --timeout 30 --helo lab --from me@lab "$@" 2>&1 || true',
     'sh',
     '--to',
     to,
@@ -69,7 +69,7 @@ interface Call {
 }
 
 async function call(): Promise<Call> {
-  const to = { address: addresses.server.ipv4, port: 25, netns: lab.netns('client'), mark: 0, timeoutMs: 3000 };
+  const to = { address: addresses.server.ipv4, port: 25, netns: lab.netns('client'), mark: 0, timeoutMs: 30_000 };
   const socket = await connectTransparent(to);
   socket.on('error', () => {});
   let text = '';
@@ -79,7 +79,7 @@ async function call(): Promise<Call> {
   const say = async (bytes: string, pattern: RegExp) => {
     text = '';
     socket.write(bytes, 'latin1');
-    const signal = AbortSignal.timeout(3000);
+    const signal = AbortSignal.timeout(30_000);
     while (!pattern.test(text))
       await once(socket, 'data', { signal }).catch(() => assert.unreachable(`no ${pattern} in ${text}`));
     return text;

@@ -23,9 +23,9 @@ const configuration = `
     mode http
     log global
     log-format "log %ci %fi:%fp %bi %si:%sp %ST"
-    timeout connect 5s
-    timeout client 5s
-    timeout server 5s
+    timeout connect 30s
+    timeout client 30s
+    timeout server 30s
   frontend web
     bind :${port} transparent
     bind :::${port} v6only transparent

@@ -76,7 +76,8 @@ test('its guard is found and started, and does its work', () => {
     socket.guard([rule], []);
     await socket.ruleAdd(rule);
     process.kill(process.pid, 'SIGKILL');`;
-  const shell = `PREBUILDS_ONLY=1 node --input-type=module --eval "$0" || true; sleep 0.5; ip rule`;
+  const shell = `PREBUILDS_ONLY=1 node --input-type=module --eval "$0" || true
+    for i in $(seq 100); do ip rule | grep -q 'lookup 99' || break; sleep 0.1; done; ip rule`;
   const [file, ...args] = namespaced(['sh', '-c', shell, code]);
   const { stdout, stderr } = spawnSync(file, args, { cwd: directory, encoding: 'utf8' });
   assert.match(stdout, 'lookup main', stderr);
@@ -127,7 +128,7 @@ for (const example of ['ftp-proxy', 'http-proxy', 'smtp-proxy', 'tls-sni'])
     cpSync(join(root, 'examples'), join(directory, 'examples'), { recursive: true });
     const script = `
       npm start -- --port 50080 >log 2>&1 & npm=$!
-      timeout 10 sh -c 'until grep -q "^ready" log; do sleep 0.05; done' || cat log
+      timeout 60 sh -c 'until grep -q "^ready" log; do sleep 0.05; done' || cat log
       nft list tables; kill $npm; wait $npm; echo "ended $?"; nft list tables; ip -details rule`;
     const [file, ...args] = namespaced(['sh', '-c', script]);
     const { stdout, stderr } = spawnSync(file, args, {

@@ -6,7 +6,7 @@ import { createTransparentServer } from '../../src/index.js';
 import type { Engine, RelayDecision, RelayTarget } from '../../src/types.js';
 import { addresses, createLab, type Lab } from '../helpers/lab.js';
 import { start, stop } from '../helpers/proxies.js';
-import { families } from '../helpers/web.js';
+import { families, listening } from '../helpers/web.js';
 
 const test = suite('PROXY protocol');
 let lab: Lab;
@@ -18,9 +18,9 @@ test.before(async () => {
     '/run/haproxy.cfg',
     `defaults
   mode http
-  timeout connect 5s
-  timeout client 5s
-  timeout server 5s
+  timeout connect 30s
+  timeout client 30s
+  timeout server 30s
 frontend web
   bind :::${ports.haproxy} v4v6 accept-proxy
   http-request return status 200 content-type text/plain lf-string "%[src] %[src_port] %[dst] %[dst_port]"
@@ -41,15 +41,7 @@ http {
   );
   lab.spawn('server', 'haproxy', '-db', '-f', '/run/haproxy.cfg');
   lab.spawn('server', 'nginx', '-c', '/run/nginx.conf');
-  for (const port of Object.values(ports))
-    await lab.run(
-      'server',
-      'timeout',
-      '10',
-      'sh',
-      '-c',
-      `until ss -Hltn 'sport = :${port}' | grep -q .; do sleep 0.02; done`,
-    );
+  for (const port of Object.values(ports)) await listening(lab, port, 'server');
 });
 test.after(() => lab.dispose());
 
@@ -75,7 +67,7 @@ for (const engine of ['epoll', 'uring'] satisfies Engine[])
               'curl',
               '-sS',
               '--max-time',
-              '5',
+              '30',
               '--local-port',
               '40000-60000',
               `http://${host}/`,

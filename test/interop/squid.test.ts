@@ -2,7 +2,6 @@
 import { execFileSync } from 'node:child_process';
 import { once } from 'node:events';
 import { readFileSync, writeFileSync } from 'node:fs';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
 import { type Backend, backends, expresses } from '../helpers/backends.js';
@@ -10,6 +9,7 @@ import { cli, command, succeed } from '../helpers/cli.js';
 import { addresses, createLab, type Lab } from '../helpers/lab.js';
 import { oneUser } from '../helpers/namespaces.js';
 import { testUnless } from '../helpers/skip.js';
+import { until } from '../helpers/wait.js';
 import { browse, families, listening, serve } from '../helpers/web.js';
 
 const test = suite('squid');
@@ -54,7 +54,7 @@ async function proxies(): Promise<void> {
   writeFileSync('/run/squid/access.log', '');
   await browse(lab);
   const log = () => readFileSync('/run/squid/access.log', 'utf8');
-  for (let waited = 0; log().split('\n').length < 3 && waited < 5000; waited += 50) await sleep(50);
+  await until(() => log().split('\n').length >= 3, 'both are in the log').catch(() => {});
   assert.equal(
     log().trim().split('\n'),
     families.map((family) => {
@@ -94,7 +94,7 @@ for (const backend of backends) {
       program.process.kill('SIGKILL');
       await once(program.process, 'exit');
       if (backend === 'nftables') assert.is(lab.exec('router', 'nft', 'list', 'tables'), '');
-      else await sleep(300); // the guard's work
+      else await until(() => !lab.exec('router', 'ip', 'rule').includes('proto 84'), 'the guard has done its work');
       writeFileSync('/run/squid/access.log', '');
       await browse(lab);
       process.kill(child, 0);

@@ -3,11 +3,12 @@ import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
 import { type InterceptError, installIntercept, listInstalled, uninstallIntercept } from '../../src/index.js';
 import { backends } from '../helpers/backends.js';
+import { compiled } from '../helpers/compiled.js';
 import { createLab, type Lab } from '../helpers/lab.js';
 
 const test = suite('concurrent');
 let lab: Lab;
-const helper = (name: string) => new URL(`../helpers/${name}.ts`, import.meta.url).pathname;
+const helper = (name: string) => `test/helpers/${name}.ts`;
 const options = (index: number, more = {}) => JSON.stringify({ tcp: [80 + index], port: 51000 + index, ...more });
 
 test.before(async () => {
@@ -60,15 +61,7 @@ for (const backend of backends)
     // So that they learn of each other late, too: when they make the table, and not when they look.
     const endChurn = changeAllTheTime();
     const all = Array.from({ length: 4 }, () =>
-      lab.spawn(
-        'router',
-        process.execPath,
-        '--import',
-        import.meta.resolve('tsx'),
-        helper('intercept-once'),
-        wanted,
-        'hold',
-      ),
+      lab.spawn('router', process.execPath, compiled(helper('intercept-once')), wanted, 'hold'),
     );
     const results = await Promise.all(
       all.map(async (each) => JSON.parse((await each.until(/^\{.*\}$/m))[0]) as { error?: InterceptError }),

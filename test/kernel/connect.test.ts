@@ -11,6 +11,7 @@ import {
   type TransparentConnection,
 } from '../../src/index.js';
 import { native } from '../../src/native.js';
+import { compiled } from '../helpers/compiled.js';
 import { addresses, createLab, type Lab } from '../helpers/lab.js';
 import { install, start, stop, stopAll } from '../helpers/proxies.js';
 import { ask, dial, greet } from '../helpers/talk.js';
@@ -154,11 +155,11 @@ for (const family of ['ipv4', 'ipv6'] as const) {
 
 test('EPERM: without the capability, and what gives it', () => {
   const script = `
-    import { connectTransparent } from ${JSON.stringify(new URL('../../src/index.ts', import.meta.url).href)};
+    import { connectTransparent } from '${compiled('src/index.ts')}';
     for (const options of [{ localAddress: '${addresses.client.ipv4}' }, { mark: 1 }])
       await connectTransparent({ address: '${addresses.server.ipv4}', port: 80, ...options }).catch((error) => console.log(error.message));
     process.exit(0);`;
-  const program = ['--import', import.meta.resolve('tsx'), '--input-type=module', '--eval', script];
+  const program = ['--input-type=module', '--eval', script];
   const told = execFileSync(
     'nsenter',
     [`--net=${netns}`, 'setpriv', '--bounding-set=-all', '--inh-caps=-all', process.execPath, ...program],

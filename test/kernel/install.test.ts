@@ -13,14 +13,16 @@ import {
   planIntercept,
 } from '../../src/index.js';
 import type { InterceptOptions } from '../../src/types.js';
+import { compiled } from '../helpers/compiled.js';
 import { addresses, createLab, type Lab } from '../helpers/lab.js';
 import { inside, sideBySide } from '../helpers/side-by-side.js';
 import { ask, greet, greeting } from '../helpers/talk.js';
+import { until } from '../helpers/wait.js';
 
 const test = suite('install');
 let lab: Lab;
 let netns: string;
-const installOnce = new URL('../helpers/intercept-once.ts', import.meta.url).pathname;
+const installOnce = compiled('test/helpers/intercept-once.ts');
 
 test.before(async () => {
   lab = await createLab();
@@ -195,17 +197,9 @@ for (const call of ['sendto', 'recvfrom'])
     const steps = new Set<string | undefined>();
     for (let n = 1; ; n++) {
       // One thread in the pool: strace counts by thread.
-      const inject = [
-        'UV_THREADPOOL_SIZE=1',
-        'strace',
-        '-f',
-        '-qq',
-        '-o',
-        trace,
-        '-e',
-        `inject=${call}:error=EIO:when=${n}`,
-      ];
-      const node = [process.execPath, '--import', import.meta.resolve('tsx'), installOnce];
+      const strace = ['UV_THREADPOOL_SIZE=1', 'strace', '-f', '--seccomp-bpf', '-qq', '-o', trace];
+      const inject = [...strace, '-e', `trace=${call}`, '-e', `inject=${call}:error=EIO:when=${n}`];
+      const node = [process.execPath, installOnce];
       const output = lab.exec('router', 'env', ...inject, ...node, JSON.stringify({ tcp: [80], port: 50080 }));
       const [first, ...rest] = output
         .trim()
@@ -239,14 +233,14 @@ test('kill -9: everything is gone, and traffic goes its own way', async () => {
   assert.not.match(lab.exec('router', 'nft', 'list', 'tables'), 'linux-tproxy-mortal');
   for (const family of ['ipv4', 'ipv6'] as const)
     assert.is(await ask(lab, 'client', addresses.server[family], 80), 'server');
-  assert.is(lab.snapshot('router'), before); // see guard.test.ts for all the ways to die
+  await until(() => lab.snapshot('router') === before, 'the rest is gone'); // see guard.test.ts for all the ways to die
 });
 
 test('process.exit() without a word takes everything down', async () => {
   const before = lab.snapshot('router');
-  const source = `import { installIntercept } from ${JSON.stringify(new URL('../../src/index.ts', import.meta.url).href)};
+  const source = `import { installIntercept } from '${compiled('src/index.ts')}';
     await installIntercept({ tcp: [80], port: 50080 }); process.exit(0);`;
-  lab.exec('router', process.execPath, '--import', import.meta.resolve('tsx'), '--input-type=module', '--eval', source);
+  lab.exec('router', process.execPath, '--input-type=module', '--eval', source);
   assert.is(lab.snapshot('router'), before);
 });
 
@@ -291,17 +285,13 @@ test('a table, mark or priority that somebody else uses', async () => {
 });
 
 test('a name that is in use, by a living process and by nobody', async () => {
+  const before = lab.snapshot('router');
   const holder = await lab.node('router', installOnce, JSON.stringify({ port: 50080, name: 'taken' }), 'hold');
   const error = await refused({ name: 'taken' });
   assert.is(error.code, 'ERR_TPROXY_NAME_IN_USE');
   assert.match(error.message, `held by process ${holder.process.pid} (node). Stop that process`);
   await holder.stop();
-  lab.exec(
-    'router',
-    'sh',
-    '-euc',
-    'ip rule flush protocol 84; ip -6 rule flush protocol 84; ip route flush table 100; ip -6 route flush table 100',
-  );
+  await until(() => lab.snapshot('router') === before, 'all of it is gone');
   lab.exec('router', 'nft', 'add', 'table', 'inet', 'linux-tproxy-orphan');
   const orphan = await refused({ name: 'orphan' });
   assert.is(orphan.code, 'ERR_TPROXY_NAME_IN_USE');
@@ -341,7 +331,7 @@ test('IPv6 switched off: IPv4 alone is installed', async () => {
 
 /** What `intercept-once.ts` says when it is run by the command in front. */
 function runRefused(...command: [string, ...string[]]): { code: string; message: string } {
-  const node = [process.execPath, '--import', import.meta.resolve('tsx'), installOnce];
+  const node = [process.execPath, installOnce];
   const output = lab.exec('router', ...command, ...node, JSON.stringify({ tcp: [80], port: 50080 }));
   return JSON.parse(output.split('\n')[0] ?? '').error;
 }

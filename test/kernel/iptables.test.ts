@@ -18,14 +18,15 @@ import {
   uninstallIntercept,
 } from '../../src/index.js';
 import type { InterceptOptions } from '../../src/types.js';
+import { compiled } from '../helpers/compiled.js';
 import { addresses, createLab, type Lab } from '../helpers/lab.js';
 import { startProxy, stop } from '../helpers/proxies.js';
 import { inside, sideBySide } from '../helpers/side-by-side.js';
 import { ask, greet } from '../helpers/talk.js';
+import { until } from '../helpers/wait.js';
 
 const test = suite('iptables backend');
 const backend = 'iptables' as const;
-const installOnce = new URL('../helpers/intercept-once.ts', import.meta.url).pathname;
 let lab: Lab;
 let netns: string;
 const leftovers = new Set<InstalledRules>();
@@ -158,15 +159,16 @@ test('several at once: each has marks and chains of its own, and the last takes 
 // ---- failing half-way, being killed -----------------------------------------------------------------------------------
 
 const once = { tcp: [80], udp: [53], ownHost: true, port: 50080, backend };
-const node = [process.execPath, '--import', import.meta.resolve('tsx'), installOnce];
+const installOnce = compiled('test/helpers/intercept-once.ts');
+const node = [process.execPath, installOnce];
 
 test('a failure at any fourth sendto leaves the host as it was', () => {
   const before = lab.snapshot('router');
   const steps = new Set<string>();
   for (let n = 1; ; n += 4) {
     // One thread in the pool: strace counts by thread.
-    const inject = ['UV_THREADPOOL_SIZE=1', 'strace', '-f', '-qq', '-o', '/run/strace'];
-    const trace = ['-e', `inject=sendto:error=EIO:when=${n}`];
+    const inject = ['UV_THREADPOOL_SIZE=1', 'strace', '-f', '--seccomp-bpf', '-qq', '-o', '/run/strace'];
+    const trace = ['-e', 'trace=sendto', '-e', `inject=sendto:error=EIO:when=${n}`];
     const output = lab.exec('router', 'env', ...inject, ...trace, ...node, JSON.stringify(once));
     const lines = output
       .trim()
@@ -179,12 +181,8 @@ test('a failure at any fourth sendto leaves the host as it was', () => {
   assert.ok(steps.size > 2, [...steps].join());
 });
 
-/** As it was before, within a second. */
-async function cleanedUp(before: string): Promise<void> {
-  for (const started = performance.now(); performance.now() < started + 1000; await setTimeout(20))
-    if (lab.snapshot('router') === before) return;
-  assert.is(lab.snapshot('router'), before);
-}
+/** How long that takes is in guard.test.ts. */
+const cleanedUp = (before: string) => until(() => lab.snapshot('router') === before, 'it is as it was before');
 
 // In the one moment between the chains, still empty, and the guard that knows of them, they stay behind for the next start.
 test('killed, at the end and at any thirteenth moment: chains, policy rules and routes are gone', async () => {
@@ -194,14 +192,12 @@ test('killed, at the end and at any thirteenth moment: chains, policy rules and 
   await holder.stop('SIGKILL');
   await cleanedUp(before);
   for (let n = 3; ; n += 13) {
-    const trace = ['strace', '-f', '-qq', '-o', '/dev/null', '-e', `inject=sendto:signal=SIGKILL:when=${n}`];
-    const command = ['env', 'UV_THREADPOOL_SIZE=1', ...trace, ...node, JSON.stringify(once)];
+    const strace = ['strace', '-f', '-qq', '-o', '/dev/null', '-e', 'trace=sendto'];
+    const inject = ['-e', `inject=sendto:signal=SIGKILL:when=${n}`];
+    const command = ['env', 'UV_THREADPOOL_SIZE=1', ...strace, ...inject, ...node, JSON.stringify(once)];
     const output = lab.exec('router', 'sh', '-c', '"$@"; true', 'sh', ...command);
-    await setTimeout(200);
-    assert.not.match(
-      router('iptables-nft -t mangle -S; ip6tables-nft -t mangle -S; ip rule'),
-      /-A linux-tproxy|proto 84/,
-    );
+    const left = () => router('iptables-nft -t mangle -S; ip6tables-nft -t mangle -S; ip rule');
+    await until(() => !/-A linux-tproxy|proto 84/.test(left()), 'the guard has done its work');
     await uninstallIntercept({ netns });
     assert.is(lab.snapshot('router'), before);
     if (output.includes('installed')) break;
@@ -210,9 +206,9 @@ test('killed, at the end and at any thirteenth moment: chains, policy rules and 
 
 test('process.exit() takes everything down', () => {
   const before = lab.snapshot('router');
-  const source = `import { installIntercept } from ${JSON.stringify(new URL('../../src/index.ts', import.meta.url).href)};
+  const source = `import { installIntercept } from '${compiled('src/index.ts')}';
     await installIntercept(${JSON.stringify(once)}); process.exit(0);`;
-  lab.exec('router', ...(node.slice(0, 3) as [string]), '--input-type=module', '--eval', source);
+  lab.exec('router', process.execPath, '--input-type=module', '--eval', source);
   assert.is(lab.snapshot('router'), before);
 });
 
@@ -321,8 +317,7 @@ for (const lifetime of ['process', 'permanent'] as const)
       const gather = (report: RepairReport) => reports.push(report);
       rules.on('repaired', gather);
       await lab.run('router', 'sh', '-euc', command);
-      for (let waited = 0; waited < 3000 && (reports.length === 0 || !(await rules.verify()).intact); waited += 20)
-        await setTimeout(20);
+      await until(async () => reports.length > 0 && (await rules.verify()).intact, `it is repaired after: ${command}`);
       rules.off('repaired', gather);
       assert.match(reports.flatMap(({ repaired }) => repaired).join(), words, command);
       assert.is(listing('router'), whole, command);
@@ -338,9 +333,7 @@ test('killed after a repair: gone all the same', async () => {
   const holder = await lab.node('router', installOnce, JSON.stringify(once), 'hold');
   await setTimeout(50);
   router('iptables-nft -t mangle -F');
-  for (let waited = 0; waited < 2000 && !router('iptables-nft -t mangle -S').includes('-A PREROUTING'); waited += 20)
-    await setTimeout(20);
-  await setTimeout(100); // the guard that knows of it
+  await holder.until(/^repaired /m); // and there is a guard that knows of it
   await holder.stop('SIGKILL');
   await cleanedUp(before);
 });

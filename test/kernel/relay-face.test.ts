@@ -17,8 +17,8 @@ import {
 import type { Engine, RelayDecision } from '../../src/types.js';
 import { addresses, createLab, type Lab } from '../helpers/lab.js';
 import { start, stop, stopAll } from '../helpers/proxies.js';
-import { until } from '../helpers/relays.js';
 import { ask, dial, type Greeter, greet } from '../helpers/talk.js';
+import { settled, until } from '../helpers/wait.js';
 
 const test = suite('relay, its face');
 let lab: Lab;
@@ -47,6 +47,7 @@ for (const engine of ['epoll', 'uring', 'copy'] satisfies Engine[])
     server.on('relay', (each) => relays.push(each));
     const call = await dial(lab, 'client', target, 80);
     await call.echo('hello');
+    await until(() => relays.length === 1, 'the relay is told');
     const [one] = relays as [Relay];
     assert.is(one.engine, engine);
     assert.is(server.stats().engine, engine);
@@ -59,16 +60,15 @@ for (const engine of ['epoll', 'uring', 'copy'] satisfies Engine[])
     for (let i = 0; i < 24; i++) call.socket.write(Buffer.alloc(1 << 20, i));
     const wantedPipes = engine === 'copy' ? 0 : 1;
     await until(() => one.stats().pipes >= wantedPipes && one.stats().bytesFromClient > 1n << 20n, 'pipes in use');
-    let before = -1n;
-    for (; before !== one.stats().bytesFromClient; await sleep(200)) before = one.stats().bytesFromClient;
+    await settled(() => one.stats().bytesFromClient + one.stats().bytesFromServer);
     assert.is(server.stats().pipes, one.stats().pipes);
     assert.is(one.stats().pipes > 0, engine !== 'copy');
     assert.is(one.stats().spliced > 0n, engine !== 'copy');
 
     call.socket.resume();
     await until(() => one.stats().bytesFromServer >= 24n << 20n, 'all of it has come back');
-    const { bytesFromClient, bytesFromServer, spliced, copied, pipes } = one.stats();
-    assert.is(pipes, 0, 'an idle relay holds none');
+    await until(() => one.stats().pipes === 0, 'an idle relay holds none');
+    const { bytesFromClient, bytesFromServer, spliced, copied } = one.stats();
     assert.is(bytesFromClient + bytesFromServer, spliced + copied);
     await call.hangUp();
     await one.closed;
@@ -231,14 +231,13 @@ for (const engine of ['epoll', 'uring'] as const) {
   test(`${engine}: preconnect: where the server speaks first, a peek with a long time ends at once`, async () => {
     const peeked: string[] = [];
     const server = await preconnecting(async (flow) => {
-      peeked.push(String(await flow.peek(5, 5000)));
-      peeked.push(String(await flow.peek(5, 5000)));
+      peeked.push(String(await flow.peek(5, 60_000)));
+      peeked.push(String(await flow.peek(5, 60_000)));
       return { kind: 'relay' };
     });
     for (const family of ['ipv4', 'ipv6'] as const) {
       const call = await dial(lab, 'client', addresses.server[family], 80);
       assert.is(`${call.who} ${call.sawAddress}`, `server ${addresses.client[family]}`);
-      assert.ok(call.milliseconds < 1000, `${call.milliseconds} ms`);
       await call.echo('all of it');
       await call.hangUp();
     }
@@ -248,16 +247,18 @@ for (const engine of ['epoll', 'uring'] as const) {
   });
 
   test(`${engine}: preconnect: the connection of before is the one that is used`, async () => {
-    const server = await preconnecting(async () => {
-      await sleep(100);
-      return { kind: 'relay' };
+    let decide = (_: RelayDecision) => {};
+    const decision = new Promise<RelayDecision>((resolve) => {
+      decide = resolve;
     });
-    const sawBefore = greeter.sockets.size;
+    const server = await preconnecting(() => decision);
+    await until(() => greeter.sockets.size === 0, 'the connections of before have gone');
     const dialled = dial(lab, 'client', target, 80);
-    await until(() => greeter.sockets.size === sawBefore + 1, 'the server is reached before the decision');
+    await until(() => greeter.sockets.size === 1, 'the server is reached before the decision');
     assert.equal(server.stats().bytesFromServer, 0n);
+    decide({ kind: 'relay' });
     const call = await dialled;
-    assert.is(greeter.sockets.size, sawBefore + 1);
+    assert.is(greeter.sockets.size, 1);
     await call.echo('hello');
     await call.hangUp();
     await stop(server);
@@ -266,7 +267,6 @@ for (const engine of ['epoll', 'uring'] as const) {
   test(`${engine}: preconnect: decided otherwise, that connection is gone; a refused one is told`, async () => {
     const port = engine === 'uring' ? 8081 : 8082;
     await greet(lab, 'server', 'elsewhere', port);
-    const before = greeter.sockets.size;
     for (const [decision, who] of [
       [{ kind: 'relay', to: { address: target, port } }, 'elsewhere'],
       [{ kind: 'relay', from: 'proxy' }, 'server'],
@@ -278,18 +278,16 @@ for (const engine of ['epoll', 'uring'] as const) {
         return decision;
       });
       assert.is(await ask(lab, 'client', target, 80), who, JSON.stringify(decision));
-      await until(() => greeter.sockets.size === before, 'the server has none left');
+      await until(() => greeter.sockets.size === 0, 'the server has none left');
       await stop(server);
     }
     const relays: Relay[] = [];
     const server = await preconnecting(async (flow) => {
-      await flow.peek(1, 5000); // ends with the refusal
+      await flow.peek(1, 60_000); // ends with the refusal
       return { kind: 'relay' };
     });
     server.on('relay', (each) => relays.push(each));
-    const began = performance.now();
     assert.is(await ask(lab, 'client', target, 81), 'ECONNRESET');
-    assert.ok(performance.now() - began < 1000);
     assert.is(((await relays[0]?.closed)?.error as NodeJS.ErrnoException | undefined)?.code, 'ECONNREFUSED');
     assert.is(server.stats().connectErrors, 1);
     await stop(server);

@@ -47,7 +47,8 @@ const route = new RouteSocket();
 test.before(() => {
   execFileSync('sh', [
     '-euc',
-    `ip link add eth0 type veth peer name eth1; ip link set eth0 up; ip link set eth1 up
+    // Without addresses that the kernel gives by itself, a second later.
+    `ip link add eth0 type veth peer name eth1; for name in eth0 eth1; do ip link set $name addrgenmode none; ip link set $name up; done
      ip address add 10.1.0.1/24 dev eth0; ip -6 address add 2001:db8:1::1/64 dev eth0 nodad`,
   ]);
 });

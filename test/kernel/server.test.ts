@@ -93,7 +93,7 @@ test('http.Server works on the sockets', async () => {
     );
   });
   const server = await start({}, (socket) => http.emit('connection', socket));
-  const page = await lab.run('client', 'curl', '-sS', '--max-time', '5', `http://${target}/a`, `http://${target}/b`);
+  const page = await lab.run('client', 'curl', '-sS', '--max-time', '30', `http://${target}/a`, `http://${target}/b`);
   assert.is(page, `/a ${target}:80 from ${client}/b ${target}:80 from ${client}`);
   await stop(server);
 });
@@ -359,7 +359,7 @@ function remembering(socket: Socket) {
   return Object.assign(socket, {
     text: () => received,
     async until(end: string) {
-      const late = AbortSignal.timeout(5000);
+      const late = AbortSignal.timeout(30_000);
       while (!received.endsWith(end)) await once(socket, 'data', { signal: late });
     },
   });

@@ -7,14 +7,15 @@ import { once } from 'node:events';
 import { readlinkSync } from 'node:fs';
 import { Socket } from 'node:net';
 import { createInterface } from 'node:readline';
-import { fileURLToPath } from 'node:url';
 import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
 import { Counter, type NativeFailure, type NativeListenOptions, native } from '../../src/native.js';
-import { dial, newCounters, Relays, readAll, until, within } from '../helpers/relays.js';
+import { compiled } from '../helpers/compiled.js';
+import { dial, newCounters, Relays, readAll } from '../helpers/relays.js';
+import { until, within } from '../helpers/wait.js';
 
 const sockets = suite('sockets');
-const test = (what: string, body: () => Promise<void>) => sockets(what, within(20_000, body));
+const test = (what: string, body: () => Promise<void>) => sockets(what, within(100_000, body));
 const sh = (script: string) => execFileSync('sh', ['-ec', script], { encoding: 'utf8' });
 const opened: number[] = [];
 
@@ -60,7 +61,7 @@ async function ask(netns: string, address: string, port = 80): Promise<{ heard: 
   const script = `
 import socket, sys
 try:
-    s = socket.create_connection((sys.argv[1], int(sys.argv[2])), 5)
+    s = socket.create_connection((sys.argv[1], int(sys.argv[2])), 30)
     print(s.getsockname()[1], s.recv(100).decode(), sep='\\n')
 except ConnectionResetError:
     print('\\nreset')
@@ -180,7 +181,7 @@ test('what cannot be an address', async () => {
 
 test('without capabilities: EPERM names the option, for a listener and for a foreign connect', async () => {
   const script = `
-    import { native, Relays } from '${fileURLToPath(new URL('../helpers/relays.ts', import.meta.url))}';
+    import { native, Relays } from '${compiled('test/helpers/relays.ts')}';
     const tell = ({ code, syscall }) => console.log(code, syscall);
     try { native.openListener({ address: '127.0.0.1', port: 0, backlog: 1, transparent: true }); } catch (error) { tell(error); }
     const relays = new Relays();
@@ -192,18 +193,7 @@ test('without capabilities: EPERM names the option, for a listener and for a for
   `;
   const output = execFileSync(
     'setpriv',
-    [
-      '--bounding-set',
-      '-all',
-      '--inh-caps',
-      '-all',
-      process.execPath,
-      '--import',
-      'tsx',
-      '--input-type=module',
-      '-e',
-      script,
-    ],
+    ['--bounding-set', '-all', '--inh-caps', '-all', process.execPath, '--input-type=module', '-e', script],
     { encoding: 'utf8' },
   );
   assert.equal(output.trim().split('\n'), [
@@ -404,7 +394,7 @@ test('where nothing was rewritten, or conntrack knows the connection the wrong w
 test('a broker opens what this process may not: any address, port and mark; it ends with it', async () => {
   const server = await whoami('server', '10.2.0.2', 'fd02::2');
   const script = `
-    import { native, Relays, readAll } from '${fileURLToPath(new URL('../helpers/relays.ts', import.meta.url))}';
+    import { native, Relays, readAll } from '${compiled('test/helpers/relays.ts')}';
     import { Socket } from 'node:net';
     const relays = new Relays({ netns: '/run/netns/router' });
     relays.thread.startBroker();
@@ -429,7 +419,7 @@ test('a broker opens what this process may not: any address, port and mark; it e
   `;
   const busy = open({ address: '0.0.0.0', port: 50080, netns: '/run/netns/router' });
   assert.ok(busy);
-  const child = spawn(process.execPath, ['--import', 'tsx', '--input-type=module', '-e', script], {
+  const child = spawn(process.execPath, ['--input-type=module', '-e', script], {
     stdio: ['ignore', 'pipe', 'inherit'],
   });
   const chunks: Buffer[] = [];
@@ -441,7 +431,7 @@ test('a broker opens what this process may not: any address, port and mark; it e
     'EADDRINUSE bind 10.1.0.2 50080',
     'EPERM setsockopt SO_MARK undefined undefined',
   ]);
-  assert.not.match(sh('ps -e -o args='), /linux-tproxy-broker/);
+  await until(() => !sh('ps -e -o args=').includes('linux-tproxy-broker'), 'the broker has ended');
   server.stop();
 });
 

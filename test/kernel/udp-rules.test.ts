@@ -49,10 +49,10 @@ for (const { backend, name, sysctls } of everywhere) {
       await using rules = await install(lab, { ...on, udp: [9053] });
       const { socketMark: mark } = rules.plan;
       const spoofed = (port: number, options: object) =>
-        askUdp(lab, 'router', target, port, { from: client, timeout: 0.4, ...options });
+        askUdp(lab, 'router', target, port, { from: client, ...options });
       assert.equal((await spoofed(9053, { mark })).slice(0, 2), ['server', client]);
       assert.equal(await spoofed(9111, { mark }), ['ECONNREFUSED']);
-      assert.equal(await spoofed(9053, {}), ['ETIMEDOUT']);
+      assert.equal(await spoofed(9053, { timeout: 0.4 }), ['ETIMEDOUT']);
     });
 
     test(`${family}: a question from a foreign address with the divert part alone`, async () => {

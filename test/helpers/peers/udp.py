@@ -72,7 +72,7 @@ def proxy(name, port, mark):
 def ask(address, port, *settings):
     options = dict(setting.split("=") for setting in settings)
     one = open_socket(family_of(address), "from" in options, int(options.get("mark", 0)))
-    one.settimeout(float(options.get("timeout", 1)))
+    one.settimeout(float(options.get("timeout", 20)))
     answer = ""
     try:
         if "from" in options or "port" in options:
