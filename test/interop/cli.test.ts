@@ -1,3 +1,4 @@
+// takes long
 /** The command on a real host: what it installs, tells and takes down, and what the host looks like before and after. */
 import { once } from 'node:events';
 import { suite } from 'uvu';
