@@ -10,6 +10,7 @@ import { monitorEventLoopDelay } from 'node:perf_hooks';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { InstallOptions } from '../src/index.js';
 import { enterNamespaces } from '../test/helpers/namespaces.js';
+import { median } from './figures.js';
 
 enterNamespaces();
 // Not src: what tsx makes of it is slower than what tsc does.
@@ -26,6 +27,19 @@ const down = [
     `ip ${family} route flush table 100`,
   ]),
 ].join('\n');
+/** The same script with one `ip -batch` for each family, in the place of its first `ip`. */
+function batched(script: string): string {
+  const lines = script.split('\n');
+  const calls = (flag: string) => lines.filter((line) => line.startsWith(`ip ${flag} `));
+  return lines
+    .flatMap((line) => {
+      const [, flag] = /^ip (-[46]) /.exec(line) ?? [];
+      if (flag === undefined) return [line];
+      if (line !== calls(flag)[0]) return [];
+      return [`ip ${flag} -batch - <<'EOF'`, ...calls(flag).map((call) => call.slice('ip -4 '.length)), 'EOF'];
+    })
+    .join('\n');
+}
 const prefixes = Array.from(
   { length: 10_000 },
   (_, index) => `172.${16 + (index >> 12)}.${(index >> 4) & 255}.${(index & 15) << 4}/29`,
@@ -40,64 +54,97 @@ const nft = (script: string) => run(script, ['nft', '-f', '-']);
 const elements = (verb: string, list: readonly string[]) =>
   nft(`${verb} element ${table} exclude_to4 { ${list.join(', ')} }`);
 
-/** Median in milliseconds. `undo` is not measured. */
-async function measure(rounds: number, work: () => unknown, undo: () => unknown = () => {}): Promise<number> {
-  const times: number[] = [];
-  for (let round = -rounds; round < rounds; round++) {
-    const started = performance.now();
-    await work();
-    if (round >= 0) times.push(performance.now() - started); // before that, warming up
-    await undo();
-  }
-  return times.sort((a, b) => a - b)[rounds >> 1] as number;
+interface Work {
+  readonly work: () => unknown;
+  /** Not measured. */
+  readonly undo?: () => unknown;
+  /** How often in one round: the round's time is the median. */
+  readonly times?: number;
+}
+/** Rounds of ours and theirs, one after the other: what slows the machine down for a while slows both. */
+interface Comparison {
+  readonly what: string;
+  readonly ours: Work;
+  readonly theirs: Work;
+  readonly rounds: number;
 }
 
-const once = (more: Partial<InstallOptions> = {}, rounds = 100, undo?: () => unknown) =>
-  measure(rounds, async () => (await installIntercept({ ...options, ...more })).uninstall(), undo);
-const spawned = () =>
-  measure(10, () => {
-    run(up);
-    run(down);
-  });
+async function time({ work, undo, times = 1 }: Work): Promise<number> {
+  const measured: number[] = [];
+  for (let each = 0; each < times; each++) {
+    const started = performance.now();
+    await work();
+    measured.push(performance.now() - started);
+    await undo?.();
+  }
+  return median(measured);
+}
 
-const rows: { readonly what: string; readonly ours: number; readonly theirs: number }[] = [];
-const theirs = await spawned();
-rows.push({ what: 'install and uninstall', ours: await once(), theirs });
-rows.push({ what: 'the same, with a guard of its own', ours: await once({}, 20, () => sleep(200)), theirs });
-rows.push({ what: 'the same, without repair', ours: await once({ repair: false }), theirs });
-rows.push({
+const rows: { readonly what: string; readonly ours: number; readonly theirs: number; readonly ratio: number }[] = [];
+async function compare({ what, ours, theirs, rounds }: Comparison): Promise<void> {
+  const measured: (readonly [ours: number, theirs: number])[] = [];
+  for (let round = -WARMING; round < rounds; round++) {
+    const both = [await time(ours), await time(theirs)] as const;
+    if (round >= 0) measured.push(both);
+  }
+  rows.push({
+    what,
+    ours: median(measured.map(([ours]) => ours)),
+    theirs: median(measured.map(([, theirs]) => theirs)),
+    ratio: median(measured.map(([ours, theirs]) => theirs / ours)),
+  });
+}
+const WARMING = 5;
+
+const once = (more: Partial<InstallOptions> = {}) => ({
+  work: async () => (await installIntercept({ ...options, ...more })).uninstall(),
+});
+const spawned = (scripts: readonly string[]) => ({
+  work: () => {
+    for (const script of scripts) run(script);
+  },
+});
+const single = spawned([up, down]);
+const often = { times: 50 };
+await compare({ what: 'install and uninstall', ours: { ...once(), ...often }, theirs: single, rounds: 40 });
+await compare({
+  what: 'the same, beside `ip -batch`',
+  ours: { ...once(), ...often },
+  theirs: spawned([up, down].map(batched)),
+  rounds: 20,
+});
+await compare({
+  what: 'the same, with a guard of its own',
+  ours: { ...once(), undo: () => sleep(200) },
+  theirs: single,
+  rounds: 20,
+});
+await compare({
+  what: 'the same, without repair',
+  ours: { ...once({ repair: false }), ...often },
+  theirs: single,
+  rounds: 10,
+});
+await compare({
   what: 'the same, permanent (no guard)',
-  ours: await once({ repair: false, lifetime: 'permanent' }),
-  theirs,
+  ours: { ...once({ repair: false, lifetime: 'permanent' }), ...often },
+  theirs: single,
+  rounds: 10,
 });
 
 const rules = await installIntercept({ ...options, repair: false, lifetime: 'permanent' });
 const one = ['192.0.2.0/24'];
-rows.push({
+await compare({
   what: 'one prefix',
-  ours: await measure(
-    100,
-    () => rules.exclude.to.add(one),
-    () => rules.exclude.to.delete(one),
-  ),
-  theirs: await measure(
-    20,
-    () => elements('add', one),
-    () => elements('delete', one),
-  ),
+  ours: { work: () => rules.exclude.to.add(one), undo: () => rules.exclude.to.delete(one), times: 50 },
+  theirs: { work: () => elements('add', one), undo: () => elements('delete', one) },
+  rounds: 20,
 });
-rows.push({
+await compare({
   what: '10,000 prefixes',
-  ours: await measure(
-    10,
-    () => rules.exclude.to.add(prefixes),
-    () => rules.exclude.to.delete(prefixes),
-  ),
-  theirs: await measure(
-    5,
-    () => elements('add', prefixes),
-    () => nft(`flush set ${table} exclude_to4`),
-  ),
+  ours: { work: () => rules.exclude.to.add(prefixes), undo: () => rules.exclude.to.delete(prefixes), times: 3 },
+  theirs: { work: () => elements('add', prefixes), undo: () => nft(`flush set ${table} exclude_to4`) },
+  rounds: 10,
 });
 /** How long the event loop was held up, 99 of 100 times, and `work` of itself at most. */
 async function delayed(rounds: number, work: () => Promise<unknown>) {
@@ -117,32 +164,28 @@ const idle = await delayed(1000, () => sleep(1));
 const changing = await delayed(3000, () => Promise.all([rules.exclude.to.add(one), rules.exclude.to.delete(one)]));
 await rules.uninstall();
 
-/** Measured apart from this bench. */
-const KERNEL_MS = 0.27;
 const ms = (value: number) => (value < 10 ? value.toFixed(2) : value.toFixed(1));
 const text = `# Rules: this package beside \`nft\` and \`ip\`
 
-Medians in milliseconds, from JavaScript, of one run of \`npm run bench:rules\`: ${cpus().length} CPUs (${cpus()[0]?.model}), Linux ${release()}, Node ${process.versions.node}.
-The spawned tools run what \`linux-tproxy plan\` prints: two \`nft\` and ${(up + down).match(/^ip /gm)?.length} \`ip\` for an installation and its removal, \`nft -f -\` for prefixes.
+Milliseconds, from JavaScript, of one run of \`npm run bench:rules\`: ${cpus().length} CPUs (${cpus()[0]?.model}), Linux ${release()}, Node ${process.versions.node}. This
+package (warm, up to 50 times) and the spawned tools take turns; each figure is the median of the rounds, the ratio that of the ratios inside
+a round. The tools run what \`linux-tproxy plan\` prints: two \`nft\` and ${(up + down).match(/^ip /gm)?.length} \`ip\` for an installation and its removal (or two \`nft\` and four
+\`ip -batch\`), \`nft -f -\` for prefixes.
 
 | | this package | spawned tools | ratio |
 |---|---|---|---|
-${rows.map(({ what, ours, theirs }) => `| ${what} | ${ms(ours)} | ${ms(theirs)} | ${(theirs / ours).toFixed(1)} |`).join('\n')}
+${rows.map(({ what, ours, theirs, ratio }) => `| ${what} | ${ms(ours)} | ${ms(theirs)} | ${ratio.toFixed(1)} |`).join('\n')}
 
-Default rules have a guard process. It is kept for a tenth of a second, and serves the next installation too: the second row waits
-until it has gone.
+Default rules have a guard process. It is kept for a tenth of a second, and serves the next installation too: the row with a guard of
+its own waits until it has gone.
 
 While single prefixes came and went the event loop was held up by ${ms(changing.all)} ms at most (99 of 100 times; the timer's own millisecond is in
 it), with nothing to do by ${ms(idle.all)} ms. No call took more than ${ms(changing.longest)} ms of its thread: the rest is garbage collection and whoever else wants a CPU.
 
 What bounds them (from profiles on this machine, warm, in milliseconds; they vary by half from run to run):
 
-- Install and uninstall is to be 50 times as fast as the tools. ${KERNEL_MS} are the kernel's, which the very same bytes take when a program in C sends
-  them (of that 0.19 the batch with chains, sets and rules, and 0.04 emptying the table): ${(theirs / KERNEL_MS).toFixed(0)} times at the very best. Some 0.6 are 1,500
-  members of objects that go from JavaScript to the addon one by one, 0.5 making and checking those objects, 0.2 looking at the host,
-  and 0.5 going to a thread of libuv's pool and back, four times. A guard that has to be started is 1 to 3 more.
-- 10,000 prefixes are to be 2.5 times as fast. 10 of the time are the kernel's, 4 making the messages, 4 reading the text, the
-  rest finding out what changes.
+- Install and uninstall is to be 50 times as fast as the tools (first row).
+- 10,000 prefixes are to be 2.5 times as fast.
 `;
 console.log(text);
 writeFileSync(new URL('RULES.md', import.meta.url), text);

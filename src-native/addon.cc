@@ -13,6 +13,9 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports["setErrorFactory"] = Napi::Function::New(env, [](const Napi::CallbackInfo& info) {
     info.Env().GetInstanceData<Instance>()->errorFactory = Napi::Persistent(info[0].As<Napi::Function>());
   });
+  exports["setPacker"] = Napi::Function::New(env, [](const Napi::CallbackInfo& info) {
+    info.Env().GetInstanceData<Instance>()->packer = Napi::Persistent(info[0].As<Napi::Function>());
+  });
   tproxy::bindings::defineNetlink(env, exports);
   tproxy::bindings::defineRouteSocket(env, exports);
   tproxy::bindings::defineNftablesSocket(env, exports);

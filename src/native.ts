@@ -3,7 +3,8 @@
  *
  * Conventions of the seam: arguments are checked on this side, native code trusts them. A netlink call is one kernel
  * transaction; it runs on libuv's thread pool and gives a Promise, and its `...Sync` twin runs at once on the calling thread
- * (for `process.on('exit')`). Errors are made by the factory given to `setErrorFactory` (src/errors.ts).
+ * (for `process.on('exit')`). Errors are made by the factory given to `setErrorFactory` (src/errors.ts), and what netlink calls
+ * are given is read through `setPacker` (src/pack.ts).
  * File descriptors change hands by number: who receives one owns it, the other side forgets it.
  */
 import { createRequire } from 'node:module';
@@ -28,6 +29,7 @@ import type {
   RouteQuery,
   Rule,
 } from './netlink/types.js';
+import { pack } from './pack.js';
 import type { Endpoint, Engine, Family, HostPort, RelayReason } from './types.js';
 
 /** What native code tells about a failure; src/errors.ts makes the Error. */
@@ -102,6 +104,11 @@ export interface Guard {
   release(): void;
 }
 
+export interface NativeGuardWork extends Omit<GuardOptions, 'onEnd'> {
+  readonly changes: readonly RouteOperation[];
+  readonly batches: readonly (readonly NftOperation[])[];
+}
+
 export interface NativeRouteSocket {
   readonly portId: number;
   /** Each for itself: those behind one that fails are made all the same, and the failure's `errors` tells which failed. */
@@ -124,12 +131,8 @@ export interface NativeRouteSocket {
   addressReplace(address: Address): Promise<void>;
   addressDelete(address: Address): Promise<void>;
   addressList(family?: Family): Promise<Address[]>;
-  /** Starts a child process that deletes these, in this order, when this process has ended, however. */
-  guard(
-    rules: readonly Rule[],
-    routes: readonly Route[],
-    options: Required<Pick<GuardOptions, 'batches'>> & GuardOptions,
-  ): Guard;
+  /** Starts a child process that does this, first the batches, when this process has ended, however. */
+  guard(work: NativeGuardWork, onEnd?: () => void): Omit<Guard, 'renew'> & { renew(work: NativeGuardWork): void };
   /** `ip monitor rule route link address`. `table`: of routes only those in it. */
   watch: NativeWatch<{ readonly table?: number }, RouteChange>;
   close(): Promise<void>;
@@ -352,6 +355,8 @@ export type NativeRelayEvent =
 
 export interface Native {
   setErrorFactory(factory: (failure: NativeFailure) => Error): void;
+  /** `packer` makes the bytes by which native code reads what the functions below are given. */
+  setPacker(packer: (value: unknown) => Uint8Array): void;
 
   RouteSocket: new (netns?: string) => NativeRouteSocket;
   NftablesSocket: new (netns?: string) => NativeNftablesSocket;
@@ -418,3 +423,4 @@ const load = createRequire(import.meta.url)('node-gyp-build') as (directory: str
 
 export const native: Native = load(packageRoot);
 native.setErrorFactory(errorFromFailure);
+native.setPacker(pack);

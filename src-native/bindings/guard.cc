@@ -29,12 +29,12 @@ Bytes batch(std::vector<nftables::Operation> operations) {
   return bytes;
 }
 
-guard::Orphan orphanOf(Napi::Object js, std::vector<guard::Datagram>& work) {
-  nftables::Table table{.family = NFPROTO_INET, .name = std::string(js.Get("table").As<Napi::String>())};
+guard::Orphan orphanOf(const Packed& js, std::vector<guard::Datagram>& work) {
+  nftables::Table table{.family = NFPROTO_INET, .name = std::string(js["table"].string())};
   guard::Orphan orphan{.question = {},
                        .takeover = {},
-                       .graceMs = js.Get("graceMs").As<Napi::Number>().Uint32Value(),
-                       .owner = js.Get("owner").As<Napi::Number>().Uint32Value()};
+                       .graceMs = js["graceMs"].number<uint32_t>(),
+                       .owner = js["owner"].number<uint32_t>()};
   Message question = nftables::newMessage(nftables::Table::messages.get, 0, table.family);
   netlink::Encoder(question).write(NETLINK_NAMED(NFTA_TABLE_NAME), table.name, netlink::text);
   append(orphan.question, question);
@@ -46,10 +46,9 @@ guard::Orphan orphanOf(Napi::Object js, std::vector<guard::Datagram>& work) {
   return orphan;
 }
 
-guard::Heir heirOf(Napi::Object js) {
-  guard::Heir heir{.owner = js.Get("owner").As<Napi::Number>().Uint32Value(), .words = {}};
-  const auto words = js.Get("words").As<Napi::Array>();
-  for (uint32_t i = 0; i < words.Length(); ++i) heir.words += std::string(words.Get(i).As<Napi::String>()) + '\n';
+guard::Heir heirOf(const Packed& js) {
+  guard::Heir heir{.owner = js["owner"].number<uint32_t>(), .words = {}};
+  for (const Packed& word : js["words"].elements()) heir.words += std::string(word.string()) + '\n';
   return heir;
 }
 
@@ -61,36 +60,24 @@ class Guard : public std::enable_shared_from_this<Guard> {
     if (!onEnd.IsUndefined()) onEnd_ = Napi::Persistent(onEnd.As<Napi::Function>());
   }
 
-  void renew(Napi::Env env, Napi::Value rules, Napi::Value routes, Napi::Value options) {
+  void renew(Napi::Env env, const Packed& js) {
     netlink::Connection& connection = *session_->open();
     std::vector<guard::Datagram> work;
-    const auto batches = member(options, "batches").As<Napi::Array>();
-    for (uint32_t i = 0; i < batches.Length(); ++i) {
-      const Napi::Value operations = batches[i];
+    for (const Packed& operations : js["batches"].elements())
       work.push_back({guard::Socket::nftables, batch(operationsArgument(operations))});
-    }
-    const Napi::Value orphan = member(options, "orphan");
     std::optional<guard::Orphan> left;
-    if (!orphan.IsUndefined()) left = orphanOf(orphan.As<Napi::Object>(), work);
+    if (const Packed orphan = js["orphan"]; !orphan.isUndefined()) left = orphanOf(orphan, work);
     const bool needsNftables = !work.empty();
-    const Napi::Value heir = member(options, "heir");
     std::optional<guard::Heir> next;
-    if (!heir.IsUndefined()) next = heirOf(heir.As<Napi::Object>());
+    if (const Packed heir = js["heir"]; !heir.isUndefined()) next = heirOf(heir);
     const auto tell = [&](guard::Process& process) {
       process.renew(work, left ? &*left : nullptr, next ? &*next : nullptr);
     };
 
-    std::vector<rtnetlink::Rule> deletedRules;
-    std::vector<rtnetlink::Route> deletedRoutes;
-    JsReader::read(rules, deletedRules, netlink::list({}, netlink::described));
-    JsReader::read(routes, deletedRoutes, netlink::list({}, netlink::described));
-    std::vector<rtnetlink::Change> changes;
-    changes.reserve(deletedRules.size() + deletedRoutes.size());
-    for (auto& rule : deletedRules) changes.push_back({rtnetlink::Verb::erase, std::move(rule)});
-    for (auto& route : deletedRoutes) changes.push_back({rtnetlink::Verb::erase, std::move(route)});
     Bytes requests;
     rtnetlink::Names names(connection);
-    for (const Message& message : rtnetlink::encodeChanges(names, changes)) append(requests, message);
+    for (const Message& message : rtnetlink::encodeChanges(names, changesArgument(js["changes"])))
+      append(requests, message);
     if (!requests.empty()) work.push_back({guard::Socket::route, std::move(requests)});
 
     if (work.empty()) return rest();
@@ -149,9 +136,9 @@ class Guard : public std::enable_shared_from_this<Guard> {
 
 Napi::Value makeGuard(const Napi::CallbackInfo& info, std::shared_ptr<Session> session, std::string netns) {
   const Napi::Env env = info.Env();
-  const auto guard = std::make_shared<Guard>(std::move(session), std::move(netns), member(info[2], "onEnd"));
+  const auto guard = std::make_shared<Guard>(std::move(session), std::move(netns), info[1]);
   const auto renew = [guard](const Napi::CallbackInfo& call) {
-    guarded(call.Env(), [&] { guard->renew(call.Env(), call[0], call[1], call[2]); });
+    guarded(call.Env(), [&] { guard->renew(call.Env(), Packed(call[0])); });
   };
   renew(info);
   auto js = Napi::Object::New(env);

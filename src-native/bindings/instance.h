@@ -14,6 +14,8 @@ class Watches;
 struct Instance {
   // Makes an Error of what native code tells about a failure: src/errors.ts, set once by setErrorFactory().
   Napi::FunctionReference errorFactory;
+  // Makes the bytes of a value that Packed reads: src/pack.ts, set once by setPacker().
+  Napi::FunctionReference packer;
   // What calls are added to at the moment instead of being sent.
   Job* sequence = nullptr;
   // Empty until something is watched.

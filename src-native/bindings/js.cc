@@ -2,12 +2,12 @@
 
 namespace tproxy::bindings {
 
-uint32_t JsReader::word(Napi::Value js, netlink::Words words) {
-  if (js.IsNumber()) return number<uint32_t>(js);
-  const std::string name = js.As<Napi::String>();
+uint32_t JsReader::word(const Packed& js, netlink::Words words) {
+  if (js.isNumber()) return js.number<uint32_t>();
+  const std::string_view name = js.string();
   for (const netlink::Word& word : words)
     if (name == word.name) return word.value;
-  throw Napi::TypeError::New(js.Env(), "unknown word: " + name);
+  js.fail("unknown word: " + std::string(name));
 }
 
 Napi::Value JsWriter::word(Napi::Env env, uint32_t value, netlink::Words words) {
@@ -32,9 +32,9 @@ namespace {
 
 // Reads the alternative of a union that the object's `kind` names.
 template <class Union, size_t index = 0>
-Union readUnion(Napi::Value js, const std::string& kind, auto kindOf) {
+Union readUnion(const Packed& js, std::string_view kind, auto kindOf) {
   if constexpr (index == std::variant_size_v<Union>) {
-    throw Napi::TypeError::New(js.Env(), "unknown kind: " + kind);
+    js.fail("unknown kind: " + std::string(kind));
   } else {
     using T = std::variant_alternative_t<index, Union>;
     if (kind == kindOf(std::type_identity<T>())) return JsReader::object<T>(js);
@@ -42,23 +42,21 @@ Union readUnion(Napi::Value js, const std::string& kind, auto kindOf) {
   }
 }
 
-std::string kindIn(Napi::Value js) {
-  const Napi::Value kind = js.As<Napi::Object>()["kind"];
-  return kind.As<Napi::String>();
-}
-
 }  // namespace
 
-void JsReader::read(Napi::Value js, nftables::Expression& expression, nftables::Expressed) {
-  expression = readUnion<nftables::Expression>(js, kindIn(js), []<class T>(std::type_identity<T>) { return T::kind; });
+void JsReader::read(const Packed& js, nftables::Expression& expression, nftables::Expressed) {
+  expression =
+      readUnion<nftables::Expression>(js, js["kind"].string(), []<class T>(std::type_identity<T>) { return T::kind; });
 }
 
-void JsReader::read(Napi::Value js, rtnetlink::LinkInfo& info, rtnetlink::LinkInfoAttribute) {
-  info = readUnion<rtnetlink::LinkInfo>(js, kindIn(js), []<class T>(std::type_identity<T>) { return T::kind; });
+void JsReader::read(const Packed& js, rtnetlink::LinkInfo& info, rtnetlink::LinkInfoAttribute) {
+  info =
+      readUnion<rtnetlink::LinkInfo>(js, js["kind"].string(), []<class T>(std::type_identity<T>) { return T::kind; });
 }
 
-void JsReader::read(Napi::Value js, nftables::Object& object, netlink::Described) {
-  object = readUnion<nftables::Object>(js, kindIn(js), []<class T>(std::type_identity<T>) { return T::messages.kind; });
+void JsReader::read(const Packed& js, nftables::Object& object, netlink::Described) {
+  object = readUnion<nftables::Object>(js, js["kind"].string(),
+                                       []<class T>(std::type_identity<T>) { return T::messages.kind; });
 }
 
 }  // namespace tproxy::bindings

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "bindings/packed.h"
 #include "netlink/describe.h"
 #include "nftables/object.h"
 #include "rtnetlink/address.h"
@@ -25,11 +26,11 @@ class JsReader {
   // Only what names an object, or all of it.
   enum class Purpose { whole, key };
 
-  explicit JsReader(Napi::Value object, Purpose purpose = Purpose::whole)
-      : object_(object.As<Napi::Object>()), purpose_(purpose) {}
+  explicit JsReader(const Packed& object, Purpose purpose = Purpose::whole)
+      : object_(object), members_(object.members()), purpose_(purpose) {}
 
   template <class T>
-  static T object(Napi::Value js, Purpose purpose = Purpose::whole) {
+  static T object(const Packed& js, Purpose purpose = Purpose::whole) {
     T value;
     JsReader reader(js, purpose);
     describe(reader, value);
@@ -55,122 +56,118 @@ class JsReader {
   void constant(Named, auto, const auto&) {}
   void nest(Named, auto inside) { inside(*this); }
   void group(const char* name, auto inside) {
-    const Napi::Value js = object_[name];
-    if (js.IsUndefined()) return;
-    JsReader reader(js);
+    const Packed* js = find(name);
+    if (!js) return;
+    JsReader reader(*js);
     inside(reader);
   }
 
   // One overload for each representation.
   template <class T, class Int, std::endian order>
-  static void read(Napi::Value js, T& value, netlink::Number<Int, order>) {
-    value = number<T>(js);
+  static void read(const Packed& js, T& value, netlink::Number<Int, order>) {
+    value = js.number<T>();
   }
-  static void read(Napi::Value js, std::string& value, netlink::Text) { value = js.As<Napi::String>(); }
-  static void read(Napi::Value js, Bytes& value, netlink::Blob) {
-    const auto bytes = js.As<Napi::Uint8Array>();
-    value.assign(bytes.Data(), bytes.Data() + bytes.ByteLength());
+  static void read(const Packed& js, std::string& value, netlink::Text) { value = js.string(); }
+  static void read(const Packed& js, Bytes& value, netlink::Blob) {
+    const auto bytes = js.bytes();
+    value.assign(bytes.begin(), bytes.end());
   }
   template <class T, class Number>
-  static void read(Napi::Value js, T& value, const netlink::Enumeration<Number>& representation) {
+  static void read(const Packed& js, T& value, const netlink::Enumeration<Number>& representation) {
     value = static_cast<T>(word(js, representation.words));
   }
   template <class T, class Number>
-  static void read(Napi::Value js, T& value, const netlink::Flags<Number>& representation) {
-    const auto array = js.As<Napi::Array>();
+  static void read(const Packed& js, T& value, const netlink::Flags<Number>& representation) {
     value = 0;
-    for (uint32_t i = 0; i < array.Length(); ++i) value |= static_cast<T>(word(array[i], representation.words));
+    for (const Packed& each : js.elements()) value |= static_cast<T>(word(each, representation.words));
   }
   template <class Number>
-  static void read(Napi::Value js, bool& value, const netlink::Boolean<Number>&) {
-    value = js.As<Napi::Boolean>();
+  static void read(const Packed& js, bool& value, const netlink::Boolean<Number>&) {
+    value = js.boolean();
   }
   template <class Number>
-  static void read(Napi::Value js, bool& value, const netlink::Flag<Number>&) {
-    value = js.As<Napi::Boolean>();
+  static void read(const Packed& js, bool& value, const netlink::Flag<Number>&) {
+    value = js.boolean();
   }
   template <class Representation>
-  static void read(Napi::Value js, auto& value, const netlink::Zero<Representation>& zero) {
+  static void read(const Packed& js, auto& value, const netlink::Zero<Representation>& zero) {
     read(js, value, zero.representation);
   }
   template <class Representation>
-  static void read(Napi::Value js, auto& value, const netlink::Nested<Representation>& representation) {
+  static void read(const Packed& js, auto& value, const netlink::Nested<Representation>& representation) {
     read(js, value, representation.representation);
   }
   template <class T>
-  static void read(Napi::Value js, T& value, netlink::Described) {
+  static void read(const Packed& js, T& value, netlink::Described) {
     value = object<T>(js);
   }
   template <class T, class Representation>
-  static void read(Napi::Value js, std::vector<T>& values, const netlink::List<Representation>& representation) {
-    const auto array = js.As<Napi::Array>();
-    values.resize(array.Length());
-    for (uint32_t i = 0; i < array.Length(); ++i) {
-      const Napi::HandleScope scope(js.Env());
-      read(array[i], values[i], representation.representation);
-    }
+  static void read(const Packed& js, std::vector<T>& values, const netlink::List<Representation>& representation) {
+    const auto elements = js.elements();
+    values.reserve(elements.size());
+    for (const Packed& each : elements) read(each, values.emplace_back(), representation.representation);
   }
-  static void read(Napi::Value js, nftables::Expression& expression, nftables::Expressed);
-  static void read(Napi::Value js, nftables::Object& object, netlink::Described);
-  static void read(Napi::Value js, Bytes& value, rtnetlink::Ip) { value = rtnetlink::parseIp(js.As<Napi::String>()); }
-  static void read(Napi::Value js, rtnetlink::Prefix& prefix, rtnetlink::PrefixText) {
-    prefix = rtnetlink::parsePrefix(js.As<Napi::String>());
+  static void read(const Packed& js, nftables::Expression& expression, nftables::Expressed);
+  static void read(const Packed& js, nftables::Object& object, netlink::Described);
+  static void read(const Packed& js, Bytes& value, rtnetlink::Ip) {
+    value = rtnetlink::parseIp(std::string(js.string()));
   }
-  static void read(Napi::Value js, uint32_t& value, rtnetlink::LargeTable) { value = number<uint32_t>(js); }
+  static void read(const Packed& js, rtnetlink::Prefix& prefix, rtnetlink::PrefixText) {
+    prefix = rtnetlink::parsePrefix(std::string(js.string()));
+  }
+  static void read(const Packed& js, uint32_t& value, rtnetlink::LargeTable) { value = js.number<uint32_t>(); }
   template <class KernelRange>
-  static void read(Napi::Value js, KernelRange& range, rtnetlink::Range<KernelRange>) {
-    const auto object = js.As<Napi::Object>();
-    range.start = number<decltype(range.start)>(object["start"]);
-    range.end = number<decltype(range.end)>(object["end"]);
+  static void read(const Packed& js, KernelRange& range, rtnetlink::Range<KernelRange>) {
+    range.start = js["start"].number<decltype(range.start)>();
+    range.end = js["end"].number<decltype(range.end)>();
   }
-  static void read(Napi::Value js, rtnetlink::Device& device, rtnetlink::DeviceIndex) {
-    if (js.IsNumber())
-      device.index = number<uint32_t>(js);
-    else if (!js.IsNull())  // none
-      device.name = js.As<Napi::String>();
+  static void read(const Packed& js, rtnetlink::Device& device, rtnetlink::DeviceIndex) {
+    if (js.isNumber())
+      device.index = js.number<uint32_t>();
+    else if (!js.isNull())  // none
+      device.name = js.string();
   }
-  static void read(Napi::Value js, Bytes& value, rtnetlink::Mac) { value = rtnetlink::parseMac(js.As<Napi::String>()); }
-  static void read(Napi::Value js, rtnetlink::Netns& netns, rtnetlink::NetnsAttribute) {
-    if (js.IsNumber())
-      netns.processId = number<uint32_t>(js);
+  static void read(const Packed& js, Bytes& value, rtnetlink::Mac) {
+    value = rtnetlink::parseMac(std::string(js.string()));
+  }
+  static void read(const Packed& js, rtnetlink::Netns& netns, rtnetlink::NetnsAttribute) {
+    if (js.isNumber())
+      netns.processId = js.number<uint32_t>();
     else
-      netns.path = js.As<Napi::String>();
+      netns.path = js.string();
   }
-  static void read(Napi::Value js, rtnetlink::LinkSettings& peer, rtnetlink::Peer) {
+  static void read(const Packed& js, rtnetlink::LinkSettings& peer, rtnetlink::Peer) {
     peer = object<rtnetlink::LinkSettings>(js);
   }
-  static void read(Napi::Value js, rtnetlink::LinkInfo& info, rtnetlink::LinkInfoAttribute);
-  static void read(Napi::Value js, std::vector<rtnetlink::NextHop>& hops, rtnetlink::NextHops) {
+  static void read(const Packed& js, rtnetlink::LinkInfo& info, rtnetlink::LinkInfoAttribute);
+  static void read(const Packed& js, std::vector<rtnetlink::NextHop>& hops, rtnetlink::NextHops) {
     read(js, hops, netlink::list({}, netlink::described));
   }
 
  private:
   template <class T, class Representation>
   void readMember(const char* name, T& value, const Representation& representation) {
-    const Napi::Value js = object_[name];
-    if (js.IsUndefined()) {
+    const Packed* js = find(name);
+    if (!js) {
       using netlink::mayBeAbsent;
       if (netlink::isOptional<T> || mayBeAbsent(representation)) return;
-      throw Napi::TypeError::New(js.Env(), std::string(name) + " is missing");
+      object_.fail(std::string(name) + " is missing");
     }
     if constexpr (netlink::isOptional<T>)
-      read(js, value.emplace(), representation);
+      read(*js, value.emplace(), representation);
     else
-      read(js, value, representation);
+      read(*js, value, representation);
   }
-  template <class T>
-  static T number(Napi::Value js) {
-    if constexpr (sizeof(T) == 8) {
-      bool lossless;
-      return js.As<Napi::BigInt>().Uint64Value(&lossless);
-    } else {
-      return static_cast<T>(js.As<Napi::Number>().Int64Value());
-    }
+  const Packed* find(std::string_view name) const {
+    for (const Packed::Member& member : members_)
+      if (member.name == name) return &member.value;
+    return nullptr;
   }
-  static uint32_t word(Napi::Value js, netlink::Words words);
+  static uint32_t word(const Packed& js, netlink::Words words);
 
-  Napi::Object object_;
-  Purpose purpose_;
+  const Packed object_;
+  const std::vector<Packed::Member> members_;
+  const Purpose purpose_;
 };
 
 // ---- struct -> JavaScript -----------------------------------------------------------------------

@@ -92,47 +92,48 @@ Napi::Value toBuffer(Napi::Env env, const netlink::Bytes& bytes) {
 
 Napi::Value encodeRule(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
-    const auto rule = JsReader::object<rtnetlink::Rule>(info[1]);
-    return toBuffer(info.Env(), rtnetlink::encodeRule(verbArgument(info[0]), rule).bytes());
+    const auto rule = JsReader::object<rtnetlink::Rule>(Packed(info[1]));
+    return toBuffer(info.Env(), rtnetlink::encodeRule(verbArgument(Packed(info[0])), rule).bytes());
   });
 }
 
 Napi::Value encodeRoute(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
-    auto route = JsReader::object<rtnetlink::Route>(info[1]);
+    auto route = JsReader::object<rtnetlink::Route>(Packed(info[1]));
     forEachDevice(route, [](rtnetlink::Device& device) {
       if (device.index == 0) device.index = ::if_nametoindex(device.name.c_str());
       if (device.index == 0)
         throw netlink::Error("get link " + device.name, {.errnum = ENODEV, .request = "RTM_GETLINK"});
     });
-    return toBuffer(info.Env(), rtnetlink::encodeRoute(verbArgument(info[0]), std::move(route)).bytes());
+    return toBuffer(info.Env(), rtnetlink::encodeRoute(verbArgument(Packed(info[0])), std::move(route)).bytes());
   });
 }
 
 Napi::Value encodeAddress(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
-    const auto address = JsReader::object<rtnetlink::Address>(info[1]);
-    return toBuffer(info.Env(), rtnetlink::encodeAddress(verbArgument(info[0]), address).bytes());
+    const auto address = JsReader::object<rtnetlink::Address>(Packed(info[1]));
+    return toBuffer(info.Env(), rtnetlink::encodeAddress(verbArgument(Packed(info[0])), address).bytes());
   });
 }
 
 Napi::Value encodeRouteQuery(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
-    const auto query = JsReader::object<rtnetlink::RouteQuery>(info[0]);
+    const auto query = JsReader::object<rtnetlink::RouteQuery>(Packed(info[0]));
     return toBuffer(info.Env(), rtnetlink::encodeRouteQuery(query).bytes());
   });
 }
 
 Napi::Value encodeNewLink(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
-    return toBuffer(info.Env(), rtnetlink::encodeNewLink(JsReader::object<rtnetlink::NewLink>(info[0])).bytes());
+    return toBuffer(info.Env(),
+                    rtnetlink::encodeNewLink(JsReader::object<rtnetlink::NewLink>(Packed(info[0]))).bytes());
   });
 }
 
 Napi::Value encodeLinkChange(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     return toBuffer(info.Env(), rtnetlink::encodeLinkChange({.index = info[0].As<Napi::Number>().Uint32Value()},
-                                                            JsReader::object<rtnetlink::LinkSettings>(info[1]))
+                                                            JsReader::object<rtnetlink::LinkSettings>(Packed(info[1])))
                                     .bytes());
   });
 }
@@ -143,14 +144,16 @@ Napi::Value encodeLinkDeletion(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value encodeBatch(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(),
-                 [&] { return toBuffer(info.Env(), batchBytes(operationsArgument(info[0]), batchOptions(info[1]))); });
+  return guarded(info.Env(), [&] {
+    return toBuffer(info.Env(), batchBytes(operationsArgument(Packed(info[0])), batchOptions(Packed(info[1]))));
+  });
 }
 
 Napi::Value encodeGet(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
-    return withKind(member(info[0], "kind"), [&]<class T>() -> Napi::Value {
-      return toBuffer(info.Env(), nftables::encodeGet(JsReader::object<T>(info[0], JsReader::Purpose::key)).bytes());
+    const Packed key(info[0]);
+    return withKind(key["kind"], [&]<class T>() -> Napi::Value {
+      return toBuffer(info.Env(), nftables::encodeGet(JsReader::object<T>(key, JsReader::Purpose::key)).bytes());
     });
   });
 }

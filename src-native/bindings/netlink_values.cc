@@ -12,13 +12,13 @@ constexpr std::pair<const char*, nftables::Verb> verbs[] = {
 };
 
 // `intervals` of NftElements in src/netlink/types.ts.
-void readIntervals(Napi::Value js, nftables::Elements& to) {
-  if (js.IsUndefined()) return;
-  const auto length = member(js, "keyLength").As<Napi::Number>().Uint32Value();
-  const auto keys = member(js, "keys").As<Napi::Uint8Array>();
-  to.elements.reserve(to.elements.size() + keys.ByteLength() / length);
+void readIntervals(const Packed& js, nftables::Elements& to) {
+  if (js.isUndefined()) return;
+  const auto length = js["keyLength"].number<uint32_t>();
+  const auto keys = js["keys"].bytes();
+  to.elements.reserve(to.elements.size() + keys.size() / length);
   uint32_t flags = 0;
-  for (const uint8_t *key = keys.Data(), *end = key + keys.ByteLength(); key != end; key += length) {
+  for (auto key = keys.begin(); key != keys.end(); key += length) {
     to.elements.push_back({.elementFlags = flags, .key = {key, key + length}});
     flags ^= NFT_SET_ELEM_INTERVAL_END;
   }
@@ -26,33 +26,61 @@ void readIntervals(Napi::Value js, nftables::Elements& to) {
 
 }  // namespace
 
-Napi::Value member(Napi::Value object, const char* name) {
-  if (object.IsUndefined()) return object;
-  return object.As<Napi::Object>()[name];
-}
-
-rtnetlink::Verb verbArgument(Napi::Value js) {
-  const std::string wanted = js.As<Napi::String>();
+rtnetlink::Verb verbArgument(const Packed& js) {
+  const std::string_view wanted = js.string();
   for (const auto verb : {rtnetlink::Verb::add, rtnetlink::Verb::replace, rtnetlink::Verb::erase})
     if (wanted == rtnetlink::wordOf(verb)) return verb;
-  throw Napi::TypeError::New(js.Env(), "unknown verb: " + wanted);
+  js.fail("unknown verb: " + std::string(wanted));
 }
 
-std::vector<nftables::Operation> operationsArgument(Napi::Value js) {
-  const auto array = js.As<Napi::Array>();
+rtnetlink::Device deviceArgument(const Packed& js) {
+  rtnetlink::Device device;
+  JsReader::read(js, device, rtnetlink::DeviceIndex());
+  return device;
+}
+
+namespace {
+
+decltype(rtnetlink::Change::object) linkOperation(const Packed& js) {
+  const std::string_view verb = js["verb"].string();
+  if (verb == "add") return JsReader::object<rtnetlink::NewLink>(js["link"]);
+  const rtnetlink::Device device = deviceArgument(js["dev"]);
+  if (verb == "delete") return rtnetlink::LinkDeletion{device};
+  return rtnetlink::LinkChange{device, JsReader::object<rtnetlink::LinkSettings>(js["change"])};
+}
+
+decltype(rtnetlink::Change::object) changedObject(const Packed& js) {
+  const std::string_view kind = js["kind"].string();
+  if (kind == "link") return linkOperation(js);
+  if (kind == "rule") return JsReader::object<rtnetlink::Rule>(js["rule"]);
+  if (kind == "address") return JsReader::object<rtnetlink::Address>(js["address"]);
+  return JsReader::object<rtnetlink::Route>(js["route"]);
+}
+
+}  // namespace
+
+std::vector<rtnetlink::Change> changesArgument(const Packed& js) {
+  const auto elements = js.elements();
+  std::vector<rtnetlink::Change> changes(elements.size());
+  auto next = changes.begin();
+  for (const Packed& change : elements) {
+    if (change["kind"].string() != "link") next->verb = verbArgument(change["verb"]);
+    (next++)->object = changedObject(change);
+  }
+  return changes;
+}
+
+std::vector<nftables::Operation> operationsArgument(const Packed& js) {
   std::vector<nftables::Operation> operations;
-  operations.reserve(array.Length());
-  for (uint32_t i = 0; i < array.Length(); ++i) {
-    const Napi::HandleScope scope(js.Env());
-    const Napi::Value operation = array[i];
-    const std::string wanted = member(operation, "verb").As<Napi::String>();
+  for (const Packed& operation : js.elements()) {
+    const std::string_view wanted = operation["verb"].string();
     const auto* verb =
         std::find_if(std::begin(verbs), std::end(verbs), [&](const auto& one) { return wanted == one.first; });
-    if (verb == std::end(verbs)) throw Napi::TypeError::New(js.Env(), "unknown verb: " + wanted);
-    const Napi::Value object = member(operation, "object");
+    if (verb == std::end(verbs)) js.fail("unknown verb: " + std::string(wanted));
+    const Packed object = operation["object"];
     nftables::Object& read = operations.emplace_back(nftables::Operation{verb->second}).object;
     JsReader::read(object, read, netlink::described);
-    if (auto* elements = std::get_if<nftables::Elements>(&read)) readIntervals(member(object, "intervals"), *elements);
+    if (auto* elements = std::get_if<nftables::Elements>(&read)) readIntervals(object["intervals"], *elements);
   }
   return operations;
 }
@@ -66,10 +94,10 @@ Napi::Object operationValue(Napi::Env env, const nftables::Operation& operation)
   return js;
 }
 
-nftables::BatchOptions batchOptions(Napi::Value js) {
+nftables::BatchOptions batchOptions(const Packed& js) {
   nftables::BatchOptions options;
   options.generation = optionalMember<uint32_t>(js, "generation", netlink::be32);
-  options.dryRun = member(js, "dryRun").ToBoolean();
+  options.dryRun = optionalMember<bool>(js, "dryRun", netlink::boolean(netlink::u8)).value_or(false);
   return options;
 }
 

@@ -12,32 +12,31 @@
 
 namespace tproxy::bindings {
 
-// Undefined of an object that is undefined.
-Napi::Value member(Napi::Value object, const char* name);
-
 template <class T>
-std::optional<T> optionalMember(Napi::Value object, const char* name, const auto& representation) {
-  const Napi::Value js = member(object, name);
+std::optional<T> optionalMember(const Packed& object, const char* name, const auto& representation) {
+  const Packed js = object[name];
   std::optional<T> value;
-  if (!js.IsUndefined()) JsReader::read(js, value.emplace(), representation);
+  if (!js.isUndefined()) JsReader::read(js, value.emplace(), representation);
   return value;
 }
 
-rtnetlink::Verb verbArgument(Napi::Value js);
-std::vector<nftables::Operation> operationsArgument(Napi::Value js);
+rtnetlink::Verb verbArgument(const Packed& js);
+rtnetlink::Device deviceArgument(const Packed& js);
+std::vector<rtnetlink::Change> changesArgument(const Packed& js);
+std::vector<nftables::Operation> operationsArgument(const Packed& js);
 Napi::Object operationValue(Napi::Env env, const nftables::Operation& operation);
 // Calls it with the type of that kind of nf_tables object.
 template <size_t index = 0>
-auto withKind(Napi::Value kind, const auto& call) -> decltype(call.template operator()<nftables::Table>()) {
+auto withKind(const Packed& kind, const auto& call) -> decltype(call.template operator()<nftables::Table>()) {
   if constexpr (index == std::variant_size_v<nftables::Object>) {
-    throw Napi::TypeError::New(kind.Env(), "unknown kind: " + std::string(kind.As<Napi::String>()));
+    kind.fail("unknown kind: " + std::string(kind.string()));
   } else {
     using T = std::variant_alternative_t<index, nftables::Object>;
-    if (std::string(kind.As<Napi::String>()) != T::messages.kind) return withKind<index + 1>(kind, call);
+    if (kind.string() != T::messages.kind) return withKind<index + 1>(kind, call);
     return call.template operator()<T>();
   }
 }
-nftables::BatchOptions batchOptions(Napi::Value js);
+nftables::BatchOptions batchOptions(const Packed& js);
 netlink::Bytes batchBytes(std::vector<nftables::Operation> operations, const nftables::BatchOptions& options);
 netlink::ByteView bytesArgument(Napi::Value js);
 

@@ -75,8 +75,8 @@ class NftablesSocket : public Napi::ObjectWrap<NftablesSocket> {
 
   template <When when>
   Napi::Value commit(const Napi::CallbackInfo& info) {
-    const auto options = batchOptions(info[1]);
-    auto operations = guarded(info.Env(), [&] { return operationsArgument(info[0]); });
+    const auto options = batchOptions(Packed(info[1]));
+    auto operations = guarded(info.Env(), [&] { return operationsArgument(Packed(info[0])); });
     return session_->transact<when>(info.Env(), [operations = std::move(operations), options](Connection& c) mutable {
       c.commit(options.dryRun ? "check batch" : "commit batch", nftables::encodeBatch(std::move(operations), options));
     });
@@ -86,7 +86,7 @@ class NftablesSocket : public Napi::ObjectWrap<NftablesSocket> {
     return later(info, [](Connection& c) { return nftables::generation(c); });
   }
 
-  static nftables::Filter filterArgument(Napi::Value js) {
+  static nftables::Filter filterArgument(const Packed& js) {
     nftables::Filter filter;
     filter.family = optionalMember<uint8_t>(js, "family", nftables::familyOf);
     filter.table = optionalMember<std::string>(js, "table", netlink::text);
@@ -96,26 +96,28 @@ class NftablesSocket : public Napi::ObjectWrap<NftablesSocket> {
     return filter;
   }
   Napi::Value list(const Napi::CallbackInfo& info) {
-    return withKind(info[0], [&]<class T>() {
-      return later(info, [filter = filterArgument(info[1])](Connection& c) { return nftables::list<T>(c, filter); });
+    return withKind(Packed(info[0]), [&]<class T>() {
+      return later(info,
+                   [filter = filterArgument(Packed(info[1]))](Connection& c) { return nftables::list<T>(c, filter); });
     });
   }
   Napi::Value get(const Napi::CallbackInfo& info) {
-    return withKind(member(info[0], "kind"), [&]<class T>() {
-      auto key = guarded(info.Env(), [&] { return JsReader::object<T>(info[0], JsReader::Purpose::key); });
+    const Packed named(info[0]);
+    return withKind(named["kind"], [&]<class T>() {
+      auto key = guarded(info.Env(), [&] { return JsReader::object<T>(named, JsReader::Purpose::key); });
       return later(info, [key = std::move(key)](Connection& c) { return nftables::get(c, key); });
     });
   }
   Napi::Value resetCounters(const Napi::CallbackInfo& info) {
-    return later(info,
-                 [filter = filterArgument(info[0])](Connection& c) { return nftables::resetCounters(c, filter); });
+    return later(
+        info, [filter = filterArgument(Packed(info[0]))](Connection& c) { return nftables::resetCounters(c, filter); });
   }
   Napi::Value later(const Napi::CallbackInfo& info, auto work) {
     return session_->transact<When::later>(info.Env(), std::move(work));
   }
 
   Napi::Value watch(const Napi::CallbackInfo& info) {
-    const auto table = optionalMember<std::string>(info[0], "table", netlink::text);
+    const auto table = optionalMember<std::string>(Packed(info[0]), "table", netlink::text);
     return Watches::of(info.Env())
         .watch(
             info.Env(), [&](netlink::Watcher& watcher) { return nftables::watch(watcher, netns_, table); },

@@ -13,47 +13,10 @@ using When = Session::When;
 
 namespace {
 
-std::optional<uint8_t> familyArgument(Napi::Value js) {
+std::optional<uint8_t> familyArgument(const Packed& js) {
   std::optional<uint8_t> family;
-  if (!js.IsUndefined()) JsReader::read(js, family.emplace(), rtnetlink::familyOf);
+  if (!js.isUndefined()) JsReader::read(js, family.emplace(), rtnetlink::familyOf);
   return family;
-}
-
-rtnetlink::Device deviceArgument(Napi::Value js) {
-  rtnetlink::Device device;
-  JsReader::read(js, device, rtnetlink::DeviceIndex());
-  return device;
-}
-
-decltype(rtnetlink::Change::object) linkOperation(const Napi::Value& js) {
-  const std::string verb = member(js, "verb").As<Napi::String>();
-  if (verb == "add") return JsReader::object<rtnetlink::NewLink>(member(js, "link"));
-  const rtnetlink::Device device = deviceArgument(member(js, "dev"));
-  if (verb == "delete") return rtnetlink::LinkDeletion{device};
-  return rtnetlink::LinkChange{device, JsReader::object<rtnetlink::LinkSettings>(member(js, "change"))};
-}
-
-std::vector<rtnetlink::Change> changesArgument(Napi::Value js) {
-  const auto array = js.As<Napi::Array>();
-  std::vector<rtnetlink::Change> changes(array.Length());
-  for (uint32_t i = 0; i < array.Length(); ++i) {
-    const Napi::HandleScope scope(js.Env());
-    const Napi::Value change = array[i];
-    const std::string kind = member(change, "kind").As<Napi::String>();
-    if (kind == "link") {
-      changes[i].object = linkOperation(change);
-      continue;
-    }
-    changes[i].verb = verbArgument(member(change, "verb"));
-    const Napi::Value object = member(change, kind.c_str());
-    if (kind == "rule")
-      changes[i].object = JsReader::object<rtnetlink::Rule>(object);
-    else if (kind == "address")
-      changes[i].object = JsReader::object<rtnetlink::Address>(object);
-    else
-      changes[i].object = JsReader::object<rtnetlink::Route>(object);
-  }
-  return changes;
 }
 
 // A RouteChange of src/netlink/types.ts. What cannot be read is lost.
@@ -141,12 +104,12 @@ class RouteSocket : public Napi::ObjectWrap<RouteSocket> {
   }
   template <class T>
   static T argument(const Napi::CallbackInfo& info, size_t index = 0) {
-    return guarded(info.Env(), [&] { return JsReader::object<T>(info[index]); });
+    return guarded(info.Env(), [&] { return JsReader::object<T>(Packed(info[index])); });
   }
 
   template <When when>
   Napi::Value commit(const Napi::CallbackInfo& info) {
-    auto changes = guarded(info.Env(), [&] { return changesArgument(info[0]); });
+    auto changes = guarded(info.Env(), [&] { return changesArgument(Packed(info[0])); });
     return transact<when>(info, [changes = std::move(changes)](Connection& c) { rtnetlink::change(c, changes); });
   }
   template <Verb verb>
@@ -154,8 +117,8 @@ class RouteSocket : public Napi::ObjectWrap<RouteSocket> {
     return transact(info, [rule = argument<rtnetlink::Rule>(info)](Connection& c) { changeRule(c, verb, rule); });
   }
   Napi::Value ruleList(const Napi::CallbackInfo& info) {
-    return transact(info,
-                    [family = familyArgument(info[0])](Connection& c) { return rtnetlink::listRules(c, family); });
+    return transact(
+        info, [family = familyArgument(Packed(info[0]))](Connection& c) { return rtnetlink::listRules(c, family); });
   }
   template <Verb verb>
   Napi::Value route(const Napi::CallbackInfo& info) {
@@ -167,25 +130,29 @@ class RouteSocket : public Napi::ObjectWrap<RouteSocket> {
   }
   Napi::Value routeList(const Napi::CallbackInfo& info) {
     rtnetlink::RouteFilter filter;
-    filter.family = optionalMember<uint8_t>(info[0], "family", rtnetlink::familyOf);
-    filter.table = optionalMember<uint32_t>(info[0], "table", netlink::host32);
+    const Packed js(info[0]);
+    filter.family = optionalMember<uint8_t>(js, "family", rtnetlink::familyOf);
+    filter.table = optionalMember<uint32_t>(js, "table", netlink::host32);
     return transact(info, [filter](Connection& c) { return listRoutes(c, filter); });
   }
   Napi::Value linkList(const Napi::CallbackInfo& info) {
     return transact(info, [](Connection& c) { return rtnetlink::listLinks(c); });
   }
   Napi::Value linkGet(const Napi::CallbackInfo& info) {
-    return transact(info, [device = deviceArgument(info[0])](Connection& c) { return rtnetlink::getLink(c, device); });
+    return transact(
+        info, [device = deviceArgument(Packed(info[0]))](Connection& c) { return rtnetlink::getLink(c, device); });
   }
   Napi::Value linkAdd(const Napi::CallbackInfo& info) {
     return transact(info, [link = argument<rtnetlink::NewLink>(info)](Connection& c) { rtnetlink::addLink(c, link); });
   }
   Napi::Value linkSet(const Napi::CallbackInfo& info) {
-    return transact(info, [device = deviceArgument(info[0]), change = argument<rtnetlink::LinkSettings>(info, 1)](
-                              Connection& c) { rtnetlink::setLink(c, device, change); });
+    return transact(info,
+                    [device = deviceArgument(Packed(info[0])), change = argument<rtnetlink::LinkSettings>(info, 1)](
+                        Connection& c) { rtnetlink::setLink(c, device, change); });
   }
   Napi::Value linkDelete(const Napi::CallbackInfo& info) {
-    return transact(info, [device = deviceArgument(info[0])](Connection& c) { rtnetlink::deleteLink(c, device); });
+    return transact(info,
+                    [device = deviceArgument(Packed(info[0]))](Connection& c) { rtnetlink::deleteLink(c, device); });
   }
   template <Verb verb>
   Napi::Value address(const Napi::CallbackInfo& info) {
@@ -193,13 +160,14 @@ class RouteSocket : public Napi::ObjectWrap<RouteSocket> {
                     [address = argument<rtnetlink::Address>(info)](Connection& c) { changeAddress(c, verb, address); });
   }
   Napi::Value addressList(const Napi::CallbackInfo& info) {
-    return transact(info,
-                    [family = familyArgument(info[0])](Connection& c) { return rtnetlink::listAddresses(c, family); });
+    return transact(info, [family = familyArgument(Packed(info[0]))](Connection& c) {
+      return rtnetlink::listAddresses(c, family);
+    });
   }
   Napi::Value portId(const Napi::CallbackInfo& info) { return Napi::Number::New(info.Env(), portId_); }
   Napi::Value guard(const Napi::CallbackInfo& info) { return makeGuard(info, session_, netns_); }
   Napi::Value watch(const Napi::CallbackInfo& info) {
-    const auto table = optionalMember<uint32_t>(info[0], "table", netlink::host32);
+    const auto table = optionalMember<uint32_t>(Packed(info[0]), "table", netlink::host32);
     return Watches::of(info.Env())
         .watch(
             info.Env(), [&](netlink::Watcher& watcher) { return rtnetlink::watch(watcher, netns_, table); },

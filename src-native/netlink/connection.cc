@@ -164,19 +164,18 @@ void Connection::send(const std::string& operation, const char* request, ByteVie
 // nothing came in time.
 int Connection::tryReceive(Wait wait, Bytes& datagram) {
   for (;;) {
-    if (wait == Wait::yes) {
-      pollfd readable{.fd = fd_.get(), .events = POLLIN, .revents = 0};
-      const int ready = ::poll(&readable, 1, answerTimeoutMs);
-      if (ready < 0 && errno == EINTR) continue;
-      if (ready == 0) return ETIMEDOUT;
-    }
     // The size first: a datagram that does not fit would be cut.
     const ssize_t size = ::recv(fd_.get(), nullptr, 0, MSG_PEEK | MSG_TRUNC | MSG_DONTWAIT);
-    if (size < 0 && (errno == EINTR || (errno == EAGAIN && wait == Wait::yes))) continue;
+    if (size < 0 && errno == EINTR) continue;
+    if (size < 0 && errno == EAGAIN && wait == Wait::yes) {
+      pollfd readable{.fd = fd_.get(), .events = POLLIN, .revents = 0};
+      if (::poll(&readable, 1, answerTimeoutMs) == 0) return ETIMEDOUT;
+      continue;
+    }
     if (size < 0) return errno;
-    datagram.resize(std::max(static_cast<size_t>(size), datagramSize));
+    if (buffer_.size() < static_cast<size_t>(size)) buffer_.resize(std::max(static_cast<size_t>(size), datagramSize));
     sockaddr_nl sender{};
-    iovec buffer{.iov_base = datagram.data(), .iov_len = datagram.size()};
+    iovec buffer{.iov_base = buffer_.data(), .iov_len = buffer_.size()};
     msghdr header{.msg_name = &sender, .msg_namelen = sizeof sender, .msg_iov = &buffer, .msg_iovlen = 1};
     const ssize_t received = ::recvmsg(fd_.get(), &header, MSG_DONTWAIT);
     if (received < 0 && (errno == EINTR || errno == EAGAIN)) continue;
@@ -187,7 +186,7 @@ int Connection::tryReceive(Wait wait, Bytes& datagram) {
       notified_ = true;
       continue;
     }
-    datagram.resize(static_cast<size_t>(received));
+    datagram.assign(buffer_.begin(), buffer_.begin() + received);
     trace("<", datagram);
     return 0;
   }

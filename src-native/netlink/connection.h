@@ -69,6 +69,7 @@ class Connection {
   uint32_t portId_ = 0;
   uint32_t sequence_ = 0;
   bool notified_ = false;  // a multicast message has come
+  Bytes buffer_;           // what is received goes in here first
   bool traced_;
   std::mutex transaction_;
 };

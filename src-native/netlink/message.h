@@ -26,7 +26,10 @@ struct Named {
 class Message {
  public:
   template <class Header>
-  Message(Named type, uint16_t flags, const Header& header) : request_(type.name), bytes_(NLMSG_HDRLEN) {
+  Message(Named type, uint16_t flags, const Header& header) : request_(type.name) {
+    bytes_.reserve(512);  // most need no more
+    attributes_.reserve(32);
+    bytes_.resize(NLMSG_HDRLEN);
     append(&header, sizeof header);
     nlmsghdr& start = this->header();
     start.nlmsg_type = type.value;

@@ -45,11 +45,9 @@ Watcher::Id Watcher::watch(int protocol, const std::string& netns, const std::ve
     added.fd.reset(::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC | SOCK_NONBLOCK, protocol));
     if (!added.fd) fail("socket");
   });
-  const sockaddr_nl self{.nl_family = AF_NETLINK};
+  sockaddr_nl self{.nl_family = AF_NETLINK};
+  for (const int group : groups) self.nl_groups |= 1U << (group - 1);
   if (::bind(added.fd.get(), reinterpret_cast<const sockaddr*>(&self), sizeof self) != 0) fail("bind");
-  for (const int group : groups)
-    if (::setsockopt(added.fd.get(), SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, &group, sizeof group) != 0)
-      fail("NETLINK_ADD_MEMBERSHIP");
   return add(std::move(added));
 }
 

@@ -31,7 +31,7 @@ class Watcher {
   explicit Watcher(std::function<void()> notify) : notify_(std::move(notify)) {}
   ~Watcher() { stop(); }
 
-  // Joins groups (RTNLGRP_..., NFNLGRP_...) of NETLINK_ROUTE or NETLINK_NETFILTER in a namespace; an empty `netns` is
+  // Joins groups (RTNLGRP_..., NFNLGRP_..., up to 32) of NETLINK_ROUTE or NETLINK_NETFILTER in a namespace; an empty `netns` is
   // the calling thread's own. What happens after this call is told. Throws netlink::Error, socket::Error.
   Id watch(int protocol, const std::string& netns, const std::vector<int>& groups, Wanted wanted);
   // Tells, once and without a message, that a descriptor (a pidfd) has become readable.

@@ -3,6 +3,7 @@
  * The claim (the table `inet linux-tproxy-<name>`, with backend `iptables` empty), policy rules and routes are alike. Only
  * reads.
  */
+import { unchecked } from '../netlink/check/schema.js';
 import type { NftOperation, NftRule, NftTable } from '../netlink/types.js';
 import { commentOf } from './counters.js';
 import { findTableLosses, type Loss } from './intact.js';
@@ -44,7 +45,7 @@ export interface Backend {
 
 const nftables: Backend = {
   frame: async () => [],
-  make: (plan) => plan.nftables.slice(1),
+  make: (plan) => unchecked(plan.nftables.slice(1)),
   unmake: async (_, __, claim) => [emptied(claim)],
   outlives: false,
   rules: (kernel, { nftTable }) => kernel.nftables.list('rule', { family: 'inet', table: nftTable }),

@@ -6,7 +6,7 @@ import type { NftOperation } from '../netlink/types.js';
 import { backendOf } from './backend.js';
 import type { Kernel } from './kernel.js';
 import { claimWords, tableObject } from './nftables.js';
-import type { Plan } from './plan.js';
+import { byIndex, type Plan } from './plan.js';
 
 export class Guarding {
   readonly #kernel: Kernel;
@@ -34,7 +34,7 @@ export class Guarding {
     const { lifetime, graceMs = 0, rules, routes } = this.#plan;
     if (lifetime === 'permanent' || (lifetime === 'process' && rules.length === 0)) return;
     const { guard, nftables } = this.#kernel;
-    guard.renew([...rules].reverse(), [...routes].reverse(), {
+    guard.renew([...rules].reverse(), routes.map(byIndex).reverse(), {
       batches: backendOf(this.#plan).outlives ? this.batches : [],
       ...(lifetime === 'persist'
         ? { orphan: { table: tableObject(this.#plan).name, owner: nftables.portId, graceMs } }

@@ -5,7 +5,7 @@
  */
 import { type InstallStep, NetlinkError } from '../errors.js';
 import { sequence } from '../netlink/sequence.js';
-import type { NftOperation, RouteOperation } from '../netlink/types.js';
+import type { RouteOperation } from '../netlink/types.js';
 import { atStep, untilQuiet } from './attempt.js';
 import { backendOf } from './backend.js';
 import { canonical } from './canonical.js';
@@ -85,28 +85,23 @@ function isPlanned(completed: PlanOptions, planned: Plan, { ownHost, zone }: Pla
 
 /**
  * The empty table, if what the plan takes is still free. Normally the rule set's generation tells: nothing at all has
- * changed since we looked. Where somebody changes it all the time, we claim first and look then; of two who claimed the same,
- * the older claim holds.
+ * changed since we looked. Where somebody changes it all the time (`changed` is the refusal), we claim first and look then; of
+ * two who claimed the same, the older claim holds.
  */
-async function claim(kernel: Kernel, plan: Plan, { generation }: HostState): Promise<void> {
+async function claimAnyway(kernel: Kernel, plan: Plan, changed: unknown): Promise<void> {
+  if (!(changed instanceof NetlinkError && changed.code === 'ERESTART')) throw changed;
   const table = tableObject(plan);
-  const create: NftOperation[] = [{ verb: 'create', object: table }];
+  await kernel.nftables.commit([{ verb: 'create', object: table }]);
+  const host = await lookAtHost(kernel, plan.table);
+  const ours = host.tables.find(({ family, name }) => family === table.family && name === table.name);
+  const tables = host.tables.filter(({ handle = 0n }) => handle < (ours?.handle ?? 0n));
   try {
-    await kernel.nftables.commit(create, { generation });
-  } catch (changed) {
-    if (!(changed instanceof NetlinkError && changed.code === 'ERESTART')) throw changed;
-    await kernel.nftables.commit(create);
-    const host = await lookAtHost(kernel, plan.table);
-    const ours = host.tables.find(({ family, name }) => family === table.family && name === table.name);
-    const tables = host.tables.filter(({ handle = 0n }) => handle < (ours?.handle ?? 0n));
-    try {
-      const { fwmark, table: number, priority } = plan;
-      const taken = { port: plan.port, name: plan.name, families: plan.families, fwmark, table: number, priority };
-      await completeOptions(kernel, { ...host, tables, claims: tables.flatMap(claimOf) }, taken);
-    } catch {
-      await kernel.nftables.commit([{ verb: 'delete', object: table }]);
-      throw changed;
-    }
+    const { fwmark, table: number, priority } = plan;
+    const taken = { port: plan.port, name: plan.name, families: plan.families, fwmark, table: number, priority };
+    await completeOptions(kernel, { ...host, tables, claims: tables.flatMap(claimOf) }, taken);
+  } catch {
+    await kernel.nftables.commit([{ verb: 'delete', object: table }]);
+    throw changed;
   }
 }
 
@@ -133,15 +128,35 @@ async function apply(kernel: Kernel, plan: Plan, host: HostState, guarding: Guar
     // The kernel is not asked beforehand whether it can do all of it: to take back a batch takes it 10 ms.
     const first = await frame(kernel, plan);
     const takeOutAll = async () => takeOut(kernel, await unmake(kernel, plan, table));
-    await step('table', claim(kernel, plan, host), () => nftables.commit([{ verb: 'delete', object: table }]));
-    if (first.length > 0) await step('table', nftables.commit(first), takeOutAll);
-    await guarding.renew();
-    undo.push(async () => guarding.end());
-    const calls = sequence(() => [route.commit(added.routes), route.commit(added.rules), nftables.commit(make(plan))]);
-    for (const each of calls) each.catch(() => {}); // told here, one after the other
-    await step('routes', calls[0], (failure) => route.commit(ours(removed.routes, failure)));
-    await step('rules', calls[1], (failure) => route.commit(ours(removed.rules, failure)));
-    await step('batch', calls[2], takeOutAll);
+    const guard = async () => {
+      await guarding.renew();
+      undo.push(async () => guarding.end());
+    };
+    const claim = () => nftables.commit([{ verb: 'create', object: table }], { generation: host.generation });
+    const rest = () => [route.commit(added.routes), route.commit(added.rules), nftables.commit(make(plan))];
+    const start = (calls: () => Promise<void>[]) => {
+      const started = sequence(calls);
+      for (const each of started) each.catch(() => {}); // told here, one after the other
+      return started;
+    };
+    // In one go where nothing has to be there before the rest. (A guard alone does no harm: it spares what somebody else claims.)
+    const inOneGo = first.length === 0;
+    if (inOneGo) await guard();
+    let [claimed, ...calls] = start(() => [claim(), ...(inOneGo ? rest() : [])]) as [Promise<void>, ...Promise<void>[]];
+    claimed = claimed.catch(async (error) => {
+      await claimAnyway(kernel, plan, error);
+      if (inOneGo) calls = start(rest);
+    });
+    await step('table', claimed, () => nftables.commit([{ verb: 'delete', object: table }]));
+    if (!inOneGo) {
+      await step('table', nftables.commit(first), takeOutAll);
+      await guard();
+      calls = start(rest);
+    }
+    const [routes, rules, batch] = calls as [Promise<void>, Promise<void>, Promise<void>];
+    await step('routes', routes, (failure) => route.commit(ours(removed.routes, failure)));
+    await step('rules', rules, (failure) => route.commit(ours(removed.rules, failure)));
+    await step('batch', batch, takeOutAll);
     return [];
   } catch (error) {
     for (const undoIt of undo.reverse()) await undoIt().catch(() => {});

@@ -19,7 +19,7 @@ import { mangleChanges } from './mangle.js';
 import { announceMark } from './marks.js';
 import { ruleChanges, tableObject } from './nftables.js';
 import { type Owner, ownerOf } from './owner.js';
-import { type Plan, withOnDown, withSets } from './plan.js';
+import { byIndex, type Plan, withOnDown, withSets } from './plan.js';
 import { clearAway, takeOut } from './reap.js';
 import { type LiveSets, liveSets, type Rewrite } from './sets.js';
 import { Watch, type WatchEvents } from './watch.js';
@@ -283,7 +283,7 @@ export function installed({ kernel, plan: initial, netns, guarding, kept, repair
 
 export const changesOf = (verb: 'add' | 'delete', { rules, routes }: Pick<Plan, 'rules' | 'routes'>) => ({
   rules: rules.map((rule): RouteOperation => ({ verb, kind: 'rule', rule })),
-  routes: routes.map((route): RouteOperation => ({ verb, kind: 'route', route })),
+  routes: routes.map((route): RouteOperation => ({ verb, kind: 'route', route: byIndex(route) })),
 });
 
 /** What who installed it for its own purposes does in the end. */

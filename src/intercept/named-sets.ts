@@ -51,7 +51,9 @@ function intervalSet(name: string, type: Datatype, rangeType: RangeType, ranges:
     name,
     type: [type],
     flags: ['interval', 'timeout'],
-    elementTexts: ranges.map((range) => formatRange(rangeType, range)),
+    get elementTexts() {
+      return ranges.map((range) => formatRange(rangeType, range));
+    },
     elements: intervalElements(rangeType, ranges),
   };
 }

@@ -93,16 +93,19 @@ const flagsOf: Record<Plan['lifetime'], NonNullable<NftTable['flags']>> = {
   permanent: [],
 };
 
-/** The table alone, as the claim it is. */
+const known = new WeakMap<PlanFacts, NftTable>();
+/** The table alone, as the claim it is; worked out once, for a plan does not change. */
 export function tableObject(plan: PlanFacts): NftTable {
   const flags = flagsOf[plan.lifetime];
-  return {
+  const table: NftTable = known.get(plan) ?? {
     kind: 'table',
     family: FAMILY,
     name: plan.nftTable,
     ...(flags.length > 0 && { flags }),
     userdata: encodeComment(claimOfPlan(plan)),
   };
+  known.set(plan, table);
+  return table;
 }
 
 /** In the order in which `nft -f` sends a table: chains, sets with their elements, rules. */
@@ -183,7 +186,8 @@ function newBatch({ nftTable: table }: PlanFacts) {
       chain,
       ...(position !== undefined && { position }),
       expressions: expressionsOf(statements).map((expression) => {
-        const id = 'set' in expression ? ids.get(expression.set) : undefined;
+        if (expression.kind !== 'lookup' && expression.kind !== 'dynset') return expression;
+        const id = ids.get(expression.set);
         return id === undefined ? expression : { ...expression, setId: id };
       }),
       ...(comment !== undefined && { userdata: encodeComment(comment) }),

@@ -13,6 +13,7 @@ import { mangleOperations, nothing } from './mangle.js';
 import { nftablesOperations, tableObject } from './nftables.js';
 import { parsePorts, parsePrefixes, type Range } from './ranges.js';
 import { ownMark } from './ruleset.js';
+import { LOOPBACK_INDEX } from './statement.js';
 import { planText } from './text.js';
 
 /** Tags our policy rules and routes as ours. iproute2 has no name for it, so `ip rule` shows the number. */
@@ -195,23 +196,25 @@ export function withSets(
   });
 }
 
-function planOf(facts: PlanFacts): Plan {
-  let nftables: readonly NftOperation[] | undefined;
-  const plan: Plan = {
-    ...facts,
-    ...routingOf(facts),
-    get nftables() {
-      checkIds(facts.ownHost);
-      nftables ??=
-        facts.backend === 'iptables'
-          ? [{ verb: 'add', object: tableObject(plan) }, ...mangleOperations(plan, nothing)]
-          : nftablesOperations(plan);
-      return nftables;
-    },
-    toString: () => planText(plan),
-  };
-  return plan;
-}
+const operations = new WeakMap<PlanFacts, readonly NftOperation[]>();
+/** What all plans have in common: with a getter of its own, each plan would be an object of another shape to the engine. */
+const made: Pick<Plan, 'nftables' | 'toString'> & ThisType<Plan> = {
+  get nftables() {
+    checkIds(this.ownHost);
+    const known = operations.get(this) ?? operationsOf(this);
+    operations.set(this, known);
+    return known;
+  },
+  toString() {
+    return planText(this);
+  },
+};
+const planOf = (facts: PlanFacts): Plan => Object.assign(Object.create(made), facts, routingOf(facts));
+
+const operationsOf = (plan: Plan): NftOperation[] =>
+  plan.backend === 'iptables'
+    ? [{ verb: 'add', object: tableObject(plan) }, ...mangleOperations(plan, nothing)]
+    : nftablesOperations(plan);
 
 export const nftTableOf = ({ name, port }: Pick<PlanOptions, 'name' | 'port'>) => `${TABLE_PREFIX}${name ?? port}`;
 
@@ -236,6 +239,9 @@ export function localRoute(family: Family, table: number): Route {
   return { family, type: 'local', destination: 'default', dev: 'lo', table, scope: 'host', protocol: ROUTE_PROTOCOL };
 }
 
+/** The same with the number of its interface, for which the kernel would have to be asked. */
+export const byIndex = (route: Route): Route => ({ ...route, dev: LOOPBACK_INDEX });
+
 /**
  * A packet with our mark is looked up in our table, except while `iif` is lo: that is how the kernel asks for the way
  * back of an arriving packet (source validation) and for the way of our own answers. With net.ipv4.conf.*.src_valid_mark=1
@@ -253,14 +259,15 @@ export function policyRules(
     ownHost,
   }: Pick<Plan, 'fwmark' | 'table' | 'priority'> & { readonly ownHost?: object | boolean },
 ): Rule[] {
-  const rule = { family, fwmark, protocol: ROUTE_PROTOCOL };
+  const protocol = ROUTE_PROTOCOL;
   const own = { value: ownMark({ fwmark }), mask: fwmark.mask };
   const end = priority + 3;
+  const ours: Rule = { family, fwmark: own, protocol, priority, iif: 'lo', action: 'lookup', table };
   return [
-    ...(ownHost ? [{ ...rule, fwmark: own, priority, iif: 'lo', action: 'lookup', table } as const] : []),
-    { ...rule, priority: priority + 1, iif: 'lo', action: 'goto', goto: end },
-    { ...rule, priority: priority + 2, action: 'lookup', table },
-    { ...rule, priority: end, action: 'nop' },
+    ...(ownHost ? [ours] : []),
+    { family, fwmark, protocol, priority: priority + 1, iif: 'lo', action: 'goto', goto: end },
+    { family, fwmark, protocol, priority: priority + 2, action: 'lookup', table },
+    { family, fwmark, protocol, priority: end, action: 'nop' },
   ];
 }
 

@@ -53,6 +53,7 @@ function change(
   const at = firstIndex(segments, ({ end }) => end + 1n >= first.start);
   const behind = firstIndex(segments, ({ start }) => start > last.end + 1n);
   const old = segments.slice(at, Math.max(at, behind));
+  if (old.length === 0) return { at, old, next: combine(old, ranges) };
   const next = combine(
     old.filter((each) => each.until > now),
     ranges,
@@ -108,7 +109,7 @@ function firstIndex<T>(list: readonly T[], holds: (each: T) => boolean): number 
 export function difference(
   { old, next }: Change,
   now: number,
-): { readonly gone: Segment[]; readonly created: Segment[] } {
+): { readonly gone: readonly Segment[]; readonly created: readonly Segment[] } {
   return {
     // Expired ones are gone by themselves.
     gone: without(
@@ -120,7 +121,8 @@ export function difference(
 }
 
 /** Both in ascending order. */
-function without(some: readonly Segment[], others: readonly Segment[]): Segment[] {
+function without(some: readonly Segment[], others: readonly Segment[]): readonly Segment[] {
+  if (others.length === 0) return some;
   let index = 0;
   return some.filter(({ start, end, until }) => {
     while ((others[index]?.start ?? start) < start) index++;

@@ -212,9 +212,11 @@ function liveSet<Spec>(
     const late = performance.now() - now + TICK_MS;
     differences.forEach(({ set, created }, index) => {
       const fresh = new Set(created.filter(({ until }) => until !== Number.POSITIVE_INFINITY));
-      set.segments = (after[index] ?? []).map((each) =>
-        fresh.has(each) ? { ...each, until: each.until + late } : each,
-      );
+      const segments = after[index] ?? [];
+      set.segments =
+        fresh.size === 0
+          ? segments
+          : segments.map((each) => (fresh.has(each) ? { ...each, until: each.until + late } : each));
     });
   }
 

@@ -47,8 +47,10 @@ export type Datatype = keyof typeof datatype;
 
 /** Host byte order: the kernel compares marks and interface indices as numbers. */
 function hostOrder(value: number): Uint8Array {
-  return new Uint8Array(Uint32Array.of(value >>> 0).buffer);
+  const bytes = [value & 0xff, (value >>> 8) & 0xff, (value >>> 16) & 0xff, value >>> 24];
+  return new Uint8Array(littleEndian ? bytes : bytes.reverse());
 }
+const littleEndian = new Uint8Array(Uint16Array.of(1).buffer)[0] === 1;
 const hex = (value: number) => `0x${(value >>> 0).toString(16).padStart(8, '0')}`;
 
 const REGISTER = 1;
@@ -88,12 +90,17 @@ const dependency: Record<Dependency, readonly NftExpression[]> = {
 
 /** The expressions of a whole rule, with each dependency once, before the first statement that needs it. */
 export function expressionsOf(statements: readonly Statement[]): NftExpression[] {
-  const known = new Set<Dependency>();
-  return statements.flatMap((statement) => {
-    const missing = (statement.needs ?? []).filter((need) => !known.has(need));
-    for (const need of missing) known.add(need);
-    return [...missing.flatMap((need) => dependency[need]), ...statement.expressions];
-  });
+  const known: Dependency[] = [];
+  const all: NftExpression[] = [];
+  for (const { needs = [], expressions } of statements) {
+    for (const need of needs) {
+      if (known.includes(need)) continue;
+      known.push(need);
+      all.push(...dependency[need]);
+    }
+    all.push(...expressions);
+  }
+  return all;
 }
 
 // ---- matches ------------------------------------------------------------------------------------------------------------

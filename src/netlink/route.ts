@@ -206,12 +206,13 @@ export class RouteSocket {
    */
   guard(rules: readonly Rule[], routes: readonly Route[], options: GuardOptions = {}): Guard {
     checkGuard(rules, routes, options, ['batches', 'orphan', 'heir', 'onEnd']);
-    const guard = this.#native.guard(rules, routes, { batches: [], ...options });
+    const { onEnd, ...more } = options;
+    const guard = this.#native.guard({ changes: deletions(rules, routes), batches: [], ...more }, onEnd);
     return {
       ...guard,
       renew(rules, routes, options = {}) {
         checkGuard(rules, routes, options, ['batches', 'orphan', 'heir']);
-        guard.renew(rules, routes, { batches: [], ...options });
+        guard.renew({ changes: deletions(rules, routes), batches: [], ...options });
       },
     };
   }
@@ -231,6 +232,11 @@ export class RouteSocket {
     return this.#native.close();
   }
 }
+
+const deletions = (rules: readonly Rule[], routes: readonly Route[]): RouteOperation[] => [
+  ...rules.map((rule): RouteOperation => ({ verb: 'delete', kind: 'rule', rule })),
+  ...routes.map((route): RouteOperation => ({ verb: 'delete', kind: 'route', route })),
+];
 
 function checkGuard(rules: readonly Rule[], routes: readonly Route[], options: GuardOptions, known: string[]): void {
   for (const rule of rules) checkRule(rule);

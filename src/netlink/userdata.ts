@@ -26,7 +26,7 @@ const BYTEORDER = { none: 0, host: 1, network: 2 } as const;
 
 /** A comment of at most 127 bytes, which nft prints as `comment "..."`, on a table or a rule. */
 export function encodeComment(comment: string): Uint8Array {
-  return concatenate([text(COMMENT, comment)]);
+  return new Uint8Array(text(COMMENT, comment));
 }
 
 /** The comment in a table's or rule's userdata, if there is one. */
@@ -51,25 +51,21 @@ export interface SetUserdata {
 }
 
 export function encodeSetUserdata(set: SetUserdata): Uint8Array {
-  const parts = [number(SET_KEYBYTEORDER, BYTEORDER[set.keyByteorder])];
-  if (set.autoMerge) parts.push(number(SET_MERGE_ELEMENTS, 1));
+  const bytes = number(SET_KEYBYTEORDER, BYTEORDER[set.keyByteorder]);
+  if (set.autoMerge) bytes.push(...number(SET_MERGE_ELEMENTS, 1));
   const key = set.keyExpression;
   if (key) {
     const operands =
       key.kind === 'meta'
-        ? [number(0, key.key)]
+        ? number(0, key.key)
         : key.kind === 'fib'
-          ? [number(0, key.result), number(1, key.flags)]
+          ? [...number(0, key.result), ...number(1, key.flags)]
           : [];
-    parts.push(
-      attribute(
-        SET_KEY_TYPEOF,
-        concatenate([number(TYPEOF_EXPRESSION, EXPRESSION[key.kind]), attribute(TYPEOF_DATA, concatenate(operands))]),
-      ),
-    );
+    const typeOf = [...number(TYPEOF_EXPRESSION, EXPRESSION[key.kind]), ...attribute(TYPEOF_DATA, operands)];
+    bytes.push(...attribute(SET_KEY_TYPEOF, typeOf));
   }
-  if (set.comment !== undefined) parts.push(text(SET_COMMENT, set.comment));
-  return concatenate(parts);
+  if (set.comment !== undefined) bytes.push(...text(SET_COMMENT, set.comment));
+  return new Uint8Array(bytes);
 }
 
 /** What can be told without knowing all of nft; the rest is passed over. */
@@ -91,24 +87,26 @@ export function decodeSetUserdata(
  * (nft notes it in ports up to 65535 and addresses up to the last).
  */
 export function encodeOpenInterval(): Uint8Array {
-  return number(ELEMENT_FLAGS, ELEMENT_INTERVAL_OPEN);
+  return new Uint8Array(number(ELEMENT_FLAGS, ELEMENT_INTERVAL_OPEN));
 }
 
-function attribute(type: number, value: Uint8Array): Uint8Array {
+function attribute(type: number, value: readonly number[]): number[] {
   if (value.length > 255) throw new RangeError(`userdata attribute of ${value.length} bytes, at most 255`);
-  return concatenate([Uint8Array.of(type, value.length), value]);
+  return [type, value.length, ...value];
 }
 
-function number(type: number, value: number): Uint8Array {
-  const bytes = new Uint8Array(4);
-  new DataView(bytes.buffer).setUint32(0, value, littleEndian);
-  return attribute(type, bytes);
+function number(type: number, value: number): number[] {
+  const bytes = [value & 0xff, (value >>> 8) & 0xff, (value >>> 16) & 0xff, value >>> 24];
+  return attribute(type, littleEndian ? bytes : bytes.reverse());
 }
 
-function text(type: number, value: string): Uint8Array {
-  const bytes = new TextEncoder().encode(value);
+function text(type: number, value: string): number[] {
+  const bytes: number[] = [];
+  Buffer.from(value).forEach((byte) => {
+    bytes.push(byte);
+  });
   if (bytes.length > 127 || bytes.includes(0)) throw new RangeError('a comment has at most 127 bytes and no NUL');
-  return attribute(type, concatenate([bytes, Uint8Array.of(0)]));
+  return attribute(type, [...bytes, 0]);
 }
 
 /** Attributes by type; empty where the bytes are not such a list. */
@@ -132,14 +130,4 @@ function textOf(value: Uint8Array | undefined): string | undefined {
   if (!value) return undefined;
   const end = value.indexOf(0);
   return new TextDecoder().decode(end < 0 ? value : value.subarray(0, end));
-}
-
-function concatenate(parts: readonly Uint8Array[]): Uint8Array {
-  const all = new Uint8Array(parts.reduce((length, part) => length + part.length, 0));
-  let at = 0;
-  for (const part of parts) {
-    all.set(part, at);
-    at += part.length;
-  }
-  return all;
 }

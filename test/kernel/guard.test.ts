@@ -325,7 +325,8 @@ test('nothing of its parent stays open in it', async () => {
   const rules = await installIntercept({ ...options, netns });
   const [guard = ''] = guards()[0]?.trim().split(/\s+/) ?? [];
   const list = (what: string) => execFileSync('sh', ['-c', what], { encoding: 'utf8' }).trim();
-  assert.is(list(`ls /proc/${guard}/fd | tr '\\n' ' '`), '0 1 2');
+  // It closes the rest first of all, but may not have run yet.
+  await until(() => list(`ls /proc/${guard}/fd | tr '\\n' ' '`) === '0 1 2', 'it has closed the rest');
   assert.is(list(`readlink /proc/${guard}/cwd`), '/');
   assert.is(list(`tr '\\0' '\\n' </proc/${guard}/environ`), '');
   await rules.uninstall();

@@ -80,12 +80,23 @@ test('malformed prefixes are refused; host bits with the prefix that was probabl
     '10.0.0.0/8/8',
     'fe80::1%eth0',
     '10.0.0.0/x',
+    '10.0.0.0.0',
+    '010.0.0.0',
+    '10.0.0.256',
+    '10..0.0',
+    '.10.0.0.0',
+    '10.0.0.0.',
+    '10/0.0.0',
+    ' 10.0.0.0',
     'example.org',
   ])
     assert.throws(
       () => parsePrefix('to', bad),
       (error: Error) => /^to: a prefix/.test(error.message),
     );
+  const whole = { family: 'ipv4', start: 0n, end: 0xffffffffn };
+  assert.equal(parsePrefix('to', '0.0.0.0/0'), whole);
+  assert.equal(parsePrefix('to', '255.255.255.255/32'), { ...whole, start: whole.end });
   assert.throws(() => parsePrefix('to', '10.1.2.3/8'), /'10.0.0.0\/8'/);
   assert.throws(() => parsePrefix('to', 'fd00::1/64'), /'fd00::\/64'/);
 });
