@@ -189,7 +189,8 @@ it), with nothing to do by ${ms(idle.all)} ms. No call took more than ${ms(chang
 
 What bounds them (from profiles on this machine, warm, in milliseconds; they vary by half from run to run):
 
-- Install and uninstall is to be 50 times as fast as the tools (first row). 0.27 are the kernel's, which the very same bytes take when a program in
+- Install and uninstall is to be 50 times as fast as the tools (first row). It is about 30 times on a quiet machine, where they take some 54 and
+  this package 1.8; what else runs slows whoever has to start processes more. 0.27 are the kernel's, which the very same bytes take when a program in
   C sends them, and 0.3 its answers to the questions about the host and the changes of routing. Working out the rules takes 0.1 to 0.3, and runs
   while the kernel is asked; 0.1 go to putting what is made into bytes for the addon, as much to reading those, 0.2 to making messages. Three
   times the work goes to a thread of libuv's pool and comes back, 0.1 each. Garbage collection takes 0.1, on a machine of two CPUs also of
