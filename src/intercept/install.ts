@@ -8,7 +8,6 @@ import { sequence } from '../netlink/sequence.js';
 import type { RouteOperation } from '../netlink/types.js';
 import { atStep, untilQuiet } from './attempt.js';
 import { backendOf } from './backend.js';
-import { canonical } from './canonical.js';
 import { Guarding } from './guard.js';
 import { askFor, takeOver } from './handover.js';
 import { claimOf, completeOptions, type HostState, lookAtHost, type Predecessor, predecessorOf } from './host.js';
@@ -78,9 +77,16 @@ async function choose(
 
 /** Whether the host has changed nothing of a plan made without it. */
 function isPlanned(completed: PlanOptions, planned: Plan, { ownHost, zone }: PlanOptions): boolean {
-  const numbers = ({ fwmark, table, priority, families }: PlanOptions | Plan) =>
-    canonical({ fwmark, table, priority, families });
-  return ownHost === undefined && completed.zone === zone && numbers(completed) === numbers(planned);
+  const { fwmark, families, table, priority } = planned;
+  return (
+    ownHost === undefined &&
+    completed.zone === zone &&
+    completed.fwmark?.value === fwmark.value &&
+    completed.fwmark.mask === fwmark.mask &&
+    completed.table === table &&
+    completed.priority === priority &&
+    String(completed.families) === String(families)
+  );
 }
 
 /**

@@ -1,3 +1,4 @@
+// takes long
 /** `linux-tproxy run --persist`: rules that outlive the command and who runs it, and go over to the next one. */
 import { once } from 'node:events';
 import { writeFileSync } from 'node:fs';

@@ -1,3 +1,4 @@
+// takes long
 /** The command on a real host: what it installs, tells and takes down, and what the host looks like before and after. */
 import { once } from 'node:events';
 import { suite } from 'uvu';
@@ -52,7 +53,8 @@ test('up warns of bridges whose traffic would be lost, not of those it leaves ou
   try {
     const warned = await router(...up);
     assert.is(warned.status, 0);
-    assert.match(warned.stderr, /^linux-tproxy up: warning: What comes from the ports of br0 is lost .*\n$/);
+    const lost = /^linux-tproxy up: warning: What comes from the ports of br0 is lost .*\n$/;
+    assert.match(warned.stderr, lost, JSON.stringify(warned));
     await succeed(router('down'));
     await succeed(router(...up, '--interface', 'cli0'));
   } finally {

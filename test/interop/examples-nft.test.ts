@@ -1,3 +1,4 @@
+// takes long
 /** examples/nft beside `nft`: what one makes the other lists, in the same words. */
 import { execFileSync, spawn, spawnSync } from 'node:child_process';
 import { fileURLToPath } from 'node:url';

@@ -1,3 +1,4 @@
+// takes long
 /** Whatever way a process ends, and whoever runs it, nothing stays behind: no table, no policy rule, no route, no process. */
 import { execFileSync } from 'node:child_process';
 import { chmodSync, copyFileSync, cpSync, existsSync, mkdirSync, mkdtempSync, symlinkSync } from 'node:fs';

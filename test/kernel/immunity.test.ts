@@ -1,3 +1,4 @@
+// takes long
 /**
  * Interception goes on whatever the sysctls about marks say, beside the marks, rules and tables of Tailscale, wg-quick and
  * Docker, and on interfaces that appear later. One installation lives through each matrix; no sysctl is touched by us.

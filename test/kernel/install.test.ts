@@ -1,3 +1,4 @@
+// takes long
 /** Installing, taking down, failing half-way, being killed: what the host looks like before and after. */
 import { execFileSync } from 'node:child_process';
 import { once } from 'node:events';

@@ -20,6 +20,7 @@ import {
 import type { InterceptOptions } from '../../src/types.js';
 import { compiled } from '../helpers/compiled.js';
 import { addresses, createLab, type Lab } from '../helpers/lab.js';
+import { oneUser } from '../helpers/namespaces.js';
 import { startProxy, stop } from '../helpers/proxies.js';
 import { inside, sideBySide } from '../helpers/side-by-side.js';
 import { ask, greet } from '../helpers/talk.js';
@@ -66,7 +67,7 @@ const variants: Record<string, InterceptOptions> = {
     to: ['192.0.2.0/24', '198.51.100.7', '0.0.0.0/1', '2001:db8::/29'],
     exclude: { from: ['10.1.2.3', '240.0.0.0/4'], to: ['192.0.2.128/25', '2001:db8:1::/48', '2001:db8::5'] },
     interfaces: ['lo'],
-    ownHost: { users: ['root', 'nobody', 1234] },
+    ownHost: { users: oneUser ? ['root'] : ['root', 'nobody', 1234] },
     onDown: 'closed',
     fwmark: { value: 0x10000, mask: 0x30000 },
     table: 1234,

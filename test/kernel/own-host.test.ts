@@ -1,12 +1,14 @@
+// takes long
 /** What this host itself sends, intercepted: with packets, default sysctls and hostile ones, IPv4 and IPv6. */
 import { randomUUID } from 'node:crypto';
-import { mkdirSync, readFileSync, rmdirSync, statfsSync } from 'node:fs';
+import { mkdirSync, rmdirSync, statfsSync } from 'node:fs';
 import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
 import { connectTransparent, createTransparentServer, relay, type TransparentSocket } from '../../src/index.js';
 import type { InterceptOptions } from '../../src/types.js';
 import { everywhere, expresses } from '../helpers/backends.js';
 import { addresses, createLab, type Lab } from '../helpers/lab.js';
+import { oneUser } from '../helpers/namespaces.js';
 import { install, rulesOf, start, startProxy, stop, stopAll } from '../helpers/proxies.js';
 import { testUnless } from '../helpers/skip.js';
 import { ask, dial, greet } from '../helpers/talk.js';
@@ -14,8 +16,6 @@ import { askUdp, proxyUdp, serveUdp } from '../helpers/udp.js';
 import { until } from '../helpers/wait.js';
 
 const NOBODY = 65534;
-/** As in a user namespace made without root. */
-const oneUser = !readFileSync('/proc/self/uid_map', 'utf8').includes('4294967295');
 const cgroupMount = ['/sys/fs/cgroup', '/sys/fs/cgroup/unified'].find((path) => {
   try {
     return statfsSync(path).type === 0x63677270; // CGROUP2_SUPER_MAGIC

@@ -64,19 +64,20 @@ async function listenInServer(port: number): Promise<{ accept(): Promise<Socket>
 
 const exitCode = async (program: { process: NodeJS.EventEmitter }) => (await once(program.process, 'close'))[0];
 
-test('1 GiB each way at once, one reader slow: not a byte lost, doubled or out of order', async () => {
+test('256 MiB each way at once, one reader slow: not a byte lost, doubled or out of order', async () => {
+  const size = 256 * 2 ** 20;
   const before = router.stats();
   const transfers = [
-    lab.spawn('client', process.execPath, peer('transfer').pathname, 'put', target, '9000', String(GiB)),
+    lab.spawn('client', process.execPath, peer('transfer').pathname, 'put', target, '9000', String(size)),
     // 1 ms of sleep for each chunk of up to 64 KiB: the relay has to wait for the reader again and again.
-    lab.spawn('client', process.execPath, peer('transfer').pathname, 'get', target, '9000', String(GiB), '1'),
+    lab.spawn('client', process.execPath, peer('transfer').pathname, 'get', target, '9000', String(size), '1'),
   ];
   const codes = await Promise.all(transfers.map(exitCode));
   assert.equal(codes, [0, 0], transfers.map((each) => each.output()).join('\n'));
-  for (const each of transfers) assert.match(each.output(), `${GiB} ${digest(GiB)}`);
+  for (const each of transfers) assert.match(each.output(), `${size} ${digest(size)}`);
   const after = router.stats();
-  assert.ok(after.bytesFromClient - before.bytesFromClient >= BigInt(GiB));
-  assert.ok(after.bytesFromServer - before.bytesFromServer >= BigInt(GiB));
+  assert.ok(after.bytesFromClient - before.bytesFromClient >= BigInt(size));
+  assert.ok(after.bytesFromServer - before.bytesFromServer >= BigInt(size));
 });
 
 test('full duplex on one connection: 256 MiB echoed', async () => {
@@ -185,7 +186,7 @@ test('10,000 connections one after the other: no descriptor, pipe, thread or mem
 });
 
 test('JavaScript blocked for 3 s: the relay in progress does not slow', async () => {
-  const length = 2 * GiB;
+  const length = GiB;
   const seconds = async (blocked: boolean) => {
     const program = lab.spawn(
       'client',

@@ -1,3 +1,4 @@
+// takes long
 /** What the native relay costs: descriptors, pipes, memory, CPU; and what it does when there are none. Needs a network namespace with `lo` up. */
 import { once } from 'node:events';
 import { readdirSync, readFileSync } from 'node:fs';

@@ -1,3 +1,4 @@
+// takes long
 /**
  * What the rule set promises, with packets, once with the namespace's default sysctls and once with every hostile one
  * together; IPv4 and IPv6.

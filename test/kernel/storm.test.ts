@@ -1,3 +1,4 @@
+// takes long
 /**
  * Batches of another process and of our own, so many that watches lose what the kernel tells (ENOBUFS) and that no generation
  * of the rule set lasts. What is damaged meanwhile is found and repaired, and whatever says that it is done is.

@@ -1,3 +1,4 @@
+// takes long
 /** What the rules do with datagrams, with packets: default sysctls and hostile ones, IPv4 and IPv6. */
 import { suite } from 'uvu';
 import * as assert from 'uvu/assert';

@@ -1,3 +1,4 @@
+// takes long
 /** Rules that heal: what somebody else removes or changes is back within 100 ms, and it is told what it was and who did it. */
 import { execFileSync } from 'node:child_process';
 import { once } from 'node:events';
