@@ -28,13 +28,18 @@ async function ownAddresses(netns: string | undefined): Promise<Set<string>> {
 /**
  * To be waited for before those rules are taken down: the connections that are there now, as long as one of them gets on. The
  * answers to what is sent from a foreign address are brought here by the rules only: without them it would be sent in vain.
- * (Behind REDIRECT it is conntrack that brings them.)
+ * (Behind REDIRECT it is conntrack that brings them.) Does not fail: where they cannot be looked at any more (a namespace that
+ * may not be entered without the privileges that were given up), there is nothing to wait for.
  */
 export async function delivered(
   { plan }: InstalledRules,
   { netns, withinMs = Number.POSITIVE_INFINITY }: { netns?: string | undefined; withinMs?: number | undefined },
 ): Promise<void> {
   if (plan.lifetime !== 'process' || plan.mode === 'redirect') return;
+  await settled(netns, performance.now() + withinMs).catch(() => {});
+}
+
+async function settled(netns: string | undefined, end: number): Promise<void> {
   const own = await ownAddresses(netns);
   const isForeign = (local: string) => !own.has((local.split(':')[0] as string).replace(MAPPED, ''));
   // By their ends, what of each is not acknowledged yet. What nobody has open has no inode.
@@ -44,7 +49,6 @@ export async function delivered(
         .filter(({ state, inode, local }) => SENDING.includes(state) && inode === '0' && isForeign(local))
         .map(({ local, remote, queues }) => [`${local} ${remote}`, queues] as const),
     );
-  const end = performance.now() + withinMs;
   let left = look();
   for (let still = 0; left.size > 0 && still < STILL_MS && performance.now() < end; still += LOOK_MS) {
     await sleep(LOOK_MS);

@@ -41,6 +41,7 @@ export const up: Verb = {
       ...toInterceptOptions(values),
       ...netnsOf(values),
       lifetime: 'permanent',
+      repair: false, // this process ends
     });
     print(values, installedData(plan), `${plan.name}: up\n${rows(routingRows(plan))}`);
     await warnOfBridges(plan, netnsOf(values).netns);

@@ -11,8 +11,8 @@ export interface Segment extends Range {
 }
 
 /**
- * The kernel counts in ticks of up to 10 ms. What is there for less than one is there for ever before Linux 6.12, and the stable
- * kernels of its time.
+ * The kernel counts in ticks of up to 10 ms. By its source (nf_msecs_to_jiffies64) what is there for less than one is there for
+ * ever before Linux 6.12, and the stable kernels of its time.
  */
 export const TICK_MS = 10;
 

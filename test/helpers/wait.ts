@@ -2,9 +2,13 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 
 /** Waits until `condition` holds. */
-export async function until(condition: () => unknown, what: string, timeoutMs = 30_000): Promise<void> {
+export async function until(
+  condition: () => unknown,
+  what: string | (() => string),
+  timeoutMs = 30_000,
+): Promise<void> {
   for (const end = Date.now() + timeoutMs; !(await condition()); await sleep(5))
-    if (Date.now() > end) throw new Error(`not within ${timeoutMs} ms: ${what}`);
+    if (Date.now() > end) throw new Error(`not within ${timeoutMs} ms: ${typeof what === 'string' ? what : what()}`);
 }
 
 /** Waits until this gives the same for a while, and gives that. */

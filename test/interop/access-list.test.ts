@@ -17,10 +17,11 @@ let netns: string;
 let nginx: Program;
 
 const configuration = `
-daemon off; pid /run/nginx/pid; error_log stderr;
+user root; daemon off; master_process off; pid /run/nginx/pid; error_log stderr;
 events {}
 http {
-  access_log off; client_body_temp_path /run/nginx/client_body;
+  access_log off; client_body_temp_path /run/nginx/client_body; proxy_temp_path /run/nginx/proxy;
+  fastcgi_temp_path /run/nginx/fastcgi; uwsgi_temp_path /run/nginx/uwsgi; scgi_temp_path /run/nginx/scgi;
   server {
     listen 80; listen [::]:80;
     allow ${addresses.client.ipv4}; allow ${addresses.client.ipv6}; deny all;
@@ -40,7 +41,7 @@ test.before(async () => {
 });
 test.after.each(stopAll);
 test.after(async () => {
-  await nginx.stop(); // with its workers
+  await nginx.stop();
   await lab.dispose();
 });
 

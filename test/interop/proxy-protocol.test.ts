@@ -28,7 +28,7 @@ frontend web
   );
   writeFileSync(
     '/run/nginx.conf',
-    `daemon off; master_process off; error_log stderr; pid /run/nginx.pid; events {}
+    `user root; daemon off; master_process off; error_log stderr; pid /run/nginx.pid; events {}
 http {
   access_log off; client_body_temp_path /run/nginx-body; proxy_temp_path /run/nginx-proxy;
   fastcgi_temp_path /run/nginx-f; uwsgi_temp_path /run/nginx-u; scgi_temp_path /run/nginx-s;

@@ -50,9 +50,13 @@ const router = (engine: Engine, options: Partial<TransparentServerOptions> = {})
 const dial = (port = 9001) =>
   connectTransparent({ address: target, port, netns: lab.netns('client'), allowHalfOpen: true, mark: 0 });
 const relayThreads = () =>
-  readdirSync('/proc/self/task').filter(
-    (id) => readFileSync(`/proc/self/task/${id}/comm`, 'utf8') === 'tproxy-relay\n',
-  );
+  readdirSync('/proc/self/task').filter((id) => {
+    try {
+      return readFileSync(`/proc/self/task/${id}/comm`, 'utf8') === 'tproxy-relay\n';
+    } catch {
+      return false; // it has ended meanwhile
+    }
+  });
 /** How often a thread was given a CPU. */
 const ran = (id: string) => Number(readFileSync(`/proc/self/task/${id}/schedstat`, 'utf8').split(' ')[2]);
 

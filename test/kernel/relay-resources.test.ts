@@ -51,7 +51,7 @@ test('1,000 relays at once', async ({ relays, engine }) => {
   await until(() => counters[Counter.connectionsOpen] === 0n, 'all have ended');
 });
 
-test('10,000 relays one after the other leave nothing behind', async ({ relays, engine }) => {
+test('thousands of relays one after the other leave nothing behind', async ({ relays, engine }) => {
   const server = await echo();
   const { port, counters } = relays.relayTo(server.port, engine);
   const one = async () => {
@@ -62,9 +62,9 @@ test('10,000 relays one after the other leave nothing behind', async ({ relays, 
   for (let i = 0; i < 2000; i++) await one();
   relays.events.length = 0;
   const before = resources();
-  // What leaks does so in every round; heaps and allocators grow in some of them.
+  // What leaks does so in every round; heaps and allocators grow in some of them, the first above all.
   const grown: number[] = [];
-  for (let round = 0; round < 4; round++) {
+  while (!(Math.min(...grown) < 2) && grown.length < 10) {
     collectGarbage();
     const memory = process.memoryUsage().rss;
     for (let i = 0; i < 2000; i++) await one();
@@ -78,7 +78,7 @@ test('10,000 relays one after the other leave nothing behind', async ({ relays, 
   await until(() => left().pipes <= before.pipes + 4, 'no pipe is left');
   await until(() => left().threads === before.threads, 'no thread is left');
   assert.ok(Math.min(...grown) < 2, `${grown} MiB more`);
-  assert.is(counters[Counter.connectionsTotal], 10_000n);
+  assert.is(counters[Counter.connectionsTotal], BigInt(2000 + 2000 * grown.length));
 });
 
 test('bytes that a reset left in a pipe never reach anybody else', async ({ relays, engine }) => {

@@ -1,5 +1,7 @@
 /** createTransparentServer, connectTransparent and relay() as a user of the package meets them. */
+import { execFileSync } from 'node:child_process';
 import { once } from 'node:events';
+import { rmSync, writeFileSync } from 'node:fs';
 import { createServer as createHttpServer } from 'node:http';
 import { connect, type Socket } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -18,6 +20,7 @@ import {
 } from '../../src/index.js';
 import { addresses, createLab, type Lab } from '../helpers/lab.js';
 import { ask, dial, greet, greeting } from '../helpers/talk.js';
+import { within } from '../helpers/wait.js';
 
 const test = suite('server');
 let lab: Lab;
@@ -188,14 +191,24 @@ test('close(): the last bytes of a connection that has ended reach a client that
 test('close() does not wait for what this host sends as itself', async () => {
   const server = await start({ intercept: { tcp: [82] }, relay: true });
   const { queued, readAll } = await slowEnd('router', addresses.router.ipv4, 83);
-  const late = new AbortController();
-  const isClosed = await Promise.race([
-    stop(server).then(() => true),
-    sleep(4000, false, { signal: late.signal }).catch(() => true),
-  ]);
-  late.abort();
-  assert.ok(isClosed && queued() > 15_000, 'closed while it is still to be sent');
+  await within(4000, async () => void (await stop(server)))();
+  assert.ok(queued() > 15_000, 'closed while it is still to be sent');
   await readAll();
+});
+
+test('close() where the namespace cannot be entered any more: the rules go all the same', async () => {
+  const before = lab.snapshot('router');
+  const path = '/run/netns/alias';
+  writeFileSync(path, '');
+  execFileSync('mount', ['--bind', netns, path]);
+  const server = await start({ intercept: { tcp: [82] }, relay: true, netns: path });
+  execFileSync('umount', [path]);
+  rmSync(path);
+  const errors: Error[] = [];
+  server.on('error', (error) => errors.push(error));
+  await stop(server);
+  assert.equal(errors, []);
+  assert.is(lab.snapshot('router'), before);
 });
 
 test('listen() twice, close() twice, close() while starting, an address in use', async () => {

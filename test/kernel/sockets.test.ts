@@ -11,7 +11,9 @@ import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
 import { Counter, type NativeFailure, type NativeListenOptions, native } from '../../src/native.js';
 import { compiled } from '../helpers/compiled.js';
+import { oneUser } from '../helpers/namespaces.js';
 import { dial, newCounters, Relays, readAll } from '../helpers/relays.js';
+import { testUnless } from '../helpers/skip.js';
 import { until, within } from '../helpers/wait.js';
 
 const sockets = suite('sockets');
@@ -391,7 +393,9 @@ test('where nothing was rewritten, or conntrack knows the connection the wrong w
 
 // ---- the broker -------------------------------------------------------------------------------------------------------
 
-test('a broker opens what this process may not: any address, port and mark; it ends with it', async () => {
+const noUsers = oneUser && 'a user namespace made without root has one user only';
+const brokered = 'a broker opens what this process may not: any address, port and mark; it ends with it';
+const asNobody = async () => {
   const server = await whoami('server', '10.2.0.2', 'fd02::2');
   const script = `
     import { native, Relays, readAll } from '${compiled('test/helpers/relays.ts')}';
@@ -433,6 +437,7 @@ test('a broker opens what this process may not: any address, port and mark; it e
   ]);
   await until(() => !sh('ps -e -o args=').includes('linux-tproxy-broker'), 'the broker has ended');
   server.stop();
-});
+};
+testUnless(noUsers, sockets, brokered, within(100_000, asNobody));
 
 sockets.run();

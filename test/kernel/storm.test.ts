@@ -10,6 +10,7 @@ import { installIntercept } from '../../src/index.js';
 import { NftablesSocket, RouteSocket } from '../../src/netlink/index.js';
 import { churn } from '../helpers/churn.js';
 import { createLab, type Lab } from '../helpers/lab.js';
+import { until } from '../helpers/wait.js';
 
 const test = suite('storm');
 let lab: Lab;
@@ -26,11 +27,6 @@ const address = (index: number) => `198.18.${index >> 7}.${(index & 127) * 2}`;
 async function excluded(socket: NftablesSocket): Promise<string[]> {
   const [set] = await socket.list('elements', { family: 'inet', table: 'linux-tproxy-50080', set: 'exclude_to4' });
   return (set?.elements ?? []).filter(({ flags }) => !flags).map(({ key }) => key.join('.'));
-}
-
-async function until(holds: () => boolean, what: () => string): Promise<void> {
-  for (const end = performance.now() + 15_000; !holds(); await sleep(5))
-    if (performance.now() > end) throw new Error(what());
 }
 
 test('what is added to a set while its table is made anew is in the new one', async () => {
@@ -101,14 +97,14 @@ test('a storm of changes: what is lost is told, what is damaged is repaired, wha
   try {
     await until(
       () => lost.nftables > 0 && lost.route > 0,
-      () => `nothing lost: ${JSON.stringify(lost)}`,
+      () => `something is lost: ${JSON.stringify(lost)}`,
     );
     for (const [command, name] of damages) {
       repaired.length = 0;
       await lab.run('router', 'sh', '-euc', command);
       await until(
         () => repaired.some((what) => name.test(what)),
-        () => `not repaired after ${command}: ${repaired.join()} ${errors.join()}`,
+        () => `repaired after ${command}: ${repaired.join()} ${errors.join()}`,
       );
     }
   } finally {
