@@ -129,7 +129,7 @@ void Connection::noteGiven(Side& to, Direction& way, const Moved& given) {
     to.writable = false;
     if (!to.connecting) way.mover.slowDown();
   } else if (given.error) {
-    to.error = given.error;
+    if (to.error == 0) to.error = given.error;
   } else {
     to.connecting = false;
     way.bytes += given.bytes;
@@ -141,7 +141,7 @@ void Connection::noteGiven(Side& to, Direction& way, const Moved& given) {
 // What the poller sends counts as gone until it comes back.
 bool Connection::giveToPoller(Side& to, Direction& way, Workspace& workspace) {
   if (way.mover.giveByPoller(to.fd.get(), to.watch, workspace)) return true;
-  if (to.connecting && awaitsConnect) return false;
+  if (to.suspect || (to.connecting && awaitsConnect)) return false;
   const std::size_t bytes = way.mover.sendByPoller(to.fd.get(), to.watch, workspace);
   if (bytes == 0) return false;
   way.presumed = to.connecting;

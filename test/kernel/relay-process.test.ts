@@ -2,6 +2,7 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { readdirSync, readFileSync } from 'node:fs';
+import type { Socket } from 'node:net';
 import { createInterface } from 'node:readline';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Worker } from 'node:worker_threads';
@@ -19,9 +20,11 @@ import {
   isFile,
   pour,
   resources,
+  serve,
   sink,
   until,
 } from '../helpers/relays.js';
+import { settled } from '../helpers/wait.js';
 
 const MiB = 1024 * 1024;
 const { test, testWith, run } = relaySuite('relay, its process');
@@ -37,6 +40,24 @@ test('process.exit in the middle of traffic exits at once with its code', async 
     assert.equal(await exited, [7, null]);
   };
   await Promise.all([one(), one(), one()]);
+});
+
+test('what a server says to a client that is gone by then is not counted', async ({ engine }) => {
+  const accepted: Socket[] = [];
+  const server = await serve((socket) => void accepted.push(socket), { pauseOnConnect: true });
+  const { child, port, next } = await startRelay(relayChild(server.port, engine));
+  const client = await dial(port);
+  pour(client, 100 * MiB, 9).catch(() => {});
+  await settled(() => client.bytesWritten);
+  // So that it hears of both at once.
+  process.kill(child.pid as number, 'SIGSTOP');
+  await until(() => / T /.test(readFileSync(`/proc/${child.pid}/stat`, 'utf8')), 'it has stopped');
+  accepted[0]?.write('nobody listens any more');
+  client.resetAndDestroy();
+  await sleep(50);
+  process.kill(child.pid as number, 'SIGCONT');
+  const { reason, bytesFromServer } = await next((line) => line.kind === 'ended');
+  assert.equal([reason, bytesFromServer], ['reset', '0']);
 });
 
 /** tsx does not reach into workers. */
