@@ -216,19 +216,22 @@ void UringPoller::finishSending() {
 // they had it, and where none does it is over at once.
 void UringPoller::waitForCqes(Waiting waiting) {
   if (waiting.timeoutMs == 0 || hasCqe()) return ring_.submitAndGetEvents();
-  const auto most = gate_.open() ? SpinGate::limit : SpinGate::Duration(waiting.bulk ? 1 : 0);
+  using Clock = SpinGate::Clock;
+  const auto asked = Clock::now();
+  const auto most = gate_.open(asked) ? SpinGate::limit : Clock::duration(waiting.bulk ? 1 : 0);
   if (most > most.zero()) ring_.submitAndGetEvents();  // to send takes a while, in which nobody waits
-  const auto start = std::chrono::steady_clock::now();
-  SpinGate::Duration given{0};
-  for (auto looked = start; !hasCqe() && looked - start < most && given == given.zero();) {
+  const auto start = Clock::now();
+  Clock::duration given{0};
+  auto now = start;
+  while (!hasCqe() && now - start < most && given == given.zero()) {
     sched_yield();
     ring_.submitAndGetEvents();
-    const auto now = std::chrono::steady_clock::now();
+    const auto looked = std::exchange(now, Clock::now());
     if (now - looked >= SpinGate::givenAway) given = now - looked;
-    looked = now;
   }
   if (!hasCqe()) ring_.submitAndWait(waiting.timeoutMs);
-  gate_.waited(std::chrono::steady_clock::now() - start - given);
+  now = Clock::now();
+  gate_.waited(now - start, given, now);
 }
 
 void UringPoller::translate(const io_uring_cqe& cqe) {

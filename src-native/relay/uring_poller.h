@@ -13,22 +13,31 @@
 namespace tproxy::relay {
 
 // Whether to look again for a moment before sleeping: worth it only while what is waited for comes soon, as the mean of the
-// last waits tells. Time in which others had the CPU is no part of it: looking again burnt none then.
+// last waits tells, and while nobody wants the CPU for long: who has been given it keeps it for a whole slice, where one who
+// sleeps would be woken in between.
 class SpinGate {
  public:
-  using Duration = std::chrono::steady_clock::duration;
-  static constexpr Duration limit = std::chrono::microseconds(60);  // of one moment
+  using Clock = std::chrono::steady_clock;
+  static constexpr Clock::duration limit = std::chrono::microseconds(60);  // of one moment
   // A yield that took so long let somebody else run.
-  static constexpr Duration givenAway = std::chrono::microseconds(25);
-  bool open() const { return mean_ < soon; }
-  void waited(Duration duration) { mean_ += (std::min(duration, longest) - mean_) / weight; }
+  static constexpr Clock::duration givenAway = std::chrono::microseconds(25);
+  bool open(Clock::time_point now) const { return mean_ < soon && now >= shutUntil_; }
+  // `given`: for so long of it others had the CPU. Looking again burnt none then.
+  void waited(Clock::duration duration, Clock::duration given, Clock::time_point now) {
+    mean_ += (std::min(duration - given, longest) - mean_) / weight;
+    if (given >= slice) shutUntil_ = now + aWhile;
+  }
 
  private:
   // As long as it takes where both sides of an exchange have to be woken.
-  static constexpr Duration soon = std::chrono::microseconds(120);
-  static constexpr Duration longest = std::chrono::microseconds(500);  // one pause is not to count for many waits
+  static constexpr Clock::duration soon = std::chrono::microseconds(120);
+  static constexpr Clock::duration longest = std::chrono::microseconds(500);  // one pause is not to count for many waits
   static constexpr int weight = 4;
-  Duration mean_ = longest;
+  // Of a scheduler that does not end it early; no side of an exchange of short messages takes so long.
+  static constexpr Clock::duration slice = std::chrono::milliseconds(1);
+  static constexpr Clock::duration aWhile = std::chrono::milliseconds(100);
+  Clock::duration mean_ = longest;
+  Clock::time_point shutUntil_;
 };
 
 class UringPoller : public Poller {

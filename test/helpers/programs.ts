@@ -8,6 +8,8 @@ export type Line = {
   port?: number;
   engine?: string;
   kind?: string;
+  reason?: string;
+  bytesFromServer?: string;
   left?: number;
   failure?: { code: string };
   counters?: string[];

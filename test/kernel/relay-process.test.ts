@@ -3,12 +3,13 @@ import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { readdirSync, readFileSync } from 'node:fs';
 import type { Socket } from 'node:net';
+import { availableParallelism } from 'node:os';
 import { createInterface } from 'node:readline';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Worker } from 'node:worker_threads';
 import * as assert from 'uvu/assert';
 import { compiled } from '../helpers/compiled.js';
-import { relayChild, startRelay } from '../helpers/programs.js';
+import { relayChild, start, startRelay } from '../helpers/programs.js';
 import { relaySuite } from '../helpers/relay-suite.js';
 import {
   closeOpened,
@@ -20,6 +21,7 @@ import {
   isFile,
   pour,
   resources,
+  roundTrips,
   serve,
   sink,
   until,
@@ -136,6 +138,15 @@ test('a blocked event loop does not slow a relay', async ({ relays, engine }) =>
     found.push(`${rounds} rounds, the slowest ${slowest} ms`);
   }
   assert.unreachable(found.join('\n'));
+});
+
+test('programs that keep every CPU busy do not hold up small messages', async ({ relays, engine }) => {
+  for (let i = 0; i < availableParallelism() + 1; i++) start(['sh', '-c', 'while :; do :; done']);
+  const server = await echo();
+  const relayed = await dial(relays.relayTo(server.port, engine).port);
+  const { ours, without } = await roundTrips(400, Buffer.alloc(64), relayed, await dial(server.port));
+  // Who gives such a program its CPU has it back 3 or 4 ms later.
+  assert.ok(ours.half < 1 + 4 * without.half, JSON.stringify({ ours, without }));
 });
 
 test('a thread keeps the process alive only when it is asked to', async ({ engine }) => {
