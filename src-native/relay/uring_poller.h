@@ -31,7 +31,8 @@ class SpinGate {
  private:
   // As long as it takes where both sides of an exchange have to be woken.
   static constexpr Clock::duration soon = std::chrono::microseconds(120);
-  static constexpr Clock::duration longest = std::chrono::microseconds(500);  // one pause is not to count for many waits
+  // One pause is not to count for many waits.
+  static constexpr Clock::duration longest = std::chrono::microseconds(500);
   static constexpr int weight = 4;
   // Of a scheduler that does not end it early; no side of an exchange of short messages takes so long.
   static constexpr Clock::duration slice = std::chrono::milliseconds(1);
