@@ -27,6 +27,7 @@ import type {
   RouteChange,
   RouteOperation,
   RouteQuery,
+  RouteWatchFilter,
   Rule,
 } from './netlink/types.js';
 import { pack } from './pack.js';
@@ -133,8 +134,8 @@ export interface NativeRouteSocket {
   addressList(family?: Family): Promise<Address[]>;
   /** Starts a child process that does this, first the batches, when this process has ended, however. */
   guard(work: NativeGuardWork, onEnd?: () => void): Omit<Guard, 'renew'> & { renew(work: NativeGuardWork): void };
-  /** `ip monitor rule route link address`. `table`: of routes only those in it. */
-  watch: NativeWatch<{ readonly table?: number }, RouteChange>;
+  /** `ip monitor rule route link address`. */
+  watch: NativeWatch<RouteWatchFilter, RouteChange>;
   close(): Promise<void>;
 }
 

@@ -16,12 +16,21 @@ let bytes = new Uint8Array(ROOM);
 let view = new DataView(bytes.buffer);
 let at = 0;
 const encoder = new TextEncoder();
+const ahead = new WeakMap<object, Uint8Array>();
+
+/** Packs now what is packed later, at a time when there is nothing else to do. It must not change in between. */
+export function packAhead<T extends object>(value: T): T {
+  ahead.set(value, pack(value).slice());
+  return value;
+}
 
 /**
  * The bytes are overwritten by the next call, unless that is made by a getter of what is being packed. Undefined is no bytes at
  * all, and so is a member that is undefined.
  */
 export function pack(value: unknown): Uint8Array {
+  const packed = ahead.get(value as object);
+  if (packed) return packed;
   const start = at;
   if (start === 0 && bytes.length > ROOM) resize(ROOM);
   try {

@@ -26,8 +26,7 @@ class JsReader {
   // Only what names an object, or all of it.
   enum class Purpose { whole, key };
 
-  explicit JsReader(const Packed& object, Purpose purpose = Purpose::whole)
-      : object_(object), members_(object.members()), purpose_(purpose) {}
+  explicit JsReader(const Packed& object, Purpose purpose = Purpose::whole) : object_(object), purpose_(purpose) {}
 
   template <class T>
   static T object(const Packed& js, Purpose purpose = Purpose::whole) {
@@ -56,9 +55,9 @@ class JsReader {
   void constant(Named, auto, const auto&) {}
   void nest(Named, auto inside) { inside(*this); }
   void group(const char* name, auto inside) {
-    const Packed* js = find(name);
-    if (!js) return;
-    JsReader reader(*js);
+    const Packed js = object_[name];
+    if (js.isUndefined()) return;
+    JsReader reader(js);
     inside(reader);
   }
 
@@ -147,26 +146,20 @@ class JsReader {
  private:
   template <class T, class Representation>
   void readMember(const char* name, T& value, const Representation& representation) {
-    const Packed* js = find(name);
-    if (!js) {
+    const Packed js = object_[name];
+    if (js.isUndefined()) {
       using netlink::mayBeAbsent;
       if (netlink::isOptional<T> || mayBeAbsent(representation)) return;
       object_.fail(std::string(name) + " is missing");
     }
     if constexpr (netlink::isOptional<T>)
-      read(*js, value.emplace(), representation);
+      read(js, value.emplace(), representation);
     else
-      read(*js, value, representation);
-  }
-  const Packed* find(std::string_view name) const {
-    for (const Packed::Member& member : members_)
-      if (member.name == name) return &member.value;
-    return nullptr;
+      read(js, value, representation);
   }
   static uint32_t word(const Packed& js, netlink::Words words);
 
   const Packed object_;
-  const std::vector<Packed::Member> members_;
   const Purpose purpose_;
 };
 

@@ -57,20 +57,13 @@ std::vector<Packed> Packed::elements() const {
   return elements;
 }
 
-std::vector<Packed::Member> Packed::members() const {
-  std::vector<Member> members;
-  if (isUndefined()) return members;
-  members.reserve(8);
-  for (ByteView rest = bytesOf(Kind::object, "an object"); !rest.empty();) {
-    const std::string_view name = textOf(take(rest, takeSize(rest)));
-    members.push_back({name, next(rest)});
-  }
-  return members;
-}
-
 Packed Packed::operator[](std::string_view name) const {
-  for (const Member& member : members())
-    if (member.name == name) return member.value;
+  if (isUndefined()) return *this;
+  for (ByteView rest = bytesOf(Kind::object, "an object"); !rest.empty();) {
+    const std::string_view candidate = textOf(take(rest, takeSize(rest)));
+    const Packed value = next(rest);
+    if (candidate == name) return value;
+  }
   return Packed(env_);
 }
 

@@ -14,8 +14,6 @@ namespace tproxy::bindings {
 // One value. Its bytes are there until JavaScript runs again. What it is not, asked for, is a TypeError.
 class Packed {
  public:
-  struct Member;
-
   explicit Packed(Napi::Value js);
 
   bool isUndefined() const { return kind_ == Kind::undefined; }
@@ -33,8 +31,7 @@ class Packed {
   std::string_view string() const { return textOf(bytesOf(Kind::string, "a string")); }
   netlink::ByteView bytes() const { return bytesOf(Kind::bytes, "a Uint8Array"); }
   std::vector<Packed> elements() const;
-  // Of an object; of undefined none.
-  std::vector<Member> members() const;
+  // A member of an object; of undefined there is none.
   Packed operator[](std::string_view name) const;
 
   [[noreturn]] void fail(const std::string& what) const;
@@ -65,11 +62,6 @@ class Packed {
   Napi::Env env_;
   Kind kind_ = Kind::undefined;
   netlink::ByteView bytes_;
-};
-
-struct Packed::Member {
-  std::string_view name;
-  Packed value;
 };
 
 }  // namespace tproxy::bindings

@@ -167,10 +167,13 @@ class RouteSocket : public Napi::ObjectWrap<RouteSocket> {
   Napi::Value portId(const Napi::CallbackInfo& info) { return Napi::Number::New(info.Env(), portId_); }
   Napi::Value guard(const Napi::CallbackInfo& info) { return makeGuard(info, session_, netns_); }
   Napi::Value watch(const Napi::CallbackInfo& info) {
-    const auto table = optionalMember<uint32_t>(Packed(info[0]), "table", netlink::host32);
+    const Packed js(info[0]);
+    const rtnetlink::WatchFilter filter{
+        .table = optionalMember<uint32_t>(js, "table", netlink::host32),
+        .priorities = optionalMember<std::vector<uint32_t>>(js, "priorities", netlink::list({}, netlink::host32))};
     return Watches::of(info.Env())
         .watch(
-            info.Env(), [&](netlink::Watcher& watcher) { return rtnetlink::watch(watcher, netns_, table); },
+            info.Env(), [&](netlink::Watcher& watcher) { return rtnetlink::watch(watcher, netns_, filter); },
             routeChange, info[1].As<Napi::Function>());
   }
   Napi::Value close(const Napi::CallbackInfo& info) { return session_->close(info.Env()); }

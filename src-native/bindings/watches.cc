@@ -5,6 +5,13 @@
 
 namespace tproxy::bindings {
 
+namespace {
+
+// Made into JavaScript's values, and told, in one turn of the event loop: some ten milliseconds.
+constexpr size_t mostPerTurn = 1024;
+
+}  // namespace
+
 Watches& Watches::of(Napi::Env env) {
   auto& watches = env.GetInstanceData<Instance>()->watches;
   if (!watches) {
@@ -22,7 +29,9 @@ Watches& Watches::of(Napi::Env env) {
   return *watches;
 }
 
-Watches::Watches(Napi::Env) : watcher_([this] { calls_.NonBlockingCall(); }) {}
+Watches::Watches(Napi::Env env)
+    : setImmediate_(Napi::Persistent(env.Global().Get("setImmediate").As<Napi::Function>())),
+      watcher_([this] { calls_.NonBlockingCall(); }) {}
 
 void Watches::stop() {
   if (std::exchange(stopped_, true)) return;
@@ -46,9 +55,19 @@ void Watches::deliver(Napi::Env env, Napi::Function, Watches* self, void*) {
   if (env != nullptr) self->deliverTo(env);
 }
 
+// Not by `calls_`, which would be called again at once, before the event loop goes on.
+void Watches::deliverLater(Napi::Env env) {
+  const auto deliver = Napi::Function::New(env, [self = weak_from_this()](const Napi::CallbackInfo& info) {
+    if (const auto watches = self.lock()) watches->deliverTo(info.Env());
+  });
+  const auto immediate = setImmediate_.Call({deliver}).As<Napi::Object>();
+  immediate.Get("unref").As<Napi::Function>().Call(immediate, {});
+}
+
 void Watches::deliverTo(Napi::Env env) {
   std::map<netlink::Watcher::Id, Napi::Array> changes;
-  for (const Notification& notification : watcher_.take()) {
+  const auto taken = watcher_.take(mostPerTurn);
+  for (const Notification& notification : taken.notifications) {
     const auto watch = watches_.find(notification.id);
     if (watch == watches_.end()) continue;  // ended meanwhile
     const Napi::Value change = watch->second->read(env, notification);
@@ -60,8 +79,13 @@ void Watches::deliverTo(Napi::Env env) {
     const auto found = watches_.find(id);
     if (found == watches_.end()) continue;
     const std::shared_ptr<Watch> watch = found->second;  // it may end itself
-    watch->onChanges.Call({list});
+    try {
+      watch->onChanges.Call({list});
+    } catch (const Napi::Error& error) {
+      napi_fatal_exception(env, error.Value());  // 'uncaughtException'; the other watches are told all the same
+    }
   }
+  if (taken.more) deliverLater(env);
 }
 
 }  // namespace tproxy::bindings

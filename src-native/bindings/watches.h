@@ -35,10 +35,12 @@ class Watches : public std::enable_shared_from_this<Watches> {
   explicit Watches(Napi::Env env);
   static void deliver(Napi::Env env, Napi::Function, Watches* self, void*);
   void deliverTo(Napi::Env env);
+  void deliverLater(Napi::Env env);
   void stop();
   using Calls = Napi::TypedThreadSafeFunction<Watches, void, deliver>;
 
   Calls calls_;
+  Napi::FunctionReference setImmediate_;
   bool stopped_ = false;
   std::map<netlink::Watcher::Id, std::shared_ptr<Watch>> watches_;
   netlink::Watcher watcher_;  // the last, so that its thread is joined before the rest goes

@@ -23,6 +23,8 @@ namespace {
 constexpr size_t mostBytes = 4 << 20;
 // The kernel puts at most a page's worth into one notification, or one message that is larger.
 constexpr size_t datagramSize = 64 << 10;
+// Read from one socket before others, and JavaScript, have their turn: somebody may send faster than we read.
+constexpr int datagramsPerTurn = 256;
 constexpr int idleMs = 500;  // without a watch
 
 [[noreturn]] void fail(const char* request) { throw Error("watch", {.errnum = errno, .request = request}); }
@@ -75,14 +77,21 @@ void Watcher::unwatch(Id id) {
   {
     const std::lock_guard lock(mutex_);
     watches_.erase(id);
+    lost_.erase(id);
   }
   eventfd_write(wake_.get(), 1);
 }
 
-std::vector<Watcher::Notification> Watcher::take() {
+Watcher::Taken Watcher::take(size_t most) {
   const std::lock_guard lock(mutex_);
-  bytes_ = 0;
-  return std::exchange(notifications_, {});
+  const auto end = notifications_.begin() + static_cast<std::ptrdiff_t>(std::min(most, notifications_.size()));
+  std::vector<Notification> taken(std::move_iterator(notifications_.begin()), std::move_iterator(end));
+  notifications_.erase(notifications_.begin(), end);
+  for (const Notification& notification : taken) {
+    bytes_ -= notification.message.size();
+    if (notification.message.empty()) lost_.erase(notification.id);
+  }
+  return {std::move(taken), !notifications_.empty()};
 }
 
 void Watcher::start() {
@@ -148,7 +157,6 @@ void Watcher::main() {
   }
 }
 
-// All that is there.
 void Watcher::read(Id id, Watch& watch) {
   std::vector<Notification> notifications;
   if (!watch.wanted) {
@@ -157,7 +165,9 @@ void Watcher::read(Id id, Watch& watch) {
     return;
   }
   Bytes datagram(datagramSize);
-  for (;;) {
+  uint32_t by = 0;  // who sends one message sends many: looked up once
+  std::string byName;
+  for (int turn = 0; turn < datagramsPerTurn; ++turn) {
     sockaddr_nl sender{};
     iovec buffer{.iov_base = datagram.data(), .iov_len = datagram.size()};
     msghdr header{.msg_name = &sender, .msg_namelen = sizeof sender, .msg_iov = &buffer, .msg_iovlen = 1};
@@ -174,9 +184,9 @@ void Watcher::read(Id id, Watch& watch) {
       for (ByteView rest = ByteView(datagram).first(static_cast<size_t>(size)); !rest.empty();) {
         const Received message = readMessage(rest);
         if (!watch.wanted(message)) continue;
-        notifications.push_back({.id = id,
-                                 .message = Bytes(message.whole.begin(), message.whole.end()),
-                                 .processName = processNameOf(message.header.nlmsg_pid)});
+        if (std::exchange(by, message.header.nlmsg_pid) != by) byName = processNameOf(by);
+        notifications.push_back(
+            {.id = id, .message = Bytes(message.whole.begin(), message.whole.end()), .processName = byName});
       }
     } catch (const Malformed&) {
       notifications.push_back({.id = id});
@@ -193,9 +203,9 @@ void Watcher::deliver(std::vector<Notification> notifications) {
     for (Notification& notification : notifications) {
       if (bytes_ > mostBytes) notification.message.clear();
       bytes_ += notification.message.size();
-      const bool lost = notification.message.empty();
-      if (lost && !notifications_.empty() && notifications_.back().message.empty() &&
-          notifications_.back().id == notification.id)
+      if (!notification.message.empty())
+        lost_.erase(notification.id);
+      else if (!lost_.insert(notification.id).second)
         continue;
       notifications_.push_back(std::move(notification));
     }

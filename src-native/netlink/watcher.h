@@ -2,10 +2,12 @@
 // sleeps in poll(2).
 #pragma once
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
 #include <thread>
 #include <vector>
@@ -38,7 +40,11 @@ class Watcher {
   Id watch(UniqueFd descriptor);
   // The thread ends a while after the last one: to start another takes longer than one may think.
   void unwatch(Id id);
-  std::vector<Notification> take();
+  struct Taken {
+    std::vector<Notification> notifications;
+    bool more;  // has come: `notify` will not tell of it
+  };
+  Taken take(size_t most);
   void stop();
 
  private:
@@ -60,8 +66,9 @@ class Watcher {
   bool stopping_ = false, ended_ = false;
   Id last_ = 0;
   std::map<Id, std::shared_ptr<Watch>> watches_;
-  std::vector<Notification> notifications_;
-  size_t bytes_ = 0;  // in them
+  std::deque<Notification> notifications_;
+  size_t bytes_ = 0;   // in them
+  std::set<Id> lost_;  // whose last one says that some were lost: another would say no more
 };
 
 }  // namespace tproxy::netlink

@@ -1,6 +1,9 @@
 #include "rtnetlink/watch.h"
 
+#include <algorithm>
+
 #include "rtnetlink/route.h"
+#include "rtnetlink/rule.h"
 
 namespace tproxy::rtnetlink {
 
@@ -13,6 +16,10 @@ bool isInTable(const netlink::Received& message, uint32_t table) {
   return decodeRoute(message.whole).table == table;
 }
 
+bool hasPriority(const netlink::Received& message, const std::vector<uint32_t>& priorities) {
+  return std::ranges::find(priorities, decodeRule(message.whole).priority.value_or(0)) != priorities.end();
+}
+
 // Others of these messages are a bridge's about its ports: one that leaves it would look like a link that goes.
 bool isLink(const netlink::Received& message) {
   ByteView payload = message.payload;
@@ -21,20 +28,21 @@ bool isLink(const netlink::Received& message) {
 
 }  // namespace
 
-netlink::Watcher::Id watch(netlink::Watcher& watcher, const std::string& netns, std::optional<uint32_t> table) {
+netlink::Watcher::Id watch(netlink::Watcher& watcher, const std::string& netns, WatchFilter filter) {
   return watcher.watch(NETLINK_ROUTE, netns,
                        {RTNLGRP_IPV4_RULE, RTNLGRP_IPV6_RULE, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE, RTNLGRP_LINK,
                         RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR},
-                       [table](const netlink::Received& message) {
+                       [filter = std::move(filter)](const netlink::Received& message) {
                          switch (message.header.nlmsg_type) {
                            case RTM_NEWROUTE:
                            case RTM_DELROUTE:
-                             return !table || isInTable(message, *table);
+                             return !filter.table || isInTable(message, *filter.table);
                            case RTM_NEWLINK:
                            case RTM_DELLINK:
                              return isLink(message);
                            case RTM_NEWRULE:
                            case RTM_DELRULE:
+                             return !filter.priorities || hasPriority(message, *filter.priorities);
                            case RTM_NEWADDR:
                            case RTM_DELADDR:
                              return true;

@@ -5,9 +5,11 @@
  */
 import { type InstallStep, NetlinkError } from '../errors.js';
 import { sequence } from '../netlink/sequence.js';
-import type { RouteOperation } from '../netlink/types.js';
+import type { NftOperation, RouteOperation } from '../netlink/types.js';
+import { packAhead } from '../pack.js';
 import { atStep, untilQuiet } from './attempt.js';
 import { backendOf } from './backend.js';
+import type { Content } from './contents.js';
 import { Guarding } from './guard.js';
 import { askFor, takeOver } from './handover.js';
 import { claimOf, completeOptions, type HostState, lookAtHost, type Predecessor, predecessorOf } from './host.js';
@@ -39,12 +41,15 @@ export async function installIntercept(options: InstallOptions): Promise<Install
   const kernel = openKernel(netns);
   try {
     return await untilQuiet(async () => {
-      const { plan, host, predecessor } = await choose(kernel, planOptions, planned);
+      const { plan, host, predecessor, operations } = await choose(kernel, planOptions, planned);
       const guarding = new Guarding(kernel, plan);
-      const kept = predecessor
-        ? await takeOver(kernel, plan, predecessor, guarding)
-        : await apply(kernel, plan, host, guarding);
-      return installed({ kernel, plan, netns, guarding, kept, repair: options.repair ?? true });
+      const make = (kept: readonly Content[]) =>
+        installed({ kernel, plan, netns, guarding, kept, repair: options.repair ?? true });
+      const { rules, start } = predecessor
+        ? make(await takeOver(kernel, plan, predecessor, guarding))
+        : await apply({ kernel, plan, host, guarding, operations, meanwhile: () => make([]) });
+      start();
+      return rules;
     });
   } catch (error) {
     // What could not be undone the kernel deletes then.
@@ -54,15 +59,11 @@ export async function installIntercept(options: InstallOptions): Promise<Install
 }
 
 /** Looks at the host, clears away what a killed process of ours left, and plans with what is free. */
-async function choose(
-  kernel: Kernel,
-  options: PlanOptions,
-  planned: Plan,
-): Promise<{ plan: Plan; host: HostState; predecessor: Predecessor | undefined }> {
+async function choose(kernel: Kernel, options: PlanOptions, planned: Plan): Promise<Choice> {
   const { nftTable, table, lifetime } = planned;
   const looking = clearAway(kernel, table);
   // Most often that is what will be free: it is worked out while the kernel is asked.
-  if (options.ownHost === undefined) void planned.nftables;
+  const operations = options.ownHost === undefined ? packAhead(backendOf(planned).make(planned)) : undefined;
   let host = await looking;
   const find = () => (lifetime === 'persist' ? predecessorOf(host, nftTable) : undefined);
   let predecessor = find();
@@ -72,14 +73,23 @@ async function choose(
     predecessor = find();
   }
   const completed = await completeOptions(kernel, host, options, predecessor);
-  return { plan: isPlanned(completed, planned, options) ? planned : planIntercept(completed), host, predecessor };
+  if (operations && isPlanned(completed, planned, options)) return { plan: planned, host, predecessor, operations };
+  const plan = planIntercept(completed);
+  return { plan, host, predecessor, operations: backendOf(plan).make(plan) };
+}
+
+interface Choice {
+  readonly plan: Plan;
+  readonly host: HostState;
+  readonly predecessor: Predecessor | undefined;
+  /** What puts the rules in. */
+  readonly operations: readonly NftOperation[];
 }
 
 /** Whether the host has changed nothing of a plan made without it. */
-function isPlanned(completed: PlanOptions, planned: Plan, { ownHost, zone }: PlanOptions): boolean {
+function isPlanned(completed: PlanOptions, planned: Plan, { zone }: PlanOptions): boolean {
   const { fwmark, families, table, priority } = planned;
   return (
-    ownHost === undefined &&
     completed.zone === zone &&
     completed.fwmark?.value === fwmark.value &&
     completed.fwmark.mask === fwmark.mask &&
@@ -111,10 +121,17 @@ async function claimAnyway(kernel: Kernel, plan: Plan, changed: unknown): Promis
   }
 }
 
-/** What its sets had in them before: nothing. */
-async function apply(kernel: Kernel, plan: Plan, host: HostState, guarding: Guarding): Promise<[]> {
+interface Application<T> extends Omit<Choice, 'predecessor'> {
+  readonly kernel: Kernel;
+  readonly guarding: Guarding;
+  /** Is done while the kernel is at work. */
+  readonly meanwhile: () => T;
+}
+/** All of it or nothing; gives what was done meanwhile. */
+async function apply<T>(application: Application<T>): Promise<T> {
+  const { kernel, plan, host, guarding, operations, meanwhile } = application;
   const { route, nftables } = kernel;
-  const { frame, make, unmake } = backendOf(plan);
+  const { frame, unmake } = backendOf(plan);
   const table = tableObject(plan);
   const undo: (() => Promise<unknown>)[] = [];
   /** What failed may have happened all the same (its answer was lost), so it is undone too, unless it surely has not. */
@@ -139,7 +156,7 @@ async function apply(kernel: Kernel, plan: Plan, host: HostState, guarding: Guar
       undo.push(async () => guarding.end());
     };
     const claim = () => nftables.commit([{ verb: 'create', object: table }], { generation: host.generation });
-    const rest = () => [route.commit(added.routes), route.commit(added.rules), nftables.commit(make(plan))];
+    const rest = () => [route.commit(added.routes), route.commit(added.rules), nftables.commit(operations)];
     const start = (calls: () => Promise<void>[]) => {
       const started = sequence(calls);
       for (const each of started) each.catch(() => {}); // told here, one after the other
@@ -153,6 +170,7 @@ async function apply(kernel: Kernel, plan: Plan, host: HostState, guarding: Guar
       await claimAnyway(kernel, plan, error);
       if (inOneGo) calls = start(rest);
     });
+    const result = meanwhile();
     await step('table', claimed, () => nftables.commit([{ verb: 'delete', object: table }]));
     if (!inOneGo) {
       await step('table', nftables.commit(first), takeOutAll);
@@ -163,7 +181,7 @@ async function apply(kernel: Kernel, plan: Plan, host: HostState, guarding: Guar
     await step('routes', routes, (failure) => route.commit(ours(removed.routes, failure)));
     await step('rules', rules, (failure) => route.commit(ours(removed.rules, failure)));
     await step('batch', batch, takeOutAll);
-    return [];
+    return result;
   } catch (error) {
     for (const undoIt of undo.reverse()) await undoIt().catch(() => {});
     throw error;

@@ -4,9 +4,11 @@
  */
 import { EventEmitter } from 'node:events';
 import { closedSocket, NetlinkError } from '../errors.js';
+import { unchecked } from '../netlink/check/schema.js';
 import { NftablesSocket } from '../netlink/nftables.js';
 import { sequence } from '../netlink/sequence.js';
 import type { NftOperation, RouteOperation } from '../netlink/types.js';
+import { packAhead } from '../pack.js';
 import { ignoring, untilQuiet } from './attempt.js';
 import { backendOf } from './backend.js';
 import { type Content, tableWith } from './contents.js';
@@ -60,7 +62,11 @@ export interface Installation {
   readonly kept: readonly Content[];
   readonly repair: boolean;
 }
-export function installed({ kernel, plan: initial, netns, guarding, kept, repair }: Installation): InstalledRules {
+/** What is or will be installed; `start` is for when it is, and nothing has been begun before. */
+export function installed({ kernel, plan: initial, netns, guarding, kept, repair }: Installation): {
+  readonly rules: InstalledRules;
+  readonly start: () => void;
+} {
   const backend = backendOf(initial);
   let plan = initial;
   /** With what is in its sets, where those are rules. */
@@ -79,7 +85,7 @@ export function installed({ kernel, plan: initial, netns, guarding, kept, repair
     },
     plan.backend === 'iptables' ? (sets) => inTurn(() => rewrite(sets)) : undefined,
   );
-  const forgetMark = announceMark(kernel.namespace, plan.socketMark);
+  let forgetMark = () => {};
   let isOurs = true;
   /** The sockets may be somebody else's by then. */
   const checkOurs = () => {
@@ -103,6 +109,11 @@ export function installed({ kernel, plan: initial, netns, guarding, kept, repair
       endHearing = hearRequests(kernel.nftables, table, () => {
         if (!ending) handingOver ??= giveAway().catch(tell);
       });
+  };
+  const start = () => {
+    forgetMark = announceMark(kernel.namespace, plan.socketMark);
+    if (plan.lifetime === 'process') onExit(uninstallNow);
+    begin();
   };
   const pause = async () => {
     endHearing?.();
@@ -133,7 +144,7 @@ export function installed({ kernel, plan: initial, netns, guarding, kept, repair
   };
 
   const { rules, routes } = changesOf('delete', plan);
-  const removed = { rules: rules.reverse(), routes: routes.reverse() };
+  const removed = { rules: packAhead(rules.reverse()), routes: packAhead(routes.reverse()) };
   // Reverse of apply: the marks stop first, then the rules that read them, then the routes, and the claim last: until then
   // nobody takes what we have not removed yet for left over, or for free.
   const takeDown = async () => {
@@ -199,7 +210,6 @@ export function installed({ kernel, plan: initial, netns, guarding, kept, repair
     attempt(() => nftables.commitSync(remove));
     if (!failed) guarding.end();
   };
-  if (plan.lifetime === 'process') onExit(uninstallNow);
 
   const release = async () => {
     await pause();
@@ -277,13 +287,12 @@ export function installed({ kernel, plan: initial, netns, guarding, kept, repair
     get: () => plan,
     enumerable: true,
   }) as unknown as InstalledRules;
-  begin();
-  return result;
+  return { rules: result, start };
 }
 
 export const changesOf = (verb: 'add' | 'delete', { rules, routes }: Pick<Plan, 'rules' | 'routes'>) => ({
-  rules: rules.map((rule): RouteOperation => ({ verb, kind: 'rule', rule })),
-  routes: routes.map((route): RouteOperation => ({ verb, kind: 'route', route: byIndex(route) })),
+  rules: unchecked(rules.map((rule): RouteOperation => ({ verb, kind: 'rule', rule }))),
+  routes: unchecked(routes.map((route): RouteOperation => ({ verb, kind: 'route', route: byIndex(route) }))),
 });
 
 /** What who installed it for its own purposes does in the end. */

@@ -25,8 +25,11 @@ export function ownMark(netns: string | undefined): number | undefined {
   return entries && [...entries].reduce((bits, { mark }) => bits | mark, 0) >>> 0;
 }
 
-/** A namespace has many paths and one inode; the process's own has no path. */
-export function namespaceOf(netns = '/proc/self/ns/net'): string {
+/** A namespace has many paths and one inode; the process's own has no path, and stays what it is. */
+export const namespaceOf = (netns?: string): string => (netns === undefined ? own : inodeOf(netns));
+const own = inodeOf('/proc/self/ns/net');
+
+function inodeOf(netns: string): string {
   const status = statSync(netns, { throwIfNoEntry: false });
   return status ? `${status.dev}:${status.ino}` : netns; // a missing one is told by whoever opens it
 }

@@ -12,7 +12,7 @@ export interface SetOfRules {
   readonly size?: number;
   readonly timeoutSeconds?: number;
   /** As nft prints them. */
-  readonly elementTexts: readonly string[];
+  readonly elementTexts: () => readonly string[];
   readonly elements: readonly NftElement[];
 }
 
@@ -51,9 +51,7 @@ function intervalSet(name: string, type: Datatype, rangeType: RangeType, ranges:
     name,
     type: [type],
     flags: ['interval', 'timeout'],
-    get elementTexts() {
-      return ranges.map((range) => formatRange(rangeType, range));
-    },
+    elementTexts: () => ranges.map((range) => formatRange(rangeType, range)),
     elements: intervalElements(rangeType, ranges),
   };
 }
@@ -63,7 +61,7 @@ function interfaceSet(name: string, interfaces: readonly string[]): SetOfRules {
     name,
     type: ['ifname'],
     flags: [],
-    elementTexts: interfaces.map((each) => `"${each}"`),
+    elementTexts: () => interfaces.map((each) => `"${each}"`),
     elements: interfaces.map((each) => ({
       key: Buffer.alloc(datatype.ifname.bytes, `${each}\0`, 'latin1').fill(0, each.length),
     })),
@@ -77,7 +75,7 @@ function flowSet(name: string, family: Family, timeoutSeconds: number): SetOfRul
     flags: ['dynamic', 'timeout'],
     size: FLOW_SIZE,
     timeoutSeconds,
-    elementTexts: [],
+    elementTexts: () => [],
     elements: [],
   };
 }

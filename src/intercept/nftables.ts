@@ -184,12 +184,12 @@ function newBatch({ nftTable: table }: PlanFacts) {
       family: FAMILY,
       table,
       chain,
-      ...(position !== undefined && { position }),
       expressions: expressionsOf(statements).map((expression) => {
         if (expression.kind !== 'lookup' && expression.kind !== 'dynset') return expression;
         const id = ids.get(expression.set);
         return id === undefined ? expression : { ...expression, setId: id };
       }),
+      ...(position !== undefined && { position }),
       ...(comment !== undefined && { userdata: encodeComment(comment) }),
     });
   };

@@ -121,7 +121,7 @@ type Elements = Pick<NftElements, 'elements' | 'intervals'>;
 const kernelSet = (name: string, type: RangeType, ranges: readonly Range[]): KernelSet => ({
   name,
   type,
-  segments: ranges.map((range) => ({ ...range, until: Number.POSITIVE_INFINITY })),
+  segments: ranges.map(({ start, end }) => ({ start, end, until: Number.POSITIVE_INFINITY })),
 });
 
 /** What is in them at first. */

@@ -96,7 +96,8 @@ function setText(set: SetOfRules): string[] {
   if (set.flags.length > 0) lines.push(`flags ${set.flags.join(',')}`);
   if (set.timeoutSeconds !== undefined) lines.push(`timeout ${set.timeoutSeconds}s`);
   if (set.flags.includes('interval')) lines.push('auto-merge');
-  if (set.elementTexts.length > 0) lines.push(`elements = { ${set.elementTexts.join(', ')} }`);
+  const elements = set.elementTexts();
+  if (elements.length > 0) lines.push(`elements = { ${elements.join(', ')} }`);
   return block(`set ${set.name}`, lines);
 }
 

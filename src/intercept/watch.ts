@@ -74,7 +74,9 @@ export class Watch extends EventEmitter<WatchEvents> {
     this.#contents = contents;
     this.#guarding = guarding;
     this.#owned = tableObject(plan).flags?.includes('owner') ?? false;
-    this.#ends.push(kernel.route.watch((changes) => this.#hearRoutes(changes), { table: plan.table }));
+    // Of what others do the kernel may tell more than we could read.
+    const ours = { table: plan.table, priorities: plan.rules.flatMap(({ priority }) => priority ?? []) };
+    this.#ends.push(kernel.route.watch((changes) => this.#hearRoutes(changes), ours));
     for (const table of [...(this.#owned ? [] : [plan.nftTable]), ...backendOf(plan).watched])
       this.#ends.push(kernel.nftables.watch((changes) => this.#hearTable(changes), { table }));
     guarding.onLost = () => this.#notice(GUARD);

@@ -26,6 +26,7 @@ import type {
   RouteChange,
   RouteOperation,
   RouteQuery,
+  RouteWatchFilter,
   Rule,
 } from './types.js';
 import { Watches } from './watches.js';
@@ -221,7 +222,7 @@ export class RouteSocket {
    * Equivalent to: `ip monitor rule route link address`. Tells of changes by whomever, this socket too, from now until the
    * socket is closed or the function that this gives is called. Does not keep the process alive.
    */
-  watch(onChanges: (changes: RouteChange[]) => void, filter: { readonly table?: number } = {}): () => void {
+  watch(onChanges: (changes: RouteChange[]) => void, filter: RouteWatchFilter = {}): () => void {
     checkRouteWatch(filter, onChanges);
     return this.#watches.add(this.#native.watch(filter, onChanges));
   }

@@ -3,7 +3,7 @@ import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
 import { native } from '../../src/native.js';
 import type { NftElement, NftOperation, Rule } from '../../src/netlink/types.js';
-import { pack } from '../../src/pack.js';
+import { pack, packAhead } from '../../src/pack.js';
 
 const test = suite('pack');
 
@@ -25,6 +25,15 @@ test('every kind of value arrives', () => {
   const verdict = { kind: 'verdict', verdict: 'accept' } as const;
   const many = { kind: 'rule', family: 'ip', table: 't', chain: 'c', expressions: [lookup, verdict] } as const;
   assert.equal(roundTrip(many), many);
+});
+
+test('what is packed ahead is what it was then', () => {
+  const list = ['a', 'b'];
+  const expected = pack(list).slice();
+  assert.is(packAhead(list), list);
+  list.pop();
+  pack('in between');
+  assert.equal(pack(list), expected);
 });
 
 test('more than there is room for at first, and little again', () => {

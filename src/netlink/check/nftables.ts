@@ -24,7 +24,7 @@ import {
 } from './schema.js';
 
 export function checkNftWatch(filter: unknown, onChanges: unknown): void {
-  checkWatch(filter, onChanges, string);
+  checkWatch(filter, onChanges, { table: optional(string) });
 }
 
 /** nf_tables keeps at most this much userdata with an object. */

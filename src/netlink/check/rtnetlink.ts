@@ -224,6 +224,7 @@ export function checkRouteFilter(filter: unknown): void {
   checkArgument('filter', filter, routeFilter);
 }
 
+const routeWatchFilter = { table: optional(u32), priorities: optional(listOf(u32)) };
 export function checkRouteWatch(filter: unknown, onChanges: unknown): void {
-  checkWatch(filter, onChanges, u32);
+  checkWatch(filter, onChanges, routeWatchFilter);
 }

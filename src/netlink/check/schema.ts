@@ -121,9 +121,9 @@ export function checkArgument(key: string, value: unknown, member: Check): void 
   if (!made.has(value as object)) member(value, ROOT, key, {});
 }
 
-/** Of the sockets' `watch`, which tells of one table or of all. */
-export function checkWatch(filter: unknown, onChanges: unknown, table: Check): void {
-  checkArgument('filter', filter, objectOf({ table: optional(table) }));
+/** Of the sockets' `watch`. */
+export function checkWatch(filter: unknown, onChanges: unknown, members: Readonly<Record<string, Check>>): void {
+  checkArgument('filter', filter, objectOf(members));
   if (typeof onChanges !== 'function') throw invalidType('onChanges', 'a function', onChanges);
 }
 

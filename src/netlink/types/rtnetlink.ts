@@ -188,6 +188,14 @@ export interface ChangeOrigin {
   readonly portId: number;
 }
 
+/** What `RouteSocket.watch` is to tell of routes and policy rules: the rest is not even handed to this thread. */
+export interface RouteWatchFilter {
+  /** Of routes only those in this table. */
+  readonly table?: number;
+  /** Of policy rules only those with one of these priorities. */
+  readonly priorities?: readonly number[];
+}
+
 /** What `ip monitor rule route link address` prints. `lost`: something more happened, but too fast to be told; look again. */
 export type RouteChange =
   | (ChangeOrigin & {
