@@ -215,8 +215,10 @@ export class TransparentServer extends EventEmitter<TransparentServerEvents> {
     this.#start(options).then(
       () => this.#started(),
       (error: Error) => {
+        const closing = this.#state === 'closing';
         this.#state = 'idle';
         this.emit('error', error);
+        if (closing) this.emit('close');
       },
     );
     return this;

@@ -219,6 +219,10 @@ test('listen() twice, close() twice, close() while starting, an address in use',
   const [error] = await once(second.listen(50080), 'error').catch((caught) => [caught]);
   assert.is(error.code, 'EADDRINUSE');
   assert.match(error.message, /ss -antp/);
+  const closing = createTransparentServer({ netns }).listen(50080);
+  const refused = once(closing, 'error');
+  await within(5_000, async () => void (await stop(closing)))();
+  assert.is(((await refused)[0] as NodeJS.ErrnoException).code, 'EADDRINUSE');
   await stop(server);
   const again = await new Promise<Error | undefined>((resolve) => server.close(resolve));
   assert.is((again as NodeJS.ErrnoException).code, 'ERR_SERVER_NOT_RUNNING');
