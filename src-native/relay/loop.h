@@ -1,5 +1,6 @@
 // What happens on a relay thread: which connections there are, in which phase of their life, and what moves them on.
-// Waiting for the world is the poller's part, moving bytes the connection's, being a thread that of thread.h.
+// Waiting for the world is the poller's part, moving bytes the connection's, being a thread that of thread.h. Nothing here
+// blocks, and nothing is done for each byte.
 #pragma once
 #include <atomic>
 #include <cstdint>
@@ -68,30 +69,58 @@ class Loop {
     Timers::Handle timer;
   };
 
-  void on(ConnectCommand& command);
-  void on(RelayCommand& command);
-  void on(AcceptCommand& command);
-  void on(DecideCommand& command);
-  void on(PeekCommand& command);
-  void on(DestroyCommand& command);
-  void on(TellCommand& command);
-  void on(StopAcceptingCommand& command);
-  void on(OpenerCommand& command);
+  // A token is an id and what of it became ready. A connect that came before the decision, and may not be of use, has a
+  // token of its own.
+  enum class Part : std::uint64_t { client, server, listener, preconnected };
+  static std::uint64_t tokenOf(Id id, Part part) { return id << 2 | static_cast<std::uint64_t>(part); }
 
-  void queue(Task& task);
-  void queue(Listener& listener);
+  // ---- loop.cc: turns of the loop, relays, and how everything ends
   void hear(Ready& ready);
   void tellPoller();
+  void touch(Task& task);
+  void queue(Task& task);
   void run(Task& task);
+  void expire(Id id);
+  Task& add(Id id, Task::Phase phase);
+  template <typename Step>
+  void guarded(Id id, Step step);
+
+  void on(RelayCommand& command);
+  static void setLimits(int fd, const Limits& limits);
+  static void prepare(int fd, const Limits& limits);
+  void startRelay(Task& task);
+  void armIdle(Task& task);
+
+  void on(DestroyCommand& command);
+  // Each of these ends the task: it is gone when they return.
+  void end(Task& task, Reason reason, const std::optional<socket::Error>& failure = {});
+  void fail(Task& task, const socket::Error& failure);
+  void handOut(Task& task, UniqueFd& fd);
+  void forget(Task& task);
+  void close(Connection& connection);
+
+  // ---- loop_accept.cc: listeners, and the connections that come in by them
+  void on(AcceptCommand& command);
+  void on(TellCommand& command);
+  void on(StopAcceptingCommand& command);
+  void queue(Listener& listener);
   void run(Listener& listener);
+  void endAll(Id server);
+  void closeIfDone(Listener& listener);
+  static UniqueFd openReserve();
   bool acceptOne(Listener& listener);
   void adopt(Listener& listener, UniqueFd fd, const socket::Address& source);
+  static Endpoint describe(const socket::Address& address, int fd);
+  socket::ConnectOptions upstreamOf(const Listener& listener, const Task& task) const;
   void backOff(Listener& listener, int error);
-  void expire(Id id);
 
+  // ---- loop_connect.cc: from there to the relay: what is decided, and the connection to the server
+  void on(PeekCommand& command);
   void answerPeek(Task& task, bool now);
   static bool serverSpoke(const Task& task);
-  socket::ConnectOptions upstreamOf(const Listener& listener, const Task& task) const;
+  void on(DecideCommand& command);
+  void on(ConnectCommand& command);
+  void on(OpenerCommand& command);
   void preconnect(Task& task, const socket::ConnectOptions& options);
   void connect(Task& task, const socket::ConnectOptions& options, const Upstream& upstream);
   void dial(Task& task, socket::ConnectOptions options);
@@ -99,23 +128,7 @@ class Loop {
   bool awaitsServer(const Task& task) const;
   void finishConnect(Task& task);
   void tellOpened(Task& task);
-  void startRelay(Task& task);
-  void armIdle(Task& task);
   socket::Error connectError(const Task& task, int error) const;
-  void touch(Task& task);
-
-  // Each of these ends the task: it is gone when they return.
-  void end(Task& task, Reason reason, const std::optional<socket::Error>& failure = {});
-  void fail(Task& task, const socket::Error& failure);
-  void handOut(Task& task, UniqueFd& fd);
-  void forget(Task& task);
-
-  void close(Connection& connection);
-  void endAll(Id server);
-  void closeIfDone(Listener& listener);
-  Task& add(Id id, Task::Phase phase);
-  template <typename Step>
-  void guarded(Id id, Step step);
 
   Poller& poller_;
   std::atomic<Id>& ids_;
@@ -132,5 +145,15 @@ class Loop {
   UniqueFd reserve_;
   socket::Opener opener_;
 };
+
+// Runs one step in the life of a task; a system call that fails there ends that task and nothing else.
+template <typename Step>
+void Loop::guarded(Id id, Step step) {
+  try {
+    step();
+  } catch (const socket::Error& failure) {
+    if (const auto task = tasks_.find(id); task != tasks_.end()) fail(task->second, failure);
+  }
+}
 
 }  // namespace tproxy::relay
