@@ -202,10 +202,10 @@ test('switched while somebody else changes the table: both are as they should be
   }
   await rules.setOnDown('closed');
   await until(async () => (await rules.verify()).intact, 'it is repaired');
-  const closed = lab.exec('router', 'nft', 'list', 'table', ...table.split(' '));
+  const closed = lab.exec('router', 'nft', '-s', 'list', 'table', ...table.split(' '));
   await rules.uninstall();
   const fresh = await install({ lifetime: 'permanent', onDown: 'closed' });
-  assert.is(closed, lab.exec('router', 'nft', 'list', 'table', ...table.split(' ')));
+  assert.is(closed, lab.exec('router', 'nft', '-s', 'list', 'table', ...table.split(' ')));
   await fresh.uninstall();
 });
 
