@@ -44,7 +44,7 @@ class Connection {
   // Sends a request that is answered with one message for each thing that it asks for.
   std::vector<Bytes> getEach(const std::string& operation, Message request);
   // Sends a request that is answered with any number of messages. If what is listed changes meanwhile the dump is
-  // begun anew, up to ten times; the error is then EINTR.
+  // begun anew, up to ten times within 0.2 s; the error is then EINTR.
   std::vector<Bytes> dump(const std::string& operation, Message request);
   // The same for what changes without the kernel's marking the dump, since it goes on with the next part by counting:
   // `group` (RTNLGRP_...) tells every change, so a dump during which it is silent is whole.

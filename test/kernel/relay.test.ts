@@ -164,11 +164,15 @@ except ConnectionResetError:
       client.write(chunk);
     };
     await until(() => accepted.length === 1, 'the server has the connection');
-    // As much as goes on, and some that waits in the kernel for the relay to read it.
-    for (let before = -1n; before !== counters[Counter.bytesFromClient]; await sleep(50)) {
-      before = counters[Counter.bytesFromClient] as bigint;
-      send();
-    }
+    // As much as goes on, each when the one before has, and some that waits in the kernel for the relay to read it.
+    const goesOn = () => counters[Counter.bytesFromClient] === BigInt(client.bytesWritten);
+    do send();
+    while (
+      await until(goesOn, 'it goes on', 500).then(
+        () => true,
+        () => false,
+      )
+    );
     send();
     const bytes = client.bytesWritten;
     client.end();
