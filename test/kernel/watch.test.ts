@@ -601,7 +601,8 @@ test('a function that throws keeps no other watch from being told', async () => 
   const socket = new RouteSocket({ netns });
   const told: number[] = [];
   const failed = new Promise<Error>((resolve) => process.once('uncaughtException', resolve));
-  socket.watch(() => {
+  const end = socket.watch(() => {
+    end();
     throw new Error('from a watch');
   });
   socket.watch((list) => told.push(list.length));
