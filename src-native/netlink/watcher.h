@@ -49,7 +49,7 @@ class Watcher {
 
  private:
   struct Watch {
-    UniqueFd fd;  // stays the same
+    UniqueFd fd;    // stays the same
     Wanted wanted;  // none: not a socket
   };
 
