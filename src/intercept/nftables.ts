@@ -7,6 +7,7 @@ import { encodeComment, encodeSetUserdata } from '../netlink/userdata.js';
 import type { Family, Fwmark } from '../types.js';
 import { mangleSize } from './mangle.js';
 import type { SetOfRules } from './named-sets.js';
+import { once } from './once.js';
 import type { Plan, PlanFacts } from './plan.js';
 import { counted, ruleSet } from './ruleset.js';
 import { ANONYMOUS_SET, datatype, expressionsOf, type RuleOfStatements } from './statement.js';
@@ -93,20 +94,17 @@ const flagsOf: Record<Plan['lifetime'], NonNullable<NftTable['flags']>> = {
   permanent: [],
 };
 
-const known = new WeakMap<PlanFacts, NftTable>();
-/** The table alone, as the claim it is; worked out once, for a plan does not change. */
-export function tableObject(plan: PlanFacts): NftTable {
+/** The table alone, as the claim it is. */
+export const tableObject = once((plan: PlanFacts): NftTable => {
   const flags = flagsOf[plan.lifetime];
-  const table: NftTable = known.get(plan) ?? {
+  return {
     kind: 'table',
     family: FAMILY,
     name: plan.nftTable,
     ...(flags.length > 0 && { flags }),
     userdata: encodeComment(claimOfPlan(plan)),
   };
-  known.set(plan, table);
-  return table;
-}
+});
 
 /** In the order in which `nft -f` sends a table: chains, sets with their elements, rules. */
 export function nftablesOperations(plan: PlanFacts): NftOperation[] {

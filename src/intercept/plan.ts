@@ -11,6 +11,7 @@ import { LONGEST_NAME, pathOf } from './iptables.js';
 import { CGROUP_PATH_BYTES } from './iptables-words.js';
 import { mangleOperations, nothing } from './mangle.js';
 import { nftablesOperations, tableObject } from './nftables.js';
+import { once } from './once.js';
 import { parsePorts, parsePrefixes, type Range } from './ranges.js';
 import { ownMark } from './ruleset.js';
 import { LOOPBACK_INDEX } from './statement.js';
@@ -196,14 +197,11 @@ export function withSets(
   });
 }
 
-const operations = new WeakMap<PlanFacts, readonly NftOperation[]>();
 /** What all plans have in common: with a getter of its own, each plan would be an object of another shape to the engine. */
 const made: Pick<Plan, 'nftables' | 'toString'> & ThisType<Plan> = {
   get nftables() {
     checkIds(this.ownHost);
-    const known = operations.get(this) ?? operationsOf(this);
-    operations.set(this, known);
-    return known;
+    return operationsOf(this);
   },
   toString() {
     return planText(this);
@@ -211,10 +209,11 @@ const made: Pick<Plan, 'nftables' | 'toString'> & ThisType<Plan> = {
 };
 const planOf = (facts: PlanFacts): Plan => Object.assign(Object.create(made), facts, routingOf(facts));
 
-const operationsOf = (plan: Plan): NftOperation[] =>
+const operationsOf = once((plan: Plan): readonly NftOperation[] =>
   plan.backend === 'iptables'
     ? [{ verb: 'add', object: tableObject(plan) }, ...mangleOperations(plan, nothing)]
-    : nftablesOperations(plan);
+    : nftablesOperations(plan),
+);
 
 export const nftTableOf = ({ name, port }: Pick<PlanOptions, 'name' | 'port'>) => `${TABLE_PREFIX}${name ?? port}`;
 

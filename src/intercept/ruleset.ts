@@ -4,6 +4,7 @@
  */
 import type { Family } from '../types.js';
 import { namedSets, type SetOfRules, setFor } from './named-sets.js';
+import { once } from './once.js';
 import type { OwnHost, Plan, PlanFacts } from './plan.js';
 import { isAllPorts } from './ranges.js';
 import {
@@ -82,13 +83,8 @@ const BEHIND_MANGLE = { name: 'mangle + 1', number: -149 } as const;
 const RAW = { name: 'raw', number: -300 } as const;
 const DSTNAT = { name: 'dstnat', number: -100 } as const;
 
-const known = new WeakMap<PlanFacts, RuleSet>();
-/** The table as words; worked out once, for a plan does not change. */
-export function ruleSet(plan: PlanFacts): RuleSet {
-  const rules = known.get(plan) ?? rulesOf(plan);
-  known.set(plan, rules);
-  return rules;
-}
+/** The table as words. */
+export const ruleSet = once(rulesOf);
 
 /** What is not intercepted at all (`intercept: {}`) needs the divert part alone. */
 function rulesOf(plan: PlanFacts): RuleSet {

@@ -44,6 +44,14 @@ test('the same options make the same plan', () => {
   assert.equal(plan(options).nftables, plan(options).nftables);
 });
 
+test('what is made of a plan is made once, and anew of a copy', () => {
+  const one = plan({ tcp: [80] });
+  assert.is(one.nftables, one.nftables);
+  const other = withOnDown(one, 'closed');
+  assert.ok(other.nftables.length > one.nftables.length);
+  assert.equal(Object.freeze(plan({ tcp: [80] })).nftables, one.nftables);
+});
+
 test('String(plan) is the list of equal commands', () => {
   const text = String(plan({ tcp: [80, '8000-8999'], exclude: { to: ['10.0.0.0/8'] }, interfaces: ['cli0'] }));
   for (const line of [
