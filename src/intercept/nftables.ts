@@ -2,15 +2,24 @@
  * Plan -> nf_tables: the operations that make the table of ours, and those that change it while it is live. What is in it
  * says ruleset.ts. Pure.
  */
-import type { NftElement, NftObject, NftOperation, NftRule, NftSet, NftTable } from '../netlink/types.js';
+import type {
+  NftChain,
+  NftElement,
+  NftExpression,
+  NftObject,
+  NftOperation,
+  NftRule,
+  NftSet,
+  NftTable,
+} from '../netlink/types.js';
 import { encodeComment, encodeSetUserdata } from '../netlink/userdata.js';
 import type { Family, Fwmark } from '../types.js';
 import { mangleSize } from './mangle.js';
-import type { SetOfRules } from './named-sets.js';
+import type { SetDeclaration } from './named-sets.js';
 import { once } from './once.js';
 import type { Plan, PlanFacts } from './plan.js';
 import { counted, ruleSet } from './ruleset.js';
-import { ANONYMOUS_SET, datatype, expressionsOf, type RuleOfStatements } from './statement.js';
+import { ANONYMOUS_SET, type AnonymousSet, datatype, expressionsOf, type RuleOfStatements } from './statement.js';
 
 // ---- the claim: what of the rest of the host belongs to the table -----------------------------------------------------
 
@@ -56,8 +65,8 @@ export function claimOfPlan(plan: PlanFacts): string {
 }
 
 function lastingRules(plan: PlanFacts): number {
-  const rules = ruleSet(plan).chains.flatMap((chain) => chain.rules);
-  return rules.filter(({ comment }) => comment !== counted.dropped).length;
+  const lasting = ({ comment }: RuleOfStatements) => comment !== counted.dropped;
+  return ruleSet(plan).chains.reduce((sum, { rules }) => sum + rules.filter(lasting).length, 0);
 }
 
 /** Behind the claim of a table that is being taken down on purpose: who watches it need not bring it back. */
@@ -111,15 +120,17 @@ export function nftablesOperations(plan: PlanFacts): NftOperation[] {
   const { sets, chains } = ruleSet(plan);
   const batch = newBatch(plan);
   batch.add(tableObject(plan));
-  for (const { name, base } of chains)
-    batch.add({
-      kind: 'chain',
-      family: FAMILY,
-      table: plan.nftTable,
-      name,
-      ...(base && { type: base.type, hook: base.hook, priority: base.priority.number, policy: 'accept' as const }),
-    });
-  for (const set of sets) batch.addSet(setObject(set), set.elements);
+  for (const { name, base } of chains) {
+    const chain: Draft<NftChain> = { kind: 'chain', family: FAMILY, table: plan.nftTable, name };
+    if (base) {
+      chain.type = base.type;
+      chain.hook = base.hook;
+      chain.priority = base.priority.number;
+      chain.policy = 'accept';
+    }
+    batch.add(chain);
+  }
+  for (const set of sets) batch.addSet(factsOf(set.declaration), set.elements);
   for (const { name, rules } of chains) for (const rule of rules) batch.addRule(name, rule);
   return batch.operations;
 }
@@ -151,51 +162,57 @@ export function ruleChanges(before: PlanFacts, after: PlanFacts, installed: read
   return batch.operations;
 }
 
+/**
+ * An object that is being written, member by member. To the engine a copy with more members (`{ ...object, more }`) is of a new shape
+ * each time, which makes all that reads it slow.
+ */
+type Draft<T> = { -readonly [K in keyof T]: T[K] };
+
 function newBatch({ nftTable: table }: PlanFacts) {
   const operations: NftOperation[] = [];
   const add = (object: NftObject) => operations.push({ verb: 'add', object });
   /** Sets have no handle before the batch is committed: inside it they go by number. */
   const ids = new Map<string, number>();
   let lastId = 0;
-  const addSet = (set: Omit<NftSet, 'kind' | 'family' | 'table' | 'id'>, elements: readonly NftElement[]) => {
+  const addSet = (facts: SetFacts, elements: readonly NftElement[]) => {
+    const { name, flags, keyType, keyLength, userdata, size, timeoutMs } = facts;
     const id = ++lastId;
-    ids.set(set.name, id);
-    add({ kind: 'set', family: FAMILY, table, id, ...set });
-    if (elements.length > 0) add({ kind: 'elements', family: FAMILY, table, set: set.name, setId: id, elements });
+    ids.set(name, id);
+    const set: Draft<NftSet> = { kind: 'set', family: FAMILY, table, name, id, flags, keyType, keyLength, userdata };
+    if (size !== undefined) set.size = size;
+    if (timeoutMs !== undefined) set.timeoutMs = timeoutMs;
+    add(set);
+    if (elements.length > 0) add({ kind: 'elements', family: FAMILY, table, set: name, setId: id, elements });
   };
   const addRule = (chain: string, { statements, comment }: RuleOfStatements, position?: bigint) => {
     for (const { anonymousSet } of statements)
-      if (anonymousSet) {
-        const { type, keyExpression, elements } = anonymousSet;
-        const set = {
-          name: ANONYMOUS_SET,
-          flags: ['anonymous', 'constant'] as const,
-          keyType: datatype[type].number,
-          keyLength: datatype[type].bytes,
-          size: elements.length,
-          userdata: encodeSetUserdata({ keyByteorder: datatype[type].byteorder, keyExpression }),
-        };
-        addSet(set, elements);
-      }
-    add({
-      kind: 'rule',
-      family: FAMILY,
-      table,
-      chain,
-      expressions: expressionsOf(statements).map((expression) => {
-        if (expression.kind !== 'lookup' && expression.kind !== 'dynset') return expression;
-        const id = ids.get(expression.set);
-        return id === undefined ? expression : { ...expression, setId: id };
-      }),
-      ...(position !== undefined && { position }),
-      ...(comment !== undefined && { userdata: encodeComment(comment) }),
-    });
+      if (anonymousSet) addSet(factsOfAnonymous(anonymousSet), anonymousSet.elements);
+    const expressions = expressionsOf(statements).map((each) => withSetId(each, ids));
+    const rule: Draft<NftRule> = { kind: 'rule', family: FAMILY, table, chain, expressions };
+    if (position !== undefined) rule.position = position;
+    if (comment !== undefined) rule.userdata = encodeComment(comment);
+    add(rule);
   };
   const remove = (object: NftRule) => operations.push({ verb: 'delete', object });
   return { operations, add, addSet, addRule, delete: remove };
 }
 
-function setObject(set: SetOfRules): Omit<NftSet, 'kind' | 'family' | 'table' | 'id'> {
+/** What looks in a set of the same batch, by number. */
+function withSetId(expression: NftExpression, ids: ReadonlyMap<string, number>): NftExpression {
+  if (expression.kind !== 'lookup' && expression.kind !== 'dynset') return expression;
+  const setId = ids.get(expression.set);
+  if (setId === undefined) return expression;
+  if (expression.kind === 'dynset') {
+    const { set, op, sregKey } = expression;
+    return { kind: 'dynset', set, setId, op, sregKey };
+  }
+  const { set, sreg, invert } = expression;
+  return invert ? { kind: 'lookup', set, setId, sreg, invert } : { kind: 'lookup', set, setId, sreg };
+}
+
+type SetFacts = Required<Pick<NftSet, 'name' | 'flags' | 'keyType' | 'keyLength' | 'userdata'>> &
+  Pick<NftSet, 'size' | 'timeoutMs'>;
+const factsOf = once((set: SetDeclaration): SetFacts => {
   const types = set.type.map((type) => datatype[type]);
   const interval = set.flags.includes('interval');
   return {
@@ -219,4 +236,16 @@ function setObject(set: SetOfRules): Omit<NftSet, 'kind' | 'family' | 'table' | 
       ...(types.length > 1 && { keyExpression: { kind: 'concatenation' } }),
     }),
   };
-}
+});
+
+const factsOfAnonymous = once(({ type, keyExpression, elements }: AnonymousSet): SetFacts => {
+  const { number, bytes, byteorder } = datatype[type];
+  return {
+    name: ANONYMOUS_SET,
+    flags: ['anonymous', 'constant'],
+    keyType: number,
+    keyLength: bytes,
+    size: elements.length,
+    userdata: encodeSetUserdata({ keyByteorder: byteorder, keyExpression }),
+  };
+});

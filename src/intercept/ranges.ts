@@ -16,7 +16,11 @@ export interface Range {
 /** What a range is made of; `bytes` is its width in a set's key. */
 export type RangeType = { readonly kind: 'port' | Family; readonly bytes: 2 | 4 | 16 };
 export const portRange: RangeType = { kind: 'port', bytes: 2 };
-export const addressRange = (family: Family): RangeType => ({ kind: family, bytes: family === 'ipv4' ? 4 : 16 });
+const addressRanges: Readonly<Record<Family, RangeType>> = {
+  ipv4: { kind: 'ipv4', bytes: 4 },
+  ipv6: { kind: 'ipv6', bytes: 16 },
+};
+export const addressRange = (family: Family): RangeType => addressRanges[family];
 
 const ALL_PORTS: readonly Range[] = [{ start: 1n, end: 65535n }];
 
@@ -230,7 +234,11 @@ export function addressBytes(address: string): Uint8Array {
 /** Network byte order. */
 export function toBytes(value: bigint, length: number): Uint8Array {
   const bytes = new Uint8Array(length);
-  for (let index = length - 1, rest = value; index >= 0; index--, rest >>= 8n) bytes[index] = Number(rest & 0xffn);
+  // Four at a time: numbers of any length are slow.
+  for (let end = length, rest = value; end > 0; end -= 4, rest >>= 32n) {
+    let word = Number(BigInt.asUintN(32, rest));
+    for (let index = end - 1; index >= 0 && index >= end - 4; index--, word >>>= 8) bytes[index] = word;
+  }
   return bytes;
 }
 

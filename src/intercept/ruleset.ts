@@ -3,7 +3,7 @@
  * named-sets.ts; nftables.ts makes kernel objects of them, text.ts the text that `nft` reads. Pure.
  */
 import type { Family } from '../types.js';
-import { namedSets, type SetOfRules, setFor } from './named-sets.js';
+import { namedSets, perFamily, type SetOfRules, setFor } from './named-sets.js';
 import { once } from './once.js';
 import type { OwnHost, Plan, PlanFacts } from './plan.js';
 import { isAllPorts } from './ranges.js';
@@ -92,7 +92,7 @@ function rulesOf(plan: PlanFacts): RuleSet {
   const intercepts = tcp !== undefined || udp !== undefined;
   if (mode === 'redirect') return redirectRuleSet(plan);
   return {
-    sets: namedSets(plan).filter(({ flags }) => intercepts || flags.includes('dynamic')),
+    sets: namedSets(plan).filter((set) => intercepts || isDynamic(set)),
     chains: [
       {
         name: 'prerouting',
@@ -123,12 +123,14 @@ function rulesOf(plan: PlanFacts): RuleSet {
   };
 }
 
+const isDynamic = ({ declaration }: SetOfRules) => declaration.flags.includes('dynamic');
+
 /** A chain of type nat sees the first packet of each connection only, so that is what is counted. */
 function redirectRuleSet(plan: PlanFacts): RuleSet {
   // To conntrack, which may begin with this chain, the next packet of a connection that was open before is a first one.
   const redirected = [syn, ...arriving(plan, 'tcp'), counter, redirect(plan.port)];
   return {
-    sets: namedSets(plan).filter(({ flags }) => !flags.includes('dynamic')),
+    sets: namedSets(plan).filter((set) => !isDynamic(set)),
     chains: [
       {
         name: 'prerouting',
@@ -140,11 +142,30 @@ function redirectRuleSet(plan: PlanFacts): RuleSet {
   };
 }
 
+// ---- words that no plan changes, made once ------------------------------------------------------------------------------
+
+const inFlows = perFamily((family) => flowIn(family, setFor('flows', family)));
+const answersFlows = perFamily((family) => flowIn(family, setFor('flows', family), 'reverse'));
+const rememberInFlows = perFamily((family) => rememberFlow(family, setFor('flows', family)));
+const inOwn = perFamily((family) => flowIn(family, setFor('own', family)));
+const rememberInOwn = perFamily((family) => rememberFlow(family, setFor('own', family)));
+const addressIs = (which: 'daddr' | 'saddr', relation: 'in' | 'not in', set: string) =>
+  perFamily((family) => address(family, which, relation, setFor(set, family)));
+const excludedTo = addressIs('daddr', 'in', 'exclude_to');
+const excludedFrom = addressIs('saddr', 'in', 'exclude_from');
+const notTo = addressIs('daddr', 'not in', 'to');
+const notFrom = addressIs('saddr', 'not in', 'from');
+const toPorts = { tcp: dport('tcp', 'tcp_ports'), udp: dport('udp', 'udp_ports') };
+const byInterface = iifnameIn('interfaces');
+const tcpOrIcmp = l4protoIn('tcp', 'icmp', 'ipv6-icmp');
+const udpOrIcmp = l4protoIn('udp', 'icmp', 'ipv6-icmp');
+const tcpOrUdp = l4protoIn('tcp', 'udp');
+
 // ---- chains -------------------------------------------------------------------------------------------------------------
 
 const both = <T>({ families }: PlanFacts, make: (family: Family) => T): T[] => families.map(make);
 const rule = (...statements: Statement[]): RuleOfStatements => ({ statements });
-const deliver = ({ fwmark }: PlanFacts) => setMark(fwmark.value, fwmark.mask);
+const deliver = once(({ fwmark }: PlanFacts) => setMark(fwmark.value, fwmark.mask));
 const toProxy = ({ port, address, families }: PlanFacts, family?: Family) =>
   tproxy(port, address === undefined ? family : families[0], address);
 
@@ -157,12 +178,12 @@ const otherFamily = ({ families }: PlanFacts): RuleOfStatements[] =>
 
 /** What came in by an interface that is intercepted, to an intercepted port. */
 function arriving({ interfaces }: PlanFacts, protocol: 'tcp' | 'udp'): Statement[] {
-  return [notFromLoopback, ...(interfaces ? [iifnameIn('interfaces')] : []), dport(protocol, `${protocol}_ports`)];
+  return [notFromLoopback, ...(interfaces ? [byInterface] : []), toPorts[protocol]];
 }
 
 function prerouting(plan: PlanFacts): RuleOfStatements[] {
   const { tcp, udp, fwmark, socketMark: ours } = plan;
-  const ofFlow = (family: Family) => [l4proto('tcp'), flowIn(family, setFor('flows', family))];
+  const ofFlow = (family: Family) => [l4proto('tcp'), inFlows[family]];
   const arrived = arriving(plan, 'udp');
   return [
     ...otherFamily(plan),
@@ -171,12 +192,10 @@ function prerouting(plan: PlanFacts): RuleOfStatements[] {
     rule(syn, goTo('syn')),
     // Before everything else, also for ICMP: without "fragmentation needed" a connection from a foreign address cannot
     // learn its path's MTU. So connections already open are never touched either: only what has a transparent socket is.
-    rule(l4protoIn('tcp', 'icmp', 'ipv6-icmp'), jump('divert')),
+    rule(tcpOrIcmp, jump('divert')),
     // Of UDP only the answers (and ICMP errors) to what the proxy itself has sent: a divert of all transparent sockets
     // would let one that answers from a foreign address take the datagrams of every client of that address.
-    ...(udp || !tcp
-      ? [rule(l4protoIn('udp', 'icmp', 'ipv6-icmp'), socketMark(ours, fwmark.mask), deliver(plan), accept)]
-      : []),
+    ...(udp || !tcp ? [rule(udpOrIcmp, socketMark(ours, fwmark.mask), deliver(plan), accept)] : []),
     // The answer to a SYN cookie has no socket, not even half of one, and is no SYN: we know it by the SYN we saw.
     ...(tcp
       ? both(plan, (family) => ({
@@ -220,7 +239,7 @@ function synChain(plan: PlanFacts): RuleOfStatements[] {
 
 // A chain of its own behind `goto`: a full set ends the rule that updates it, and the drop of `closed` must not be reached.
 function remember(plan: PlanFacts): RuleOfStatements[] {
-  return [...both(plan, (family) => rule(rememberFlow(family, setFor('flows', family)), accept)), rule(accept)];
+  return [...both(plan, (family) => rule(rememberInFlows[family], accept)), rule(accept)];
 }
 
 function divert(plan: PlanFacts): RuleOfStatements[] {
@@ -234,14 +253,13 @@ function divert(plan: PlanFacts): RuleOfStatements[] {
 
 /** Why a new connection is left alone. `accept` ends our chain only; other tables still see the packet. */
 function skip(plan: PlanFacts): RuleOfStatements[] {
-  const leave = (which: 'daddr' | 'saddr', relation: 'in' | 'not in', set: string) =>
-    both(plan, (family) => rule(address(family, which, relation, setFor(set, family)), accept));
+  const leave = (match: typeof excludedTo) => both(plan, (family) => rule(match[family], accept));
   return [
     rule(toThisHost, accept),
-    ...leave('daddr', 'in', 'exclude_to'),
-    ...leave('saddr', 'in', 'exclude_from'),
-    ...(plan.to ? leave('daddr', 'not in', 'to') : []),
-    ...(plan.from ? leave('saddr', 'not in', 'from') : []),
+    ...leave(excludedTo),
+    ...leave(excludedFrom),
+    ...(plan.to ? leave(notTo) : []),
+    ...(plan.from ? leave(notFrom) : []),
   ];
 }
 
@@ -268,13 +286,10 @@ function output(plan: PlanFacts, ownHost: OwnHost): RuleOfStatements[] {
           rule(syn, goTo('output_syn')),
           // Only connections whose SYN we took. A port alone would not tell those that were open before, nor the answers of
           // this host's own services to a client on such a port.
-          ...both(plan, (family) => {
-            const set = setFor('own', family);
-            return {
-              statements: [l4proto('tcp'), flowIn(family, set), rememberFlow(family, set), ...round],
-              comment: ROUND,
-            };
-          }),
+          ...both(plan, (family) => ({
+            statements: [l4proto('tcp'), inOwn[family], rememberInOwn[family], ...round],
+            comment: ROUND,
+          })),
         ]
       : []),
     ...(udp
@@ -284,12 +299,7 @@ function output(plan: PlanFacts, ownHost: OwnHost): RuleOfStatements[] {
           // UDP has no SYN. A service of this host answers to ports that clients choose: where all ports are intercepted,
           // only conntrack knows answers from questions.
           ...senders(ownHost).map((sender) => ({
-            statements: [
-              ...sender,
-              ...(isAllPorts(udp) ? [ctDirectionOriginal] : []),
-              dport('udp', 'udp_ports'),
-              ...round,
-            ],
+            statements: [...sender, ...(isAllPorts(udp) ? [ctDirectionOriginal] : []), toPorts.udp, ...round],
             comment: ROUND,
           })),
         ]
@@ -300,7 +310,7 @@ function output(plan: PlanFacts, ownHost: OwnHost): RuleOfStatements[] {
 /** What `output` has sent round arrives. It has been routed to this host already, so it keeps its mark. */
 function fromOwnHost(plan: PlanFacts): RuleOfStatements[] {
   const { tcp, udp, fwmark } = plan;
-  const protocol = tcp && udp ? l4protoIn('tcp', 'udp') : l4proto(tcp ? 'tcp' : 'udp');
+  const protocol = tcp && udp ? tcpOrUdp : l4proto(tcp ? 'tcp' : 'udp');
   return [
     rule(notFromLoopback, returnToCaller),
     rule(markIsNot(ownMark(plan), fwmark.mask), returnToCaller),
@@ -322,9 +332,9 @@ function outputSyn(plan: PlanFacts, ownHost: OwnHost): RuleOfStatements[] {
         statements: [
           ...sender,
           nfproto(family),
-          dport('tcp', 'tcp_ports'),
+          toPorts.tcp,
           // A full set ends the rule here: the connection goes direct, all of it.
-          rememberFlow(family, setFor('own', family)),
+          rememberInOwn[family],
           setMark(ownMark(plan), plan.fwmark.mask),
           counter,
           accept,
@@ -344,10 +354,8 @@ function outputSyn(plan: PlanFacts, ownHost: OwnHost): RuleOfStatements[] {
  */
 function zoneChains(plan: PlanFacts, zone: number): ChainOfRules[] {
   const { tcp, fwmark, socketMark: ours } = plan;
-  const known = (direction: 'forward' | 'reverse') =>
-    both(plan, (family) =>
-      rule(l4proto('tcp'), flowIn(family, setFor('flows', family), direction), setZone(zone), returnToCaller),
-    );
+  const known = (flow: typeof inFlows) =>
+    both(plan, (family) => rule(l4proto('tcp'), flow[family], setZone(zone), returnToCaller));
   return [
     {
       name: 'zone_prerouting',
@@ -358,7 +366,7 @@ function zoneChains(plan: PlanFacts, zone: number): ChainOfRules[] {
         ...otherFamily(plan),
         rule(syn, goTo('zone_syn')),
         rule(l4proto('tcp'), socketMark(ours, fwmark.mask), returnToCaller),
-        ...known('forward'),
+        ...known(inFlows),
         rule(l4proto('tcp'), socketWildcard(1), returnToCaller),
         rule(l4proto('tcp'), socketTransparent, setZone(zone)),
       ],
@@ -377,7 +385,7 @@ function zoneChains(plan: PlanFacts, zone: number): ChainOfRules[] {
     },
     {
       name: 'zone_listener',
-      rules: [...both(plan, (family) => rule(rememberFlow(family, setFor('flows', family)))), rule(setZone(zone))],
+      rules: [...both(plan, (family) => rule(rememberInFlows[family])), rule(setZone(zone))],
     },
     {
       name: 'zone_output',
@@ -386,7 +394,7 @@ function zoneChains(plan: PlanFacts, zone: number): ChainOfRules[] {
         ...otherFamily(plan),
         rule(markIs(ours, fwmark.mask), returnToCaller),
         rule(toThisHostAlone, returnToCaller),
-        ...known('reverse'),
+        ...known(answersFlows),
         rule(l4proto('tcp'), socketTransparent, setZone(zone)),
       ],
     },

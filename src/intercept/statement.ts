@@ -16,12 +16,14 @@ export interface Statement {
   readonly expressions: readonly NftExpression[];
   readonly needs?: readonly Dependency[];
   /** The set without a name that the statement looks in; its lookup names the set `ANONYMOUS_SET`. */
-  readonly anonymousSet?: {
-    readonly type: Datatype;
-    /** What was looked up, as nft notes it. */
-    readonly keyExpression: NonNullable<SetUserdata['keyExpression']>;
-    readonly elements: readonly NftElement[];
-  };
+  readonly anonymousSet?: AnonymousSet;
+}
+
+export interface AnonymousSet {
+  readonly type: Datatype;
+  /** What was looked up, as nft notes it. */
+  readonly keyExpression: NonNullable<SetUserdata['keyExpression']>;
+  readonly elements: readonly NftElement[];
 }
 
 export interface RuleOfStatements {
@@ -47,8 +49,9 @@ export type Datatype = keyof typeof datatype;
 
 /** Host byte order: the kernel compares marks and interface indices as numbers. */
 function hostOrder(value: number): Uint8Array {
-  const bytes = [value & 0xff, (value >>> 8) & 0xff, (value >>> 16) & 0xff, value >>> 24];
-  return new Uint8Array(littleEndian ? bytes : bytes.reverse());
+  const bytes = new Uint8Array(4);
+  for (let index = 0; index < 4; index++) bytes[littleEndian ? index : 3 - index] = value >>> (8 * index);
+  return bytes;
 }
 const littleEndian = new Uint8Array(Uint16Array.of(1).buffer)[0] === 1;
 const hex = (value: number) => `0x${(value >>> 0).toString(16).padStart(8, '0')}`;

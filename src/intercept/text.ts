@@ -90,13 +90,13 @@ export function iptablesText(plan: Plan, family: Family): string {
   ].join('\n');
 }
 
-function setText(set: SetOfRules): string[] {
+function setText({ declaration: set, elementTexts }: SetOfRules): string[] {
   const lines = [`type ${set.type.join(' . ')}`];
   if (set.size !== undefined) lines.push(`size ${set.size}`);
   if (set.flags.length > 0) lines.push(`flags ${set.flags.join(',')}`);
   if (set.timeoutSeconds !== undefined) lines.push(`timeout ${set.timeoutSeconds}s`);
   if (set.flags.includes('interval')) lines.push('auto-merge');
-  const elements = set.elementTexts();
+  const elements = elementTexts();
   if (elements.length > 0) lines.push(`elements = { ${elements.join(', ')} }`);
   return block(`set ${set.name}`, lines);
 }

@@ -26,7 +26,12 @@ const BYTEORDER = { none: 0, host: 1, network: 2 } as const;
 
 /** A comment of at most 127 bytes, which nft prints as `comment "..."`, on a table or a rule. */
 export function encodeComment(comment: string): Uint8Array {
-  return new Uint8Array(text(COMMENT, comment));
+  const text = terminated(comment);
+  const bytes = new Uint8Array(2 + text.length);
+  bytes[0] = COMMENT;
+  bytes[1] = text.length;
+  bytes.set(text, 2);
+  return bytes;
 }
 
 /** The comment in a table's or rule's userdata, if there is one. */
@@ -64,7 +69,7 @@ export function encodeSetUserdata(set: SetUserdata): Uint8Array {
     const typeOf = [...number(TYPEOF_EXPRESSION, EXPRESSION[key.kind]), ...attribute(TYPEOF_DATA, operands)];
     bytes.push(...attribute(SET_KEY_TYPEOF, typeOf));
   }
-  if (set.comment !== undefined) bytes.push(...text(SET_COMMENT, set.comment));
+  if (set.comment !== undefined) bytes.push(...attribute(SET_COMMENT, [...terminated(set.comment)]));
   return new Uint8Array(bytes);
 }
 
@@ -100,13 +105,10 @@ function number(type: number, value: number): number[] {
   return attribute(type, littleEndian ? bytes : bytes.reverse());
 }
 
-function text(type: number, value: string): number[] {
-  const bytes: number[] = [];
-  Buffer.from(value).forEach((byte) => {
-    bytes.push(byte);
-  });
-  if (bytes.length > 127 || bytes.includes(0)) throw new RangeError('a comment has at most 127 bytes and no NUL');
-  return attribute(type, [...bytes, 0]);
+function terminated(comment: string): Uint8Array {
+  const bytes = Buffer.from(`${comment}\0`);
+  if (bytes.length > 128 || comment.includes('\0')) throw new RangeError('a comment has at most 127 bytes and no NUL');
+  return bytes;
 }
 
 /** Attributes by type; empty where the bytes are not such a list. */
