@@ -154,7 +154,10 @@ export interface NativeNftablesSocket {
    * One batch, all or nothing. `generation`: refuse with ERESTART if the rule set is not of this generation any more.
    * `dryRun`: everything is validated, nothing committed (the batch is sent without its end).
    */
-  commit(operations: readonly NftOperation[], options?: { generation?: number; dryRun?: boolean }): Promise<void>;
+  commit(
+    operations: readonly NftOperation[] | Prepared,
+    options?: { generation?: number; dryRun?: boolean },
+  ): Promise<void>;
   commitSync(operations: readonly NftOperation[], options?: { generation?: number; dryRun?: boolean }): void;
   generation(): Promise<NftGeneration>;
   list<K extends NftObject['kind']>(kind: K, filter?: NativeListFilter): Promise<Extract<NftObject, { kind: K }>[]>;
@@ -164,6 +167,11 @@ export interface NativeNftablesSocket {
   watch: NativeWatch<{ readonly table?: string }, NftChange>;
   /** Closing the socket makes the kernel delete the tables it owns. */
   close(): Promise<void>;
+}
+
+declare const ofNative: unique symbol;
+export interface Prepared {
+  readonly [ofNative]: 'Prepared';
 }
 
 // ---- sockets ------------------------------------------------------------------------------------------------------------
@@ -363,6 +371,8 @@ export interface Native {
   NftablesSocket: new (netns?: string) => NativeNftablesSocket;
   /** Ends a watch: its function is not called any more. */
   unwatch(watch: number): void;
+  /** What `commit` takes in the place of operations: it is worked out on the pool from now on. */
+  prepare(operations: readonly NftOperation[]): Prepared;
   /** See src/netlink/sequence.ts. */
   sequence<T extends readonly Promise<unknown>[]>(calls: () => T): T;
   /** The bytes of the message that ruleAdd (and so on) would send, sequence number 0. For golden tests. */

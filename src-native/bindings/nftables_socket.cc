@@ -1,10 +1,10 @@
 // NftablesSocket of src/native.ts.
 #include <memory>
-#include <mutex>
 #include <utility>
 
 #include "bindings/define.h"
 #include "bindings/netlink_values.h"
+#include "bindings/preparation.h"
 #include "bindings/watches.h"
 #include "nftables/query.h"
 #include "nftables/watch.h"
@@ -50,32 +50,48 @@ class NftChanges {
   std::vector<nftables::Operation> operations_;
 };
 
-// A batch, made of its packed operations by whoever gets to it first: JavaScript's thread while others are committed, or the
-// one that commits it.
 class Commit {
  public:
-  Commit(netlink::Bytes operations, nftables::BatchOptions options)
-      : state_(new State{.operations = std::move(operations), .options = options}) {}
+  explicit Commit(std::shared_ptr<Preparation> preparation) : preparation_(std::move(preparation)) {}
 
-  void prepare() {
-    std::call_once(state_->once, [this] {
-      state_->batch = nftables::encodeBatch(operationsArgument(Packed(state_->operations)), state_->options);
-    });
-  }
+  void prepare() { preparation_->begin(); }
   void operator()(Connection& connection) {
-    prepare();
-    connection.commit(state_->options.dryRun ? "check batch" : "commit batch", std::move(state_->batch));
+    connection.commit(preparation_->options().dryRun ? "check batch" : "commit batch", preparation_->take());
   }
 
  private:
-  struct State {
-    const netlink::Bytes operations;
-    const nftables::BatchOptions options;
-    std::once_flag once = {};
-    netlink::Batch batch = {};
-  };
-  std::unique_ptr<State> state_;
+  std::shared_ptr<Preparation> preparation_;
 };
+
+using Prepared = Napi::External<std::shared_ptr<Preparation>>;
+
+class Beginning final : public Napi::AsyncWorker {
+ public:
+  Beginning(Napi::Env env, std::shared_ptr<Preparation> preparation)
+      : Napi::AsyncWorker(env, "netlink"), preparation_(std::move(preparation)) {}
+
+ protected:
+  void Execute() override { preparation_->begin(); }
+
+ private:
+  std::shared_ptr<Preparation> preparation_;
+};
+
+// Of operations what `commit` takes in their place, being made on the pool from now on.
+Napi::Value prepare(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  const auto preparation = std::make_shared<Preparation>(copy(packed(info[0])), nftables::BatchOptions());
+  (new Beginning(env, preparation))->Queue();
+  return Prepared::New(env, new std::shared_ptr<Preparation>(preparation),
+                       [](Napi::Env, std::shared_ptr<Preparation>* held) { delete held; });
+}
+
+std::shared_ptr<Preparation> preparationOf(Napi::Value operations, const nftables::BatchOptions& options) {
+  if (!operations.IsExternal()) return std::make_shared<Preparation>(copy(packed(operations)), options);
+  const std::shared_ptr<Preparation>& prepared = *operations.As<Prepared>().Data();
+  if (!options.generation && !options.dryRun) return prepared;
+  return std::make_shared<Preparation>(prepared->operations(), options);
+}
 
 class NftablesSocket : public Napi::ObjectWrap<NftablesSocket> {
  public:
@@ -114,7 +130,7 @@ class NftablesSocket : public Napi::ObjectWrap<NftablesSocket> {
   template <When when>
   Napi::Value commit(const Napi::CallbackInfo& info) {
     const auto options = batchOptions(Packed(info[1]));
-    return session_->transact<when>(info.Env(), Commit(copy(packed(info[0])), options));
+    return session_->transact<when>(info.Env(), Commit(preparationOf(info[0], options)));
   }
 
   Napi::Value generation(const Napi::CallbackInfo& info) {
@@ -169,6 +185,7 @@ class NftablesSocket : public Napi::ObjectWrap<NftablesSocket> {
 
 void defineNftablesSocket(Napi::Env env, Napi::Object exports) {
   exports["NftablesSocket"] = NftablesSocket::define(env);
+  exports["prepare"] = Napi::Function::New<prepare>(env);
 }
 
 }  // namespace tproxy::bindings

@@ -4,9 +4,9 @@
  * is a packet marked that the routing does not know what to do with.
  */
 import { type InstallStep, NetlinkError } from '../errors.js';
+import { prepare } from '../netlink/nftables.js';
 import { sequence } from '../netlink/sequence.js';
 import type { NftOperation, RouteOperation } from '../netlink/types.js';
-import { packAhead } from '../pack.js';
 import { atStep, untilQuiet } from './attempt.js';
 import { backendOf } from './backend.js';
 import type { Content } from './contents.js';
@@ -63,7 +63,7 @@ async function choose(kernel: Kernel, options: PlanOptions, planned: Plan): Prom
   const { nftTable, table, lifetime } = planned;
   const looking = clearAway(kernel, table);
   // Most often that is what will be free: it is worked out while the kernel is asked.
-  const operations = options.ownHost === undefined ? packAhead(backendOf(planned).make(planned)) : undefined;
+  const operations = options.ownHost === undefined ? prepare(backendOf(planned).make(planned)) : undefined;
   let host = await looking;
   const find = () => (lifetime === 'persist' ? predecessorOf(host, nftTable) : undefined);
   let predecessor = find();

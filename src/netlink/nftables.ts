@@ -1,5 +1,5 @@
 /** `nft` without the command: nf_tables over one netlink socket. */
-import { type NativeNftablesSocket, native } from '../native.js';
+import { type NativeNftablesSocket, native, type Prepared } from '../native.js';
 import {
   checkCommitOptions,
   checkCounterFilter,
@@ -31,6 +31,17 @@ export interface ListFilter {
   readonly chain?: string;
   readonly set?: string;
   readonly counter?: string;
+}
+
+const prepared = Symbol('prepared');
+/**
+ * Gives what it is given: operations that are committed later, but are worked out from now on, beside what JavaScript does. They must
+ * not change in between.
+ */
+export function prepare(operations: readonly NftOperation[]): readonly NftOperation[] {
+  checkOperations(operations);
+  Reflect.defineProperty(operations, prepared, { value: native.prepare(operations) });
+  return operations;
 }
 
 /**
@@ -66,7 +77,7 @@ export class NftablesSocket {
   async commit(operations: readonly NftOperation[], options: CommitOptions = {}): Promise<void> {
     checkOperations(operations);
     checkCommitOptions(options);
-    await this.#native.commit(operations, options);
+    await this.#native.commit((operations as { readonly [prepared]?: Prepared })[prepared] ?? operations, options);
   }
 
   /** The same at once, for `process.on('exit')`. */
