@@ -4,7 +4,7 @@ import { once } from 'node:events';
 import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
 import type { NetlinkError } from '../../src/errors.js';
-import { NftablesSocket } from '../../src/netlink/nftables.js';
+import { NftablesSocket, prepare } from '../../src/netlink/nftables.js';
 import type { NftElement, NftExpression, NftObject, NftOperation, NftSet, NftTable } from '../../src/netlink/types.js';
 import { decodeComment, decodeSetUserdata, encodeComment } from '../../src/netlink/userdata.js';
 import { compiled } from '../helpers/compiled.js';
@@ -514,6 +514,30 @@ test('a batch for another generation: ERESTART, of the batch as a whole', async 
     [error.code, error.errno, error.request, error.errors],
     ['ERESTART', -85, 'NFNL_MSG_BATCH_BEGIN', undefined],
   );
+});
+
+test('operations prepared ahead are what they are: committed, committed again, checked, refused', async () => {
+  const operations = prepare([...add(tableX), ...add(chainC)]);
+  const { id } = await socket.generation();
+  await socket.commit(operations, { dryRun: true });
+  assert.is(listed(), '');
+  assert.is((await refusal(socket.commit(operations, { generation: id - 1 }))).code, 'ERESTART');
+  await socket.commit(operations, { generation: id });
+  await socket.commit([{ verb: 'delete', object: tableX }]);
+  for (let times = 0; times < 2; times++) {
+    // At once, and when it has long been worked out.
+    await socket.commit(operations);
+    assert.is((await socket.list('chain')).length, 1);
+    await socket.commit([{ verb: 'delete', object: tableX }]);
+  }
+  const counter: NftExpression = { kind: 'counter', packets: 0n, bytes: 0n };
+  const tooLarge = prepare(add(inC(...Array<NftExpression>(5000).fill(counter))));
+  for (let times = 0; times < 2; times++)
+    assert.equal((({ code, operation }) => [code, operation])(await refusal(socket.commit(tooLarge))), [
+      'EMSGSIZE',
+      'encode',
+    ]);
+  assert.throws(() => prepare(5 as never), TypeError);
 });
 
 test('an owner table is the socket’s alone and goes with it', async () => {
