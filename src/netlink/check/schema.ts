@@ -122,11 +122,12 @@ export function checkArgument(key: string, value: unknown, member: Check): void 
 }
 
 /** Of the sockets' `watch`. */
-export function checkWatch(filter: unknown, onChanges: unknown, members: Readonly<Record<string, Check>>): void {
-  checkArgument('filter', filter, objectOf(members));
+export function checkWatch(filter: unknown, onChanges: unknown, member: Check): void {
+  checkArgument('filter', filter, member);
   if (typeof onChanges !== 'function') throw invalidType('onChanges', 'a function', onChanges);
 }
 
+const socketOptions = objectOf({ netns: optional(string) });
 export function checkSocketOptions(options: unknown): void {
-  checkArgument('options', options, objectOf({ netns: optional(string) }));
+  checkArgument('options', options, socketOptions);
 }
