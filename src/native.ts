@@ -71,9 +71,9 @@ export type NativeFailure =
 
 /**
  * A watch hands what has changed to its function, on this thread, in the order in which it happened; it does not keep the
- * process alive. What this gives ends the watch: the function is not called any more.
+ * process alive. Gives its number, for `unwatch`.
  */
-type NativeWatch<Filter, Change> = (filter: Filter, onChanges: (changes: Change[]) => void) => () => void;
+type NativeWatch<Filter, Change> = (filter: Filter, onChanges: (changes: Change[]) => void) => number;
 
 export interface GuardOptions {
   /** Batches of nf_tables, committed before, each for itself. */
@@ -361,6 +361,8 @@ export interface Native {
 
   RouteSocket: new (netns?: string) => NativeRouteSocket;
   NftablesSocket: new (netns?: string) => NativeNftablesSocket;
+  /** Ends a watch: its function is not called any more. */
+  unwatch(watch: number): void;
   /** See src/netlink/sequence.ts. */
   sequence<T extends readonly Promise<unknown>[]>(calls: () => T): T;
   /** The bytes of the message that ruleAdd (and so on) would send, sequence number 0. For golden tests. */

@@ -16,11 +16,12 @@ let bytes = new Uint8Array(ROOM);
 let view = new DataView(bytes.buffer);
 let at = 0;
 const encoder = new TextEncoder();
-const ahead = new WeakMap<object, Uint8Array>();
+/** Where a value keeps its bytes: those in a WeakMap would outlive it until old garbage is collected. */
+const ahead = Symbol('packed ahead');
 
 /** Packs now what is packed later, at a time when there is nothing else to do. It must not change in between. */
 export function packAhead<T extends object>(value: T): T {
-  ahead.set(value, pack(value).slice());
+  Reflect.defineProperty(value, ahead, { value: pack(value).slice() });
   return value;
 }
 
@@ -29,7 +30,7 @@ export function packAhead<T extends object>(value: T): T {
  * all, and so is a member that is undefined.
  */
 export function pack(value: unknown): Uint8Array {
-  const packed = ahead.get(value as object);
+  const packed = (value as { readonly [ahead]?: Uint8Array } | null | undefined)?.[ahead];
   if (packed) return packed;
   const start = at;
   if (start === 0 && bytes.length > ROOM) resize(ROOM);

@@ -105,8 +105,8 @@ class Guard : public std::enable_shared_from_this<Guard> {
 
  private:
   void finish(Napi::Env env, void (guard::Process::*how)()) {
-    if (!unwatch_.IsEmpty()) unwatch_.Call(env.Undefined(), {});
-    unwatch_.Reset();
+    if (watch_) Watches::of(env).unwatch(*watch_);
+    watch_.reset();
     if (process_) (process_.get()->*how)();
     process_.reset();
   }
@@ -122,13 +122,13 @@ class Guard : public std::enable_shared_from_this<Guard> {
       guard->end(call.Env());  // there is nothing to end, but somebody has to have waited for it
       guard->onEnd_.Call({});
     };
-    unwatch_ = Napi::Persistent(
-        Watches::of(env).watch(env, begin, read, Napi::Function::New(env, ended)).As<Napi::Function>());
+    watch_ = Watches::of(env).watch(env, begin, read, Napi::Function::New(env, ended));
   }
 
   const std::shared_ptr<Session> session_;
   const std::string netns_;
-  Napi::FunctionReference onEnd_, unwatch_;
+  Napi::FunctionReference onEnd_;
+  std::optional<netlink::Watcher::Id> watch_;
   std::unique_ptr<guard::Process> process_;  // none before there is something to do
 };
 

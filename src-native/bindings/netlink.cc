@@ -7,6 +7,7 @@
 #include "bindings/instance.h"
 #include "bindings/netlink_values.h"
 #include "bindings/socket_values.h"
+#include "bindings/watches.h"
 #include "errno_name.h"
 #include "nftables/query.h"
 
@@ -85,6 +86,8 @@ Napi::Value sequence(const Napi::CallbackInfo& info) {
     job->discard();
   return promises;
 }
+
+void unwatch(const Napi::CallbackInfo& info) { Watches::of(info.Env()).unwatch(info[0].As<Napi::Number>()); }
 
 Napi::Value toBuffer(Napi::Env env, const netlink::Bytes& bytes) {
   return Napi::Value(env, Napi::Buffer<uint8_t>::Copy(env, bytes.data(), bytes.size()));
@@ -182,6 +185,7 @@ Napi::Value decodeNftables(const Napi::CallbackInfo& info) {
 
 void defineNetlink(Napi::Env env, Napi::Object exports) {
   exports["sequence"] = Napi::Function::New<sequence>(env);
+  exports["unwatch"] = Napi::Function::New<unwatch>(env);
   exports["encodeRule"] = Napi::Function::New<encodeRule>(env);
   exports["encodeRoute"] = Napi::Function::New<encodeRoute>(env);
   exports["encodeAddress"] = Napi::Function::New<encodeAddress>(env);

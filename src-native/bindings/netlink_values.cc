@@ -72,7 +72,9 @@ std::vector<rtnetlink::Change> changesArgument(const Packed& js) {
 
 std::vector<nftables::Operation> operationsArgument(const Packed& js) {
   std::vector<nftables::Operation> operations;
-  for (const Packed& operation : js.elements()) {
+  const auto packed = js.elements();
+  operations.reserve(packed.size());
+  for (const Packed& operation : packed) {
     const std::string_view wanted = operation["verb"].string();
     const auto* verb =
         std::find_if(std::begin(verbs), std::end(verbs), [&](const auto& one) { return wanted == one.first; });

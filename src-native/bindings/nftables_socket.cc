@@ -1,4 +1,6 @@
 // NftablesSocket of src/native.ts.
+#include <memory>
+#include <mutex>
 #include <utility>
 
 #include "bindings/define.h"
@@ -48,20 +50,47 @@ class NftChanges {
   std::vector<nftables::Operation> operations_;
 };
 
+// A batch, made of its packed operations by whoever gets to it first: JavaScript's thread while others are committed, or the
+// one that commits it.
+class Commit {
+ public:
+  Commit(netlink::Bytes operations, nftables::BatchOptions options)
+      : state_(new State{.operations = std::move(operations), .options = options}) {}
+
+  void prepare() {
+    std::call_once(state_->once, [this] {
+      state_->batch = nftables::encodeBatch(operationsArgument(Packed(state_->operations)), state_->options);
+    });
+  }
+  void operator()(Connection& connection) {
+    prepare();
+    connection.commit(state_->options.dryRun ? "check batch" : "commit batch", std::move(state_->batch));
+  }
+
+ private:
+  struct State {
+    const netlink::Bytes operations;
+    const nftables::BatchOptions options;
+    std::once_flag once = {};
+    netlink::Batch batch = {};
+  };
+  std::unique_ptr<State> state_;
+};
+
 class NftablesSocket : public Napi::ObjectWrap<NftablesSocket> {
  public:
   static Napi::Function define(Napi::Env env) {
     return DefineClass(env, "NftablesSocket",
                        {
                            InstanceAccessor<&NftablesSocket::portId>("portId"),
-                           InstanceMethod<&NftablesSocket::commit<When::later>>("commit"),
-                           InstanceMethod<&NftablesSocket::commit<When::now>>("commitSync"),
-                           InstanceMethod<&NftablesSocket::generation>("generation"),
-                           InstanceMethod<&NftablesSocket::list>("list"),
-                           InstanceMethod<&NftablesSocket::get>("get"),
-                           InstanceMethod<&NftablesSocket::resetCounters>("resetCounters"),
-                           InstanceMethod<&NftablesSocket::watch>("watch"),
-                           InstanceMethod<&NftablesSocket::close>("close"),
+                           method<&NftablesSocket::commit<When::later>>("commit"),
+                           method<&NftablesSocket::commit<When::now>>("commitSync"),
+                           method<&NftablesSocket::generation>("generation"),
+                           method<&NftablesSocket::list>("list"),
+                           method<&NftablesSocket::get>("get"),
+                           method<&NftablesSocket::resetCounters>("resetCounters"),
+                           method<&NftablesSocket::watch>("watch"),
+                           method<&NftablesSocket::close>("close"),
                        });
   }
 
@@ -71,15 +100,21 @@ class NftablesSocket : public Napi::ObjectWrap<NftablesSocket> {
   }
 
  private:
+  template <Napi::Value (NftablesSocket::*function)(const Napi::CallbackInfo&)>
+  Napi::Value call(const Napi::CallbackInfo& info) {
+    return guarded(info.Env(), [&] { return (this->*function)(info); });
+  }
+  template <Napi::Value (NftablesSocket::*function)(const Napi::CallbackInfo&)>
+  static Napi::ClassPropertyDescriptor<NftablesSocket> method(const char* name) {
+    return InstanceMethod<&NftablesSocket::call<function>>(name);
+  }
+
   Napi::Value portId(const Napi::CallbackInfo& info) { return Napi::Number::New(info.Env(), portId_); }
 
   template <When when>
   Napi::Value commit(const Napi::CallbackInfo& info) {
     const auto options = batchOptions(Packed(info[1]));
-    auto operations = guarded(info.Env(), [&] { return operationsArgument(Packed(info[0])); });
-    return session_->transact<when>(info.Env(), [operations = std::move(operations), options](Connection& c) mutable {
-      c.commit(options.dryRun ? "check batch" : "commit batch", nftables::encodeBatch(std::move(operations), options));
-    });
+    return session_->transact<when>(info.Env(), Commit(copy(packed(info[0])), options));
   }
 
   Napi::Value generation(const Napi::CallbackInfo& info) {
@@ -104,7 +139,7 @@ class NftablesSocket : public Napi::ObjectWrap<NftablesSocket> {
   Napi::Value get(const Napi::CallbackInfo& info) {
     const Packed named(info[0]);
     return withKind(named["kind"], [&]<class T>() {
-      auto key = guarded(info.Env(), [&] { return JsReader::object<T>(named, JsReader::Purpose::key); });
+      auto key = JsReader::object<T>(named, JsReader::Purpose::key);
       return later(info, [key = std::move(key)](Connection& c) { return nftables::get(c, key); });
     });
   }
@@ -118,10 +153,9 @@ class NftablesSocket : public Napi::ObjectWrap<NftablesSocket> {
 
   Napi::Value watch(const Napi::CallbackInfo& info) {
     const auto table = optionalMember<std::string>(Packed(info[0]), "table", netlink::text);
-    return Watches::of(info.Env())
-        .watch(
-            info.Env(), [&](netlink::Watcher& watcher) { return nftables::watch(watcher, netns_, table); },
-            NftChanges(), info[1].As<Napi::Function>());
+    const auto begin = [&](netlink::Watcher& watcher) { return nftables::watch(watcher, netns_, table); };
+    return Napi::Number::New(
+        info.Env(), Watches::of(info.Env()).watch(info.Env(), begin, NftChanges(), info[1].As<Napi::Function>()));
   }
 
   Napi::Value close(const Napi::CallbackInfo& info) { return session_->close(info.Env()); }

@@ -1,35 +1,41 @@
 #include "bindings/packed.h"
 
+#include <stdexcept>
+#include <utility>
+
 #include "bindings/instance.h"
 
 namespace tproxy::bindings {
 
 using netlink::ByteView;
 
-Packed::Packed(Napi::Value js) : env_(js.Env()) {
-  if (js.IsUndefined()) return;
-  const auto packed = env_.GetInstanceData<Instance>()->packer.Call({js}).As<Napi::Uint8Array>();
-  ByteView rest{packed.Data(), packed.ByteLength()};
-  *this = next(rest);
+ByteView packed(Napi::Value js) {
+  if (js.IsUndefined()) return {};
+  const auto bytes = js.Env().GetInstanceData<Instance>()->packer.Call({js}).As<Napi::Uint8Array>();
+  return {bytes.Data(), bytes.ByteLength()};
 }
 
-void Packed::fail(const std::string& what) const { throw Napi::TypeError::New(env_, what); }
+Packed::Packed(ByteView bytes) {
+  if (!bytes.empty()) *this = next(bytes);
+}
 
-ByteView Packed::take(ByteView& rest, size_t size) const {
+void Packed::fail(const std::string& what) { throw std::invalid_argument(what); }
+
+ByteView Packed::take(ByteView& rest, size_t size) {
   if (size > rest.size()) fail("changed while it was read");
   const ByteView taken = rest.first(size);
   rest = rest.subspan(size);
   return taken;
 }
 
-uint32_t Packed::takeSize(ByteView& rest) const {
+uint32_t Packed::takeSize(ByteView& rest) {
   uint32_t size;
   std::memcpy(&size, take(rest, sizeof size).data(), sizeof size);
   return size;
 }
 
-Packed Packed::next(ByteView& rest) const {
-  Packed value(env_);
+Packed Packed::next(ByteView& rest) {
+  Packed value;
   value.kind_ = static_cast<Kind>(take(rest, 1)[0]);
   switch (value.kind_) {
     case Kind::null:
@@ -58,13 +64,18 @@ std::vector<Packed> Packed::elements() const {
 }
 
 Packed Packed::operator[](std::string_view name) const {
-  if (isUndefined()) return *this;
-  for (ByteView rest = bytesOf(Kind::object, "an object"); !rest.empty();) {
-    const std::string_view candidate = textOf(take(rest, takeSize(rest)));
-    const Packed value = next(rest);
-    if (candidate == name) return value;
+  if (isUndefined()) return {};
+  const ByteView members = bytesOf(Kind::object, "an object");
+  for (const auto& [from, to] : {std::pair{next_, members.size()}, std::pair{size_t{0}, next_}}) {
+    for (ByteView rest = members.subspan(from, to - from); !rest.empty();) {
+      const std::string_view candidate = textOf(take(rest, takeSize(rest)));
+      const Packed value = next(rest);
+      if (candidate != name) continue;
+      next_ = to - rest.size();
+      return value;
+    }
   }
-  return Packed(env_);
+  return {};
 }
 
 }  // namespace tproxy::bindings

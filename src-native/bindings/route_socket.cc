@@ -64,29 +64,29 @@ class RouteSocket : public Napi::ObjectWrap<RouteSocket> {
   static Napi::Function define(Napi::Env env) {
     return DefineClass(env, "RouteSocket",
                        {
-                           InstanceMethod<&RouteSocket::commit<When::later>>("commit"),
-                           InstanceMethod<&RouteSocket::commit<When::now>>("commitSync"),
-                           InstanceMethod<&RouteSocket::rule<Verb::add>>("ruleAdd"),
-                           InstanceMethod<&RouteSocket::rule<Verb::erase>>("ruleDelete"),
-                           InstanceMethod<&RouteSocket::ruleList>("ruleList"),
-                           InstanceMethod<&RouteSocket::route<Verb::add>>("routeAdd"),
-                           InstanceMethod<&RouteSocket::route<Verb::replace>>("routeReplace"),
-                           InstanceMethod<&RouteSocket::route<Verb::erase>>("routeDelete"),
-                           InstanceMethod<&RouteSocket::routeGet>("routeGet"),
-                           InstanceMethod<&RouteSocket::routeList>("routeList"),
-                           InstanceMethod<&RouteSocket::linkList>("linkList"),
-                           InstanceMethod<&RouteSocket::linkGet>("linkGet"),
-                           InstanceMethod<&RouteSocket::linkAdd>("linkAdd"),
-                           InstanceMethod<&RouteSocket::linkSet>("linkSet"),
-                           InstanceMethod<&RouteSocket::linkDelete>("linkDelete"),
-                           InstanceMethod<&RouteSocket::address<Verb::add>>("addressAdd"),
-                           InstanceMethod<&RouteSocket::address<Verb::replace>>("addressReplace"),
-                           InstanceMethod<&RouteSocket::address<Verb::erase>>("addressDelete"),
-                           InstanceMethod<&RouteSocket::addressList>("addressList"),
+                           method<&RouteSocket::commit<When::later>>("commit"),
+                           method<&RouteSocket::commit<When::now>>("commitSync"),
+                           method<&RouteSocket::rule<Verb::add>>("ruleAdd"),
+                           method<&RouteSocket::rule<Verb::erase>>("ruleDelete"),
+                           method<&RouteSocket::ruleList>("ruleList"),
+                           method<&RouteSocket::route<Verb::add>>("routeAdd"),
+                           method<&RouteSocket::route<Verb::replace>>("routeReplace"),
+                           method<&RouteSocket::route<Verb::erase>>("routeDelete"),
+                           method<&RouteSocket::routeGet>("routeGet"),
+                           method<&RouteSocket::routeList>("routeList"),
+                           method<&RouteSocket::linkList>("linkList"),
+                           method<&RouteSocket::linkGet>("linkGet"),
+                           method<&RouteSocket::linkAdd>("linkAdd"),
+                           method<&RouteSocket::linkSet>("linkSet"),
+                           method<&RouteSocket::linkDelete>("linkDelete"),
+                           method<&RouteSocket::address<Verb::add>>("addressAdd"),
+                           method<&RouteSocket::address<Verb::replace>>("addressReplace"),
+                           method<&RouteSocket::address<Verb::erase>>("addressDelete"),
+                           method<&RouteSocket::addressList>("addressList"),
                            InstanceAccessor<&RouteSocket::portId>("portId"),
-                           InstanceMethod<&RouteSocket::guard>("guard"),
-                           InstanceMethod<&RouteSocket::watch>("watch"),
-                           InstanceMethod<&RouteSocket::close>("close"),
+                           method<&RouteSocket::guard>("guard"),
+                           method<&RouteSocket::watch>("watch"),
+                           method<&RouteSocket::close>("close"),
                        });
   }
 
@@ -98,19 +98,28 @@ class RouteSocket : public Napi::ObjectWrap<RouteSocket> {
  private:
   using Verb = rtnetlink::Verb;
 
+  template <Napi::Value (RouteSocket::*function)(const Napi::CallbackInfo&)>
+  Napi::Value call(const Napi::CallbackInfo& info) {
+    return guarded(info.Env(), [&] { return (this->*function)(info); });
+  }
+  template <Napi::Value (RouteSocket::*function)(const Napi::CallbackInfo&)>
+  static Napi::ClassPropertyDescriptor<RouteSocket> method(const char* name) {
+    return InstanceMethod<&RouteSocket::call<function>>(name);
+  }
+
   template <When when = When::later>
   Napi::Value transact(const Napi::CallbackInfo& info, auto work) {
     return session_->transact<when>(info.Env(), std::move(work));
   }
   template <class T>
   static T argument(const Napi::CallbackInfo& info, size_t index = 0) {
-    return guarded(info.Env(), [&] { return JsReader::object<T>(Packed(info[index])); });
+    return JsReader::object<T>(Packed(info[index]));
   }
 
   template <When when>
   Napi::Value commit(const Napi::CallbackInfo& info) {
-    auto changes = guarded(info.Env(), [&] { return changesArgument(Packed(info[0])); });
-    return transact<when>(info, [changes = std::move(changes)](Connection& c) { rtnetlink::change(c, changes); });
+    return transact<when>(
+        info, [bytes = copy(packed(info[0]))](Connection& c) { rtnetlink::change(c, changesArgument(Packed(bytes))); });
   }
   template <Verb verb>
   Napi::Value rule(const Napi::CallbackInfo& info) {
@@ -171,10 +180,9 @@ class RouteSocket : public Napi::ObjectWrap<RouteSocket> {
     const rtnetlink::WatchFilter filter{
         .table = optionalMember<uint32_t>(js, "table", netlink::host32),
         .priorities = optionalMember<std::vector<uint32_t>>(js, "priorities", netlink::list({}, netlink::host32))};
-    return Watches::of(info.Env())
-        .watch(
-            info.Env(), [&](netlink::Watcher& watcher) { return rtnetlink::watch(watcher, netns_, filter); },
-            routeChange, info[1].As<Napi::Function>());
+    const auto begin = [&](netlink::Watcher& watcher) { return rtnetlink::watch(watcher, netns_, filter); };
+    return Napi::Number::New(
+        info.Env(), Watches::of(info.Env()).watch(info.Env(), begin, routeChange, info[1].As<Napi::Function>()));
   }
   Napi::Value close(const Napi::CallbackInfo& info) { return session_->close(info.Env()); }
 

@@ -10,6 +10,8 @@ void Job::add(const std::shared_ptr<Session>& session, std::unique_ptr<AnyTask> 
 void Job::submit() {
   for (const auto& session : sessions_) session->jobs_.push_back(shared_from_this());
   startIfReady();
+  // The first one is under way.
+  for (size_t i = 1; i < tasks_.size(); ++i) tasks_[i]->prepare();
 }
 
 void Job::startIfReady() {

@@ -40,6 +40,7 @@ class AnyTask {
  public:
   virtual ~AnyTask() = default;
   virtual void start() = 0;                              // on JavaScript's thread
+  virtual void prepare() noexcept = 0;                   // on any thread, also while it runs; or not at all
   virtual std::exception_ptr run() noexcept = 0;         // why it failed, if it did
   virtual void skip(const std::exception_ptr& why) = 0;  // instead of run()
   virtual void settle(Napi::Env env) = 0;                // on JavaScript's thread
@@ -157,6 +158,14 @@ class Session::Task final : public AnyTask {
   Napi::Promise promise() const { return deferred_.Promise(); }
 
   void start() override { connection_ = session_->connection_; }
+
+  // Work may have a part that can be done before its turn has come.
+  void prepare() noexcept override {
+    if constexpr (requires { work_.prepare(); }) try {
+        work_.prepare();
+      } catch (...) {  // fails again when it runs, and is told then
+      }
+  }
 
   std::exception_ptr run() noexcept override {
     try {

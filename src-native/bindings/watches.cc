@@ -40,15 +40,15 @@ void Watches::stop() {
   calls_.Release();
 }
 
-Napi::Value Watches::watch(Napi::Env env, const std::function<netlink::Watcher::Id(netlink::Watcher&)>& begin,
-                           Read read, Napi::Function onChanges) {
+netlink::Watcher::Id Watches::watch(Napi::Env env, const std::function<netlink::Watcher::Id(netlink::Watcher&)>& begin,
+                                    Read read, Napi::Function onChanges) {
   const auto id = guarded(env, [&] { return begin(watcher_); });
   watches_[id] = std::make_shared<Watch>(Watch{std::move(read), Napi::Persistent(onChanges)});
-  return Napi::Function::New(env, [self = weak_from_this(), id](const Napi::CallbackInfo&) {
-    const auto watches = self.lock();
-    if (!watches || watches->watches_.erase(id) == 0) return;
-    watches->watcher_.unwatch(id);
-  });
+  return id;
+}
+
+void Watches::unwatch(netlink::Watcher::Id id) {
+  if (watches_.erase(id) != 0) watcher_.unwatch(id);
 }
 
 void Watches::deliver(Napi::Env env, Napi::Function, Watches* self, void*) {

@@ -21,10 +21,11 @@ class Watches : public std::enable_shared_from_this<Watches> {
   static Watches& of(Napi::Env env);
   ~Watches() { stop(); }
 
-  // `begin` begins the watch. `onChanges` is called with an array, never after the function that this gives, which ends
-  // the watch. The thread does not keep the process alive.
-  Napi::Value watch(Napi::Env env, const std::function<netlink::Watcher::Id(netlink::Watcher&)>& begin, Read read,
-                    Napi::Function onChanges);
+  // `begin` begins the watch. `onChanges` is called with an array, and never after `unwatch`. The thread does not keep
+  // the process alive.
+  netlink::Watcher::Id watch(Napi::Env env, const std::function<netlink::Watcher::Id(netlink::Watcher&)>& begin,
+                             Read read, Napi::Function onChanges);
+  void unwatch(netlink::Watcher::Id id);
 
  private:
   struct Watch {

@@ -25,7 +25,8 @@ constexpr int answerTimeoutMs = 10'000;
 // Room for the errors of a batch in which everything is wrong, and for large parts of dumps. The kernel counts about
 // 1 KiB for each acknowledgement.
 constexpr int receiveBuffer = 8 << 20;
-constexpr size_t datagramSize = 32 << 10;  // the largest part of a dump that the kernel makes
+// The kernel makes parts of dumps of 32 KiB; a larger one holds a single message.
+constexpr size_t datagramSize = 64 << 10;
 
 // Larger than the system's limit where we may (CAP_NET_ADMIN in the first user namespace), up to that limit otherwise.
 void setBuffer(int fd, int force, int option, int size) {
@@ -145,6 +146,7 @@ Connection::Connection(int protocol, const std::string& netns) {
   if (protocol == NETLINK_ROUTE)  // before Linux 4.20: dumps are not filtered by the kernel, our callers filter again
     ::setsockopt(fd_.get(), SOL_NETLINK, NETLINK_GET_STRICT_CHK, &on, sizeof on);
   setBuffer(fd_.get(), SO_RCVBUFFORCE, SO_RCVBUF, receiveBuffer);
+  buffer_.resize(datagramSize);
 
   const char* debug = std::getenv("LINUX_TPROXY_DEBUG");
   traced_ = debug && std::string_view(debug).find("netlink") != std::string_view::npos;
@@ -169,11 +171,13 @@ void Connection::send(const std::string& operation, const char* request, ByteVie
 }
 
 // One datagram of the kernel's; others' are dropped. Gives 0 or an errno: EAGAIN when nothing is there, ETIMEDOUT when
-// nothing came in time.
+// nothing came in time, EMSGSIZE when it did not fit (the next of that size will).
 int Connection::tryReceive(Wait wait, Bytes& datagram) {
   for (;;) {
-    // The size first: a datagram that does not fit would be cut.
-    const ssize_t size = ::recv(fd_.get(), nullptr, 0, MSG_PEEK | MSG_TRUNC | MSG_DONTWAIT);
+    sockaddr_nl sender{};
+    iovec buffer{.iov_base = buffer_.data(), .iov_len = buffer_.size()};
+    msghdr header{.msg_name = &sender, .msg_namelen = sizeof sender, .msg_iov = &buffer, .msg_iovlen = 1};
+    const ssize_t size = ::recvmsg(fd_.get(), &header, MSG_DONTWAIT | MSG_TRUNC);
     if (size < 0 && errno == EINTR) continue;
     if (size < 0 && errno == EAGAIN && wait == Wait::yes) {
       pollfd readable{.fd = fd_.get(), .events = POLLIN, .revents = 0};
@@ -181,20 +185,16 @@ int Connection::tryReceive(Wait wait, Bytes& datagram) {
       continue;
     }
     if (size < 0) return errno;
-    if (buffer_.size() < static_cast<size_t>(size)) buffer_.resize(std::max(static_cast<size_t>(size), datagramSize));
-    sockaddr_nl sender{};
-    iovec buffer{.iov_base = buffer_.data(), .iov_len = buffer_.size()};
-    msghdr header{.msg_name = &sender, .msg_namelen = sizeof sender, .msg_iov = &buffer, .msg_iovlen = 1};
-    const ssize_t received = ::recvmsg(fd_.get(), &header, MSG_DONTWAIT);
-    if (received < 0 && (errno == EINTR || errno == EAGAIN)) continue;
-    if (received < 0) return errno;
-    if (header.msg_flags & MSG_TRUNC) return EMSGSIZE;  // larger than it was a moment ago: never seen
+    if (header.msg_flags & MSG_TRUNC) {
+      buffer_.resize(static_cast<size_t>(size));
+      return EMSGSIZE;
+    }
     if (header.msg_namelen != sizeof sender || sender.nl_pid != 0) continue;
     if (sender.nl_groups != 0) {  // not an answer, whatever its sequence number
       notified_ = true;
       continue;
     }
-    datagram.assign(buffer_.begin(), buffer_.begin() + received);
+    datagram.assign(buffer_.begin(), buffer_.begin() + size);
     trace("<", datagram);
     return 0;
   }
@@ -345,7 +345,7 @@ std::optional<std::vector<Bytes>> Connection::collectOnce(const std::string& ope
     }
   } catch (const Error& error) {
     drain();
-    if (error.refusal.errnum == ENOBUFS) return {};
+    if (error.refusal.errnum == ENOBUFS || error.refusal.errnum == EMSGSIZE) return {};
     throw;
   } catch (const Malformed&) {
     drain();
@@ -362,7 +362,10 @@ void Connection::commit(const std::string& operation, Batch batch) {
     bytes.insert(bytes.end(), message.bytes().begin(), message.bytes().end());
   }
   // The kernel keeps a little of the buffer for itself and copies the whole batch into it.
-  setBuffer(fd_.get(), SO_SNDBUFFORCE, SO_SNDBUF, static_cast<int>(std::max<size_t>(bytes.size() + 4096, 1 << 18)));
+  if (bytes.size() + 4096 > sendBuffer_) {
+    sendBuffer_ = std::max<size_t>(bytes.size() + 4096, 1 << 18);
+    setBuffer(fd_.get(), SO_SNDBUFFORCE, SO_SNDBUF, static_cast<int>(sendBuffer_));
+  }
   send(operation, batch.messages.front().request(), bytes);
 
   std::vector<Error::Indexed> errors;

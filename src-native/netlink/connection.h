@@ -70,6 +70,7 @@ class Connection {
   uint32_t sequence_ = 0;
   bool notified_ = false;  // a multicast message has come
   Bytes buffer_;           // what is received goes in here first
+  size_t sendBuffer_ = 0;  // as set
   bool traced_;
   std::mutex transaction_;
 };

@@ -1,11 +1,13 @@
 #include "netlink/watcher.h"
 
-#include <poll.h>
 #include <pthread.h>
+#include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
+#include <sys/timerfd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <csignal>
 #include <fstream>
@@ -25,7 +27,9 @@ constexpr size_t mostBytes = 4 << 20;
 constexpr size_t datagramSize = 64 << 10;
 // Read from one socket before others, and JavaScript, have their turn: somebody may send faster than we read.
 constexpr int datagramsPerTurn = 256;
-constexpr int idleMs = 500;  // without a watch
+constexpr timespec idleTime{.tv_sec = 0, .tv_nsec = 500'000'000};  // without a watch
+// What epoll_wait(2) tells of the two descriptors that are no watches: no Id is as large.
+constexpr uint64_t woken = UINT64_MAX, timedOut = UINT64_MAX - 1;
 
 [[noreturn]] void fail(const char* request) { throw Error("watch", {.errnum = errno, .request = request}); }
 
@@ -56,30 +60,36 @@ Watcher::Id Watcher::watch(int protocol, const std::string& netns, const std::ve
 Watcher::Id Watcher::watch(UniqueFd descriptor) { return add({.fd = std::move(descriptor)}); }
 
 Watcher::Id Watcher::add(Watch watch) {
-  Id id;
+  const Id id = ++last_;
+  const int fd = watch.fd.get();
+  // What is no socket tells once.
+  epoll_event event{.events = EPOLLIN | (watch.wanted ? 0U : EPOLLONESHOT), .data = {.u64 = id}};
   {
     const std::lock_guard lock(mutex_);
-    id = ++last_;
     watches_.emplace(id, std::make_shared<Watch>(std::move(watch)));
   }
   try {
     start();
+    if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) != 0) fail("epoll_ctl");
   } catch (...) {
-    const std::lock_guard lock(mutex_);
-    watches_.erase(id);
+    unwatch(id);
     throw;
   }
-  eventfd_write(wake_.get(), 1);
   return id;
 }
 
 void Watcher::unwatch(Id id) {
-  {
-    const std::lock_guard lock(mutex_);
-    watches_.erase(id);
-    lost_.erase(id);
-  }
-  eventfd_write(wake_.get(), 1);
+  std::shared_ptr<Watch> ended;  // closed without the lock
+  const std::lock_guard lock(mutex_);
+  const auto found = watches_.find(id);
+  if (found == watches_.end()) return;
+  ended = std::move(found->second);
+  watches_.erase(found);
+  lost_.erase(id);
+  if (!epoll_) return;
+  ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, ended->fd.get(), nullptr);
+  const itimerspec idle{.it_interval = {}, .it_value = idleTime};
+  if (watches_.empty()) ::timerfd_settime(timer_.get(), 0, &idle, nullptr);
 }
 
 Watcher::Taken Watcher::take(size_t most) {
@@ -94,15 +104,30 @@ Watcher::Taken Watcher::take(size_t most) {
   return {std::move(taken), !notifications_.empty()};
 }
 
+void Watcher::open() {
+  UniqueFd epoll(::epoll_create1(EPOLL_CLOEXEC));
+  if (!epoll) fail("epoll_create");
+  const auto add = [&](int fd, uint64_t data) {
+    epoll_event event{.events = EPOLLIN, .data = {.u64 = data}};
+    if (::epoll_ctl(epoll.get(), EPOLL_CTL_ADD, fd, &event) != 0) fail("epoll_ctl");
+  };
+  wake_.reset(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!wake_) fail("eventfd");
+  add(wake_.get(), woken);
+  timer_.reset(::timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK));
+  if (!timer_) fail("timerfd_create");
+  add(timer_.get(), timedOut);
+  epoll_ = std::move(epoll);
+}
+
 void Watcher::start() {
+  if (!epoll_) open();
   if (thread_.joinable()) {
     const std::lock_guard lock(mutex_);
     if (!ended_) return;
   }
   if (thread_.joinable()) thread_.join();
-  wake_.reset(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-  if (!wake_) fail("eventfd");
-  stopping_ = ended_ = false;
+  ended_ = false;
   // A thread inherits the signal mask: signals are for the threads of Node.
   sigset_t all;
   sigset_t before;
@@ -121,7 +146,6 @@ void Watcher::stop() {
   if (!thread_.joinable()) return;
   {
     const std::lock_guard lock(mutex_);
-    stopping_ = true;
     watches_.clear();
   }
   eventfd_write(wake_.get(), 1);
@@ -130,40 +154,35 @@ void Watcher::stop() {
 
 void Watcher::main() {
   pthread_setname_np(pthread_self(), "tproxy-watch");
+  std::array<epoll_event, 16> events;
   for (;;) {
-    // A copy, so that a watch that ends meanwhile is not closed under poll(2).
-    std::map<Id, std::shared_ptr<Watch>> watches;
-    {
-      const std::lock_guard lock(mutex_);
-      if (stopping_) return;
-      watches = watches_;
+    const int ready = ::epoll_wait(epoll_.get(), events.data(), events.size(), -1);
+    for (int i = 0; i < ready; ++i) {
+      const uint64_t id = events[static_cast<size_t>(i)].data.u64;
+      std::shared_ptr<Watch> watch;  // so that one that ends meanwhile is not closed while it is read
+      {
+        const std::lock_guard lock(mutex_);
+        if (id == woken) return;
+        if (id == timedOut) {
+          uint64_t times;
+          if (::read(timer_.get(), &times, sizeof times) > 0 && watches_.empty()) {
+            ended_ = true;
+            return;
+          }
+          continue;
+        }
+        const auto found = watches_.find(static_cast<Id>(id));
+        if (found == watches_.end()) continue;
+        watch = found->second;
+      }
+      read(static_cast<Id>(id), *watch);
     }
-    std::vector<pollfd> descriptors{{.fd = wake_.get(), .events = POLLIN, .revents = 0}};
-    for (const auto& [id, watch] : watches)
-      descriptors.push_back({.fd = watch->fd.get(), .events = POLLIN, .revents = 0});
-    const int ready = ::poll(descriptors.data(), descriptors.size(), watches.empty() ? idleMs : -1);
-    if (ready < 0) continue;
-    if (ready == 0) {
-      const std::lock_guard lock(mutex_);
-      if (!watches_.empty()) continue;
-      ended_ = true;
-      return;
-    }
-    eventfd_t value;
-    if (descriptors.front().revents) eventfd_read(wake_.get(), &value);
-    auto descriptor = descriptors.begin();
-    for (const auto& [id, watch] : watches)
-      if ((++descriptor)->revents) read(id, *watch);
   }
 }
 
-void Watcher::read(Id id, Watch& watch) {
+void Watcher::read(Id id, const Watch& watch) {
   std::vector<Notification> notifications;
-  if (!watch.wanted) {
-    watch.fd.reset();  // poll(2) passes over it from now on
-    deliver({{.id = id}});
-    return;
-  }
+  if (!watch.wanted) return deliver({{.id = id}});
   Bytes datagram(datagramSize);
   uint32_t by = 0;  // who sends one message sends many: looked up once
   std::string byName;

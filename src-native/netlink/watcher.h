@@ -1,5 +1,5 @@
 // One thread that reads what netlink tells its multicast groups, for any number of watches. While nothing happens it
-// sleeps in poll(2).
+// sleeps in epoll_wait(2), and is not woken when watches come and go.
 #pragma once
 #include <cstdint>
 #include <deque>
@@ -49,22 +49,25 @@ class Watcher {
 
  private:
   struct Watch {
-    UniqueFd fd;
+    UniqueFd fd;    // stays the same
     Wanted wanted;  // none: not a socket
   };
 
   Id add(Watch watch);
+  void open();
   void start();
   void main();
-  void read(Id id, Watch& watch);
+  void read(Id id, const Watch& watch);
   void deliver(std::vector<Notification> notifications);
 
   const std::function<void()> notify_;
   std::thread thread_;
-  UniqueFd wake_;
-  std::mutex mutex_;  // guards what follows
-  bool stopping_ = false, ended_ = false;
+  UniqueFd epoll_;
+  UniqueFd wake_;   // an eventfd: to stop
+  UniqueFd timer_;  // a timerfd: without a watch for a while
   Id last_ = 0;
+  std::mutex mutex_;  // guards what follows
+  bool ended_ = false;
   std::map<Id, std::shared_ptr<Watch>> watches_;
   std::deque<Notification> notifications_;
   size_t bytes_ = 0;   // in them

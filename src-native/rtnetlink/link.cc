@@ -131,10 +131,10 @@ Link decodeLink(ByteView bytes) {
 // ---- transactions ---------------------------------------------------------------------------------------------------
 
 std::vector<Link> listLinks(netlink::Connection& connection) {
+  Message request(NETLINK_NAMED(RTM_GETLINK), NLM_F_REQUEST, ifinfomsg{.ifi_family = AF_UNSPEC});
+  Encoder(request).write(NETLINK_NAMED(IFLA_EXT_MASK), uint32_t{RTEXT_FILTER_SKIP_STATS}, netlink::host32);
   std::vector<Link> links;
-  for (const auto& message :
-       connection.dump("list links", {NETLINK_NAMED(RTM_GETLINK), NLM_F_REQUEST, ifinfomsg{.ifi_family = AF_UNSPEC}}))
-    links.push_back(decodeLink(message));
+  for (const auto& message : connection.dump("list links", std::move(request))) links.push_back(decodeLink(message));
   return links;
 }
 

@@ -13,8 +13,11 @@ export class Guarding {
   readonly #plan: Plan;
   /** Somebody has ended it. */
   isLost = false;
-  /** Called then. */
-  onLost: () => void = () => {};
+  /**
+   * Is told then. An object: V8 counts a function that is assigned to a property where it is written among the old at once, and
+   * with it whatever it refers to.
+   */
+  watch: { guardLost(): void } | undefined;
   /** What takes the rules out and leaves the claim, when nobody can look at them any more. */
   batches: readonly NftOperation[][] = [];
 
@@ -41,10 +44,12 @@ export class Guarding {
         : { heir: { owner: nftables.portId, words: claimWords(this.#plan) } }),
     });
     this.isLost = false;
-    this.#kernel.onGuardEnd = () => {
-      this.isLost = true;
-      this.onLost();
-    };
+    this.#kernel.guarding = this;
+  }
+
+  guardEnded(): void {
+    this.isLost = true;
+    this.watch?.guardLost();
   }
 
   /** The same, where it is a net for the case of a crash only: what is left then does nothing, so there is no reason to refuse. */
@@ -61,6 +66,6 @@ export class Guarding {
 
   end(): void {
     this.#kernel.guard.rest();
-    this.#kernel.onGuardEnd = () => {};
+    this.#kernel.guarding = undefined;
   }
 }

@@ -283,11 +283,20 @@ export function installed({ kernel, plan: initial, netns, guarding, kept, repair
     release: () => end(plan.lifetime === 'process' ? uninstall : release),
     [Symbol.asyncDispose]: () => methods.uninstall(),
   };
-  const result = Object.defineProperty(Object.assign(new EventEmitter<InstalledEvents>(), methods), 'plan', {
-    get: () => plan,
-    enumerable: true,
-  }) as unknown as InstalledRules;
+  const result: InstalledRules = Object.assign(new Emitter(() => plan), methods);
   return { rules: result, start };
+}
+
+/** Not a getter in each one: V8 keeps it, and what it refers to, until old garbage is collected. */
+class Emitter extends EventEmitter<InstalledEvents> {
+  readonly #plan: () => Plan;
+  constructor(plan: () => Plan) {
+    super();
+    this.#plan = plan;
+  }
+  get plan(): Plan {
+    return this.#plan();
+  }
 }
 
 export const changesOf = (verb: 'add' | 'delete', { rules, routes }: Pick<Plan, 'rules' | 'routes'>) => ({

@@ -16,8 +16,8 @@ export interface Kernel {
   nftables: NftablesSocket;
   /** A process only while there is, or was a moment ago, something for it to do. */
   readonly guard: Guard;
-  /** Called when somebody has ended that process. */
-  onGuardEnd: () => void;
+  /** Is told when somebody has ended that process. */
+  guarding: { guardEnded(): void } | undefined;
 }
 
 /**
@@ -38,8 +38,8 @@ export function openKernel(netns: string | undefined): Kernel {
   const route = new RouteSocket(socketOptions(netns));
   try {
     const nftables = new NftablesSocket(socketOptions(netns));
-    const guard = route.guard([], [], { onEnd: () => kernel.onGuardEnd() });
-    const kernel: Kernel = { netns, namespace, route, nftables, guard, onGuardEnd() {} };
+    const guard = route.guard([], [], { onEnd: () => kernel.guarding?.guardEnded() });
+    const kernel: Kernel = { netns, namespace, route, nftables, guard, guarding: undefined };
     return kernel;
   } catch (error) {
     void route.close();

@@ -79,7 +79,7 @@ export class Watch extends EventEmitter<WatchEvents> {
     this.#ends.push(kernel.route.watch((changes) => this.#hearRoutes(changes), ours));
     for (const table of [...(this.#owned ? [] : [plan.nftTable]), ...backendOf(plan).watched])
       this.#ends.push(kernel.nftables.watch((changes) => this.#hearTable(changes), { table }));
-    guarding.onLost = () => this.#notice(GUARD);
+    guarding.watch = this;
     // What was changed since it was installed and before now was told to nobody.
     this.#lookIn(SETTLE_MS);
   }
@@ -109,6 +109,10 @@ export class Watch extends EventEmitter<WatchEvents> {
   /** A change of what is in the sets: not while they are read for a table that is made anew, which would be without it. */
   besideRemaking<T>(change: () => Promise<T>): Promise<T> {
     return this.#owned ? change() : this.between(change);
+  }
+
+  guardLost(): void {
+    this.#notice(GUARD);
   }
 
   // ---- hearing ----------------------------------------------------------------------------------------------------------

@@ -122,7 +122,8 @@ export class NftablesSocket {
    */
   watch(onChanges: (changes: NftChange[]) => void, filter: { readonly table?: string } = {}): () => void {
     checkNftWatch(filter, onChanges);
-    return this.#watches.add(this.#native.watch(filter, onChanges));
+    const watch = this.#native.watch(filter, onChanges);
+    return this.#watches.add(() => native.unwatch(watch));
   }
 
   /**

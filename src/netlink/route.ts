@@ -224,7 +224,8 @@ export class RouteSocket {
    */
   watch(onChanges: (changes: RouteChange[]) => void, filter: RouteWatchFilter = {}): () => void {
     checkRouteWatch(filter, onChanges);
-    return this.#watches.add(this.#native.watch(filter, onChanges));
+    const watch = this.#native.watch(filter, onChanges);
+    return this.#watches.add(() => native.unwatch(watch));
   }
 
   /** Ends the watches. A call under way is finished first; those that wait for it, and later ones, fail with `EBADF`. */

@@ -224,22 +224,6 @@ int __wrap_poll(pollfd* descriptors, nfds_t, int) {
   return kernel.queue.empty() ? 0 : 1;  // nothing comes later: so much time is over
 }
 
-// The look at the size: recv(fd, nullptr, 0, MSG_PEEK | MSG_TRUNC | MSG_DONTWAIT).
-ssize_t __wrap_recv(int, void*, size_t, int) {
-  kernel.count();
-  if (kernel.queue.empty() || kernel.sometimes(20)) {
-    errno = kernel.queue.empty() ? EAGAIN : EINTR;
-    return -1;
-  }
-  Kernel::Datagram& first = kernel.queue.front();
-  if (first.error != 0) {
-    errno = first.error;
-    kernel.queue.pop_front();
-    return -1;
-  }
-  return static_cast<ssize_t>(first.bytes.size());
-}
-
 ssize_t __wrap_recvmsg(int, msghdr* header, int) {
   kernel.count();
   if (kernel.queue.empty() || kernel.sometimes(20)) {
@@ -248,13 +232,17 @@ ssize_t __wrap_recvmsg(int, msghdr* header, int) {
   }
   const Kernel::Datagram datagram = std::move(kernel.queue.front());
   kernel.queue.pop_front();
+  if (datagram.error != 0) {
+    errno = datagram.error;
+    return -1;
+  }
   const sockaddr_nl sender{.nl_family = AF_NETLINK, .nl_pid = datagram.sender, .nl_groups = datagram.groups};
   std::memcpy(header->msg_name, &sender, sizeof sender);
   header->msg_namelen = sizeof sender;
   const size_t size = std::min(datagram.bytes.size(), header->msg_iov->iov_len);
   if (size > 0) std::memcpy(header->msg_iov->iov_base, datagram.bytes.data(), size);
   header->msg_flags = size < datagram.bytes.size() ? MSG_TRUNC : 0;
-  return static_cast<ssize_t>(size);
+  return static_cast<ssize_t>(datagram.bytes.size());  // MSG_TRUNC
 }
 
 }  // extern "C"

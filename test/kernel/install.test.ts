@@ -190,7 +190,7 @@ test('several at once all get what they need, and nothing of it is left', async 
 
 // ---- failing half-way ---------------------------------------------------------------------------------------------------
 
-for (const call of ['sendto', 'recvfrom'])
+for (const call of ['sendto', 'recvmsg'])
   test(`a failure at any step (the n-th ${call} fails) leaves the host as it was`, async () => {
     lab.exec('router', 'sh', '-euc', administrator);
     const before = lab.snapshot('router');

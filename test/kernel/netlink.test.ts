@@ -763,7 +763,7 @@ test('LINUX_TPROXY_DEBUG=netlink shows every message', () => {
     env: { ...process.env, LINUX_TPROXY_DEBUG: 'netlink' },
     encoding: 'utf8',
   });
-  assert.match(stderr, /netlink \w+ > type 0x12 flags 0x301 seq 1 length 32\n/); // RTM_GETLINK
+  assert.match(stderr, /netlink \w+ > type 0x12 flags 0x301 seq 1 length 40\n/); // RTM_GETLINK
   assert.match(stderr, /netlink \w+ < type 0x10 flags 0x2 seq 1 length \d+\n/); // RTM_NEWLINK
 });
 
