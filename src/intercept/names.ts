@@ -9,10 +9,9 @@ const CGROUP_ROOT = '/sys/fs/cgroup';
 const CGROUP_MOUNTS = ['', 'unified/'];
 const CGROUP2_SUPER_MAGIC = 0x63677270; // linux/magic.h
 
-const NOBODY: HostIds = { users: {}, cgroups: {} };
 /** @throws {InterceptError} where there is no such user or cgroup. */
 export function lookUpIds(ownHost: InterceptOptions['ownHost']): HostIds {
-  if (ownHost === undefined || ownHost === true) return NOBODY;
+  if (ownHost === undefined || ownHost === true) return { users: {}, cgroups: {} };
   const names = (ownHost.users ?? []).filter((user) => typeof user === 'string' && !/^\d+$/.test(user));
   const users = names.length > 0 ? usersOf(readFileSync('/etc/passwd', 'utf8')) : new Map<string, number>();
   return {

@@ -127,7 +127,6 @@ export const contentsOf = (plan: Plan, kept: readonly Content[]): Content[] =>
   liveSets(plan, kept, async () => {}).contents();
 
 function keep(set: KernelSet, kept: readonly Content[]): void {
-  if (kept.length === 0) return;
   const now = performance.now();
   const elements = kept.find((content) => content.set === set.name)?.elements ?? [];
   for (const each of timedSegments(set.type, elements, now)) {

@@ -40,6 +40,7 @@ export const objectOf = (members: Readonly<Record<string, Check>>): Check => {
     const object = value as Readonly<Record<string, unknown>>;
     const place = { in: whole, key: name };
     for (const key in object) {
+      // Inherited ones are told to the kernel, too.
       const check = checks.get(key);
       if (!check) throw invalidValue(at(whole, name), `an object of ${Object.keys(members).join(', ')}`, key);
       check(object[key], place, key, object);
