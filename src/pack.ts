@@ -97,17 +97,20 @@ function putObject(value: object): void {
 
 function putText(text: string): void {
   makeRoom(4 + 3 * text.length);
-  const size = at;
-  at += 4;
-  for (let index = 0; index < text.length; index++) {
-    const code = text.charCodeAt(index);
+  // What is in a module's variables is fetched anew for each character.
+  const room = bytes;
+  const start = at + 4;
+  let length = 0;
+  for (; length < text.length; length++) {
+    const code = text.charCodeAt(length);
     if (code > 0x7f) {
-      at += encoder.encodeInto(text.slice(index), bytes.subarray(at)).written;
+      length += encoder.encodeInto(text.slice(length), room.subarray(start + length)).written;
       break;
     }
-    bytes[at++] = code;
+    room[start + length] = code;
   }
-  view.setUint32(size, at - size - 4, littleEndian);
+  view.setUint32(at, length, littleEndian);
+  at = start + length;
 }
 
 function makeRoom(size: number): void {

@@ -119,7 +119,7 @@ export async function completeOptions(
 ): Promise<PlanOptions> {
   // One with mode `redirect` has no numbers.
   const old = predecessor?.claim.fwmark.mask === 0 ? undefined : predecessor?.claim;
-  const options = { ...(old && { fwmark: old.fwmark, table: old.table, priority: old.priority }), ...given };
+  const options = old ? { fwmark: old.fwmark, table: old.table, priority: old.priority, ...given } : given;
   const families = options.families ?? familiesOf(host);
   checkInterfaces(host, options.interfaces ?? []);
   if (!predecessor) checkName(host, nftTableOf(options));
@@ -129,18 +129,20 @@ export async function completeOptions(
   );
   const rules = [...host.rules, ...claimed];
   if (options.mode === 'redirect') return { ...given, families };
-  const { zone, ...rest } = options;
-  const { fwmark, table, priority } = options;
+  const { markBits, routing } = host;
+  const { zone, fwmark, table, priority } = options;
   const keepsMark = old && fwmark?.value === old.fwmark.value && fwmark.mask === old.fwmark.mask;
-  return {
-    ...rest,
-    ...(zone !== undefined && (zone !== 'auto' || (await usesConntrack(kernel))) && { zone }),
+  const completed = {
+    ...options,
     ids: lookUpIds(options.ownHost),
     families,
     priority: old && priority === old.priority ? priority : freePriority(rules, priority),
-    fwmark: keepsMark ? fwmark : freeFwmark({ ...host, rules }, fwmark),
-    table: old && table === old.table ? table : await freeTable(kernel, { ...host, rules }, table),
+    fwmark: keepsMark ? fwmark : freeFwmark({ markBits, rules }, fwmark),
+    table: old && table === old.table ? table : await freeTable(kernel, { routing, rules }, table),
   };
+  if (zone !== 'auto' || (await usesConntrack(kernel))) return completed;
+  const { zone: _, ...withoutZone } = completed;
+  return withoutZone;
 }
 
 /** Whether the host's rules (also iptables', nft variant) make the kernel track connections. */
@@ -237,8 +239,10 @@ function bitsOf(fwmark: Fwmark | undefined): number {
 /** Four consecutive priorities with no rule at them, by preference the classical place or one in front of it. */
 export function freePriority(rules: readonly Pick<Rule, 'priority'>[], wanted?: number): number {
   const used = new Set(rules.map(({ priority }) => priority ?? 0));
-  const isFree = (start: number) =>
-    Array.from({ length: PRIORITIES }, (_, index) => start + index).every((each) => !used.has(each));
+  const isFree = (start: number) => {
+    for (let each = start; each < start + PRIORITIES; each++) if (used.has(each)) return false;
+    return true;
+  };
   if (wanted !== undefined) {
     if (isFree(wanted)) return wanted;
     throw new InterceptError(

@@ -227,10 +227,9 @@ export function routingOf(
   facts: Pick<Plan, 'fwmark' | 'table' | 'priority' | 'families'> & { readonly ownHost?: object | boolean },
 ): Pick<Plan, 'rules' | 'routes'> {
   const families = facts.fwmark.mask === 0 ? [] : facts.families;
-  return {
-    routes: families.map((family) => localRoute(family, facts.table)),
-    rules: families.flatMap((family) => policyRules(family, facts)),
-  };
+  const rules: Rule[] = [];
+  for (const family of families) rules.push(...policyRules(family, facts));
+  return { routes: families.map((family) => localRoute(family, facts.table)), rules };
 }
 
 /** Everything routed by our table is delivered here. */
@@ -259,15 +258,15 @@ export function policyRules(
   }: Pick<Plan, 'fwmark' | 'table' | 'priority'> & { readonly ownHost?: object | boolean },
 ): Rule[] {
   const protocol = ROUTE_PROTOCOL;
-  const own = { value: ownMark({ fwmark }), mask: fwmark.mask };
   const end = priority + 3;
-  const ours: Rule = { family, fwmark: own, protocol, priority, iif: 'lo', action: 'lookup', table };
-  return [
-    ...(ownHost ? [ours] : []),
+  const rules: Rule[] = [
     { family, fwmark, protocol, priority: priority + 1, iif: 'lo', action: 'goto', goto: end },
     { family, fwmark, protocol, priority: priority + 2, action: 'lookup', table },
     { family, fwmark, protocol, priority: end, action: 'nop' },
   ];
+  if (!ownHost) return rules;
+  const own = { value: ownMark({ fwmark }), mask: fwmark.mask };
+  return [{ family, fwmark: own, protocol, priority, iif: 'lo', action: 'lookup', table }, ...rules];
 }
 
 function parseFamilies(families: readonly Family[] | undefined, address: string | undefined): readonly Family[] {

@@ -34,10 +34,11 @@ export function parsePorts(name: string, ports: true | readonly PortSpec[]): rea
     ports.map((spec: PortSpec) => {
       const match = /^(\d+)(?:-(\d+))?$/.exec(String(spec));
       if (!match) throw invalidValue(`${name}: a port`, "a number or a range like '8000-8999'", spec);
-      const [start, end] = [BigInt(match[1] as string), BigInt(match[2] ?? (match[1] as string))];
-      if (start < 1n || end > 65535n) throw outOfRange(`${name}: a port`, 'from 1 to 65535', spec);
+      const start = Number(match[1]);
+      const end = Number(match[2] ?? start);
+      if (start < 1 || end > 65535) throw outOfRange(`${name}: a port`, 'from 1 to 65535', spec);
       if (start > end) throw outOfRange(`${name}: a range`, 'a smaller and then a larger port', spec);
-      return { start, end };
+      return { start: BigInt(start), end: BigInt(end) };
     }),
   );
 }
@@ -58,9 +59,10 @@ export function parsePrefix(name: string, prefix: string): Range & { readonly fa
   if (typeof prefix !== 'string') throw invalidType(`${name}: a prefix`, 'a string', prefix);
   const plain = parsePlainIpv4(prefix);
   if (plain) return plain;
-  const [address = '', length, ...rest] = prefix.split('/');
+  const parts = prefix.split('/');
+  const [address = '', length] = parts;
   const version = isIP(address);
-  if (version === 0 || rest.length > 0 || address.includes('%') || (length !== undefined && !/^\d{1,3}$/.test(length)))
+  if (version === 0 || parts.length > 2 || address.includes('%') || (length !== undefined && !/^\d{1,3}$/.test(length)))
     throw invalidValue(`${name}: a prefix`, "an address or a prefix like '10.0.0.0/8' or 'fd00::/8'", prefix);
   const family: Family = version === 4 ? 'ipv4' : 'ipv6';
   const bits = version === 4 ? 32 : 128;
@@ -136,10 +138,9 @@ export function formatRange(type: RangeType, { start, end }: Range): string {
  */
 export function intervalElements(type: RangeType, ranges: readonly Range[]): NftElement[] {
   const [first] = ranges;
-  return [
-    ...(first && first.start > 0n ? [intervalEnd(type, 0n)] : []),
-    ...ranges.flatMap((range) => rangeElements(type, range)),
-  ];
+  const elements: NftElement[] = first && first.start > 0n ? [intervalEnd(type, 0n)] : [];
+  for (const range of ranges) elements.push(...rangeElements(type, range));
+  return elements;
 }
 
 /** The elements of one range: its first key, then the end behind it, if there can be one. */
@@ -214,17 +215,24 @@ export function rangesOfElements(type: RangeType, elements: readonly NftElement[
 
 /** An IPv4 or IPv6 address as the number its bytes make. The text must have passed `isIP`. */
 export function addressToNumber(address: string): bigint {
-  if (!address.includes(':')) return address.split('.').reduce((sum, part) => (sum << 8n) | BigInt(part), 0n);
-  // The last 32 bits may be written as an IPv4 address: ::ffff:10.0.0.1
-  const plain = address.replace(/(\d+)\.(\d+)\.(\d+)\.(\d+)$/, (_, a, b, c, d) =>
-    [(Number(a) << 8) | Number(b), (Number(c) << 8) | Number(d)].map((group) => group.toString(16)).join(':'),
-  );
-  const [head = '', tail] = plain.split('::');
-  const groups = (text: string) => (text === '' ? [] : text.split(':'));
-  const front = groups(head);
-  const back = tail === undefined ? [] : groups(tail);
-  const zeros = tail === undefined ? [] : Array<string>(8 - front.length - back.length).fill('0');
-  return [...front, ...zeros, ...back].reduce((sum, group) => (sum << 16n) | BigInt(`0x${group}`), 0n);
+  if (!address.includes(':')) return BigInt(ipv4ToNumber(address));
+  const [head = '', tail = ''] = address.split('::');
+  const front = groupsOf(head);
+  return (groupsToNumber(front) << BigInt(128 - 16 * front.length)) | groupsToNumber(groupsOf(tail));
+}
+
+const ipv4ToNumber = (address: string) => address.split('.').reduce((sum, part) => sum * 256 + Number(part), 0);
+const groupsToNumber = (groups: readonly number[]) => groups.reduce((sum, group) => (sum << 16n) | BigInt(group), 0n);
+
+/** Of a part of an IPv6 address. Its last 32 bits may be written as an IPv4 address: ::ffff:10.0.0.1 */
+function groupsOf(text: string): number[] {
+  const groups: number[] = [];
+  for (const group of text === '' ? [] : text.split(':')) {
+    const plain = group.includes('.') ? ipv4ToNumber(group) : undefined;
+    if (plain === undefined) groups.push(Number.parseInt(group, 16));
+    else groups.push(plain >>> 16, plain & 0xffff);
+  }
+  return groups;
 }
 
 export function addressBytes(address: string): Uint8Array {

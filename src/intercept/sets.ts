@@ -89,16 +89,14 @@ export function liveSets(
     });
   };
   const prefixes = (name: string, set: string, ranges: PrefixRanges) => {
-    const family = new Map<KernelSet, Family>();
-    for (const each of intercepts ? plan.families : [])
-      family.set(kernelSet(setFor(set, each), addressRange(each), ranges[each]), each);
+    const families = intercepts ? plan.families : [];
     return live<string>({
-      sets: [...family.keys()],
+      sets: families.map((family) => kernelSet(setFor(set, family), addressRange(family), ranges[family])),
       parse(specs) {
         const parsed = parsePrefixes(name, specs);
-        return [...family.values()].map((each) => parsed[each]);
+        return families.map((family) => parsed[family]);
       },
-      show: (each, range) => toPrefixes(family.get(each) as Family, range),
+      show: ({ type }, range) => toPrefixes(type.kind as Family, range),
       missing: `prefixes: it intercepts nothing, so that there is nothing to exclude`,
     });
   };

@@ -753,6 +753,10 @@ test('arguments are checked before the kernel sees them', async () => {
   assert.instance(await wrong({ family: 'ipv4', action: 'hop' }), TypeError);
   assert.instance(await wrong({ family: 'ipv4', action: 'nop', iif: 'sixteen-bytes-ab' }), TypeError);
   assert.instance(await wrong({ family: 'ipv4', action: 'nop', users: { start: 2, end: 1 } }), RangeError);
+  assert.match(
+    String(await wrong(Object.create({ family: 'ipv4', action: 'nop', tos: 256 }))),
+    /RangeError.*rule\.tos/,
+  );
 });
 
 test('LINUX_TPROXY_DEBUG=netlink shows every message', () => {

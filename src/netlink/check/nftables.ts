@@ -23,8 +23,9 @@ import {
   words,
 } from './schema.js';
 
+const watchFilter = objectOf({ table: optional(string) });
 export function checkNftWatch(filter: unknown, onChanges: unknown): void {
-  checkWatch(filter, onChanges, { table: optional(string) });
+  checkWatch(filter, onChanges, watchFilter);
 }
 
 /** nf_tables keeps at most this much userdata with an object. */

@@ -167,9 +167,10 @@ const newLink = objectOf({
   link: optional(device),
   linkInfo: (value, place, key) => checkUnion(value, place, key, linkInfo),
 });
+const checkLinkChangeObject = objectOf({ ...linkChange, master });
 const linkOperations: Readonly<Record<string, Check>> = {
   add: objectOf({ verb: string, kind: string, link: newLink }),
-  set: objectOf({ verb: string, kind: string, dev: device, change: objectOf({ ...linkChange, master }) }),
+  set: objectOf({ verb: string, kind: string, dev: device, change: checkLinkChangeObject }),
   delete: objectOf({ verb: string, kind: string, dev: device }),
 };
 const routeOperations: Readonly<Record<string, Check>> = {
@@ -200,23 +201,21 @@ export function checkLink(dev: string | number): void {
 }
 
 export function checkLinkChange(change: LinkChange): void {
-  checkArgument('change', change, objectOf({ ...linkChange, master }));
+  checkArgument('change', change, checkLinkChangeObject);
 }
 
 export function checkNewLink(link: NewLink): void {
   checkArgument('link', link, newLink);
 }
 
+const listOfOperations = listOf((value, place, key) => checkUnion(value, place, key, routeOperations));
 export function checkRouteOperations(operations: unknown): void {
-  checkArgument(
-    'operations',
-    operations,
-    listOf((value, place, key) => checkUnion(value, place, key, routeOperations)),
-  );
+  checkArgument('operations', operations, listOfOperations);
 }
 
+const optionalFamily = optional(family);
 export function checkFamily(value: Family | undefined): void {
-  checkArgument('family', value, optional(family));
+  checkArgument('family', value, optionalFamily);
 }
 
 const routeFilter = objectOf({ family: optional(family), table: optional(u32) });
@@ -224,7 +223,7 @@ export function checkRouteFilter(filter: unknown): void {
   checkArgument('filter', filter, routeFilter);
 }
 
-const routeWatchFilter = { table: optional(u32), priorities: optional(listOf(u32)) };
+const routeWatchFilter = objectOf({ table: optional(u32), priorities: optional(listOf(u32)) });
 export function checkRouteWatch(filter: unknown, onChanges: unknown): void {
   checkWatch(filter, onChanges, routeWatchFilter);
 }

@@ -39,7 +39,8 @@ export const objectOf = (members: Readonly<Record<string, Check>>): Check => {
     if (typeof value !== 'object' || value === null) throw invalidType(at(whole, name), 'an object', value);
     const object = value as Readonly<Record<string, unknown>>;
     const place = { in: whole, key: name };
-    for (const key of Object.keys(object)) {
+    for (const key in object) {
+      // Inherited ones are told to the kernel, too.
       const check = checks.get(key);
       if (!check) throw invalidValue(at(whole, name), `an object of ${Object.keys(members).join(', ')}`, key);
       check(object[key], place, key, object);
@@ -109,24 +110,29 @@ export function checkUnion(
   member(value, place, key, {});
 }
 
-const made = new WeakSet<object>();
+/** What only this package knows. (To a WeakSet it would take longer to add one than to check it.) */
+const made = Symbol('made');
+interface Marked {
+  [made]?: true;
+}
 /** Marks an argument that this package has made itself: it need not be checked. */
 export function unchecked<T extends object>(value: T): T {
-  made.add(value);
+  (value as Marked)[made] = true;
   return value;
 }
 
 /** Of an argument of that name. */
 export function checkArgument(key: string, value: unknown, member: Check): void {
-  if (!made.has(value as object)) member(value, ROOT, key, {});
+  if (!(value as Marked | null | undefined)?.[made]) member(value, ROOT, key, {});
 }
 
 /** Of the sockets' `watch`. */
-export function checkWatch(filter: unknown, onChanges: unknown, members: Readonly<Record<string, Check>>): void {
-  checkArgument('filter', filter, objectOf(members));
+export function checkWatch(filter: unknown, onChanges: unknown, member: Check): void {
+  checkArgument('filter', filter, member);
   if (typeof onChanges !== 'function') throw invalidType('onChanges', 'a function', onChanges);
 }
 
+const socketOptions = objectOf({ netns: optional(string) });
 export function checkSocketOptions(options: unknown): void {
-  checkArgument('options', options, objectOf({ netns: optional(string) }));
+  checkArgument('options', options, socketOptions);
 }
