@@ -93,7 +93,7 @@ std::shared_ptr<Preparation> preparationOf(Napi::Value operations, const nftable
   return std::make_shared<Preparation>(prepared->operations(), options);
 }
 
-class NftablesSocket : public Napi::ObjectWrap<NftablesSocket> {
+class NftablesSocket : public GuardedWrap<NftablesSocket> {
  public:
   static Napi::Function define(Napi::Env env) {
     return DefineClass(env, "NftablesSocket",
@@ -111,20 +111,11 @@ class NftablesSocket : public Napi::ObjectWrap<NftablesSocket> {
   }
 
   explicit NftablesSocket(const Napi::CallbackInfo& info)
-      : ObjectWrap(info), session_(openSession(info, NETLINK_NETFILTER)), netns_(netnsArgument(info)) {
+      : GuardedWrap(info), session_(openSession(info, NETLINK_NETFILTER)), netns_(netnsArgument(info)) {
     portId_ = session_->open()->portId();
   }
 
  private:
-  template <Napi::Value (NftablesSocket::*function)(const Napi::CallbackInfo&)>
-  Napi::Value call(const Napi::CallbackInfo& info) {
-    return guarded(info.Env(), [&] { return (this->*function)(info); });
-  }
-  template <Napi::Value (NftablesSocket::*function)(const Napi::CallbackInfo&)>
-  static Napi::ClassPropertyDescriptor<NftablesSocket> method(const char* name) {
-    return InstanceMethod<&NftablesSocket::call<function>>(name);
-  }
-
   Napi::Value portId(const Napi::CallbackInfo& info) { return Napi::Number::New(info.Env(), portId_); }
 
   template <When when>

@@ -59,7 +59,7 @@ Napi::Value routeChange(Napi::Env env, const Watches::Notification& notification
   return js;
 }
 
-class RouteSocket : public Napi::ObjectWrap<RouteSocket> {
+class RouteSocket : public GuardedWrap<RouteSocket> {
  public:
   static Napi::Function define(Napi::Env env) {
     return DefineClass(env, "RouteSocket",
@@ -91,21 +91,12 @@ class RouteSocket : public Napi::ObjectWrap<RouteSocket> {
   }
 
   explicit RouteSocket(const Napi::CallbackInfo& info)
-      : ObjectWrap(info), session_(openSession(info, NETLINK_ROUTE)), netns_(netnsArgument(info)) {
+      : GuardedWrap(info), session_(openSession(info, NETLINK_ROUTE)), netns_(netnsArgument(info)) {
     portId_ = session_->open()->portId();
   }
 
  private:
   using Verb = rtnetlink::Verb;
-
-  template <Napi::Value (RouteSocket::*function)(const Napi::CallbackInfo&)>
-  Napi::Value call(const Napi::CallbackInfo& info) {
-    return guarded(info.Env(), [&] { return (this->*function)(info); });
-  }
-  template <Napi::Value (RouteSocket::*function)(const Napi::CallbackInfo&)>
-  static Napi::ClassPropertyDescriptor<RouteSocket> method(const char* name) {
-    return InstanceMethod<&RouteSocket::call<function>>(name);
-  }
 
   template <When when = When::later>
   Napi::Value transact(const Napi::CallbackInfo& info, auto work) {

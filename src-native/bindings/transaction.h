@@ -33,6 +33,26 @@ auto guarded(Napi::Env env, F f) {
   }
 }
 
+// A class of JavaScript's that takes this care of each `method` in its list.
+template <class T>
+class GuardedWrap : public Napi::ObjectWrap<T> {
+ protected:
+  using Method = Napi::Value (T::*)(const Napi::CallbackInfo&);
+
+  explicit GuardedWrap(const Napi::CallbackInfo& info) : Napi::ObjectWrap<T>(info) {}
+
+  template <Method function>
+  static Napi::ClassPropertyDescriptor<T> method(const char* name) {
+    return GuardedWrap::InstanceMethod(name, static_cast<Method>(&GuardedWrap::template call<function>));
+  }
+
+ private:
+  template <Method function>
+  Napi::Value call(const Napi::CallbackInfo& info) {
+    return guarded(info.Env(), [&] { return (static_cast<T*>(this)->*function)(info); });
+  }
+};
+
 class Session;
 
 // One transaction and its promise.
