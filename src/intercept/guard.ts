@@ -2,6 +2,7 @@
  * The kernel deletes the table when its process ends. A guard, a child process, sees to it that policy rules, routes and
  * chains of iptables go, too; and the table, if it is one that outlives its process and nobody takes it over.
  */
+import { unchecked } from '../netlink/check/schema.js';
 import type { NftOperation } from '../netlink/types.js';
 import { backendOf } from './backend.js';
 import type { Kernel } from './kernel.js';
@@ -37,7 +38,7 @@ export class Guarding {
     const { lifetime, graceMs = 0, rules, routes } = this.#plan;
     if (lifetime === 'permanent' || (lifetime === 'process' && rules.length === 0)) return;
     const { guard, nftables } = this.#kernel;
-    guard.renew([...rules].reverse(), routes.map(byIndex).reverse(), {
+    guard.renew(unchecked([...rules].reverse()), unchecked(routes.map(byIndex).reverse()), {
       batches: backendOf(this.#plan).outlives ? this.batches : [],
       ...(lifetime === 'persist'
         ? { orphan: { table: tableObject(this.#plan).name, owner: nftables.portId, graceMs } }

@@ -95,7 +95,8 @@ function isPlanned(completed: PlanOptions, planned: Plan, { zone }: PlanOptions)
     completed.fwmark.mask === fwmark.mask &&
     completed.table === table &&
     completed.priority === priority &&
-    String(completed.families) === String(families)
+    completed.families?.length === families.length &&
+    completed.families.every((family, index) => family === families[index])
   );
 }
 

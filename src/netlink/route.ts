@@ -16,7 +16,7 @@ import {
   checkRouteWatch,
   checkRule,
 } from './check/rtnetlink.js';
-import { checkSocketOptions } from './check/schema.js';
+import { checkEach, checkSocketOptions } from './check/schema.js';
 import type {
   Address,
   Link,
@@ -241,8 +241,8 @@ const deletions = (rules: readonly Rule[], routes: readonly Route[]): RouteOpera
 ];
 
 function checkGuard(rules: readonly Rule[], routes: readonly Route[], options: GuardOptions, known: string[]): void {
-  for (const rule of rules) checkRule(rule);
-  for (const route of routes) checkRoute(route);
+  checkEach(rules, checkRule);
+  checkEach(routes, checkRoute);
   checkOptions('guard options', options, known);
   for (const batch of options.batches ?? []) checkOperations(batch);
 }
