@@ -276,7 +276,9 @@ function parseFamilies(families: readonly Family[] | undefined, address: string 
   for (const family of families ?? []) oneOf('families', family, ['ipv4', 'ipv6']);
   if (address === undefined) return wanted;
   const version = isIP(address);
-  if (version === 0) throw invalidValue('address', 'an IP address', address);
+  // Rules compare addresses, and know no zones.
+  if (version === 0 || address.includes('%'))
+    throw invalidValue('address', 'an IP address without a zone (`%eth0`)', address);
   const family: Family = version === 4 ? 'ipv4' : 'ipv6';
   if (!wanted.includes(family))
     throw invalidValue('address', `of a family in 'families' (${wanted.join(', ')})`, address);

@@ -181,6 +181,7 @@ test('bad input is refused before anything else', () => {
     [{ backend: 'iptables', onDown: 'open' }, 'ERR_INVALID_ARG_VALUE', /onDown.*Backend 'nftables' can let it pass/],
     [{ backend: 'iptables', name: 'ninechars' }, 'ERR_INVALID_ARG_VALUE', /name must be at most 8 long/],
     [{ address: 'localhost' }, 'ERR_INVALID_ARG_VALUE', /address/],
+    [{ address: 'fe80::1%lo' }, 'ERR_INVALID_ARG_VALUE', /without a zone/],
     [{ address: '::1', families: ['ipv4'] }, 'ERR_INVALID_ARG_VALUE', /address/],
   ];
   for (const [options, code, message] of bad)
