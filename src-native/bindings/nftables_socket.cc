@@ -50,11 +50,12 @@ class NftChanges {
   std::vector<nftables::Operation> operations_;
 };
 
+// The work of a `commit` (Session::transact).
 class Commit {
  public:
   explicit Commit(std::shared_ptr<Preparation> preparation) : preparation_(std::move(preparation)) {}
 
-  void prepare() { preparation_->begin(); }
+  void prepare() noexcept { preparation_->begin(); }
   void operator()(Connection& connection) {
     connection.commit(preparation_->options().dryRun ? "check batch" : "commit batch", preparation_->take());
   }
@@ -65,6 +66,7 @@ class Commit {
 
 using Prepared = Napi::External<std::shared_ptr<Preparation>>;
 
+// Has a batch made on the pool; nobody waits for this itself.
 class Beginning final : public Napi::AsyncWorker {
  public:
   Beginning(Napi::Env env, std::shared_ptr<Preparation> preparation)

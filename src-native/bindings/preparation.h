@@ -2,6 +2,7 @@
 #pragma once
 #include <atomic>
 #include <exception>
+#include <utility>
 
 #include "netlink/connection.h"
 #include "nftables/batch.h"

@@ -181,10 +181,7 @@ class Session::Task final : public AnyTask {
 
   // Work may have a part that can be done before its turn has come.
   void prepare() noexcept override {
-    if constexpr (requires { work_.prepare(); }) try {
-        work_.prepare();
-      } catch (...) {  // fails again when it runs, and is told then
-      }
+    if constexpr (requires { work_.prepare(); }) work_.prepare();
   }
 
   std::exception_ptr run() noexcept override {

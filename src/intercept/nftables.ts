@@ -201,13 +201,7 @@ function newBatch({ nftTable: table }: PlanFacts) {
 function withSetId(expression: NftExpression, ids: ReadonlyMap<string, number>): NftExpression {
   if (expression.kind !== 'lookup' && expression.kind !== 'dynset') return expression;
   const setId = ids.get(expression.set);
-  if (setId === undefined) return expression;
-  if (expression.kind === 'dynset') {
-    const { set, op, sregKey } = expression;
-    return { kind: 'dynset', set, setId, op, sregKey };
-  }
-  const { set, sreg, invert } = expression;
-  return invert ? { kind: 'lookup', set, setId, sreg, invert } : { kind: 'lookup', set, setId, sreg };
+  return setId === undefined ? expression : { ...expression, setId };
 }
 
 type SetFacts = Required<Pick<NftSet, 'name' | 'flags' | 'keyType' | 'keyLength' | 'userdata'>> &

@@ -155,7 +155,7 @@ struct Kernel {
     Datagram datagram{.bytes = std::move(bytes)};
     if (!sometimes(4)) return queue.push_back(std::move(datagram));
     auto& header = *reinterpret_cast<nlmsghdr*>(datagram.bytes.data());
-    switch (below(9)) {
+    switch (below(10)) {
       case 0:  // cut off, in the midst of its last message
         datagram.bytes.resize(datagram.bytes.size() - 1 - below(NLMSG_HDRLEN - 1));
         break;
@@ -187,6 +187,9 @@ struct Kernel {
         break;
       case 8:  // something else before it
         queue.push_back({.bytes = noise(64)});
+        break;
+      case 9:  // larger than there is room for
+        queue.push_back({.bytes = noise(100'000)});
     }
     queue.push_back(std::move(datagram));
   }
