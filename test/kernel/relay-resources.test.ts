@@ -62,9 +62,10 @@ test('thousands of relays one after the other leave nothing behind', async ({ re
   for (let i = 0; i < 2000; i++) await one();
   relays.events.length = 0;
   const before = resources();
-  // What leaks does so in every round; heaps and allocators grow in some of them, the first above all.
+  // What leaks does so in every round; heaps and allocators grow in some of them, the first above all, and on a crowded machine
+  // in eight or more, by 50 MiB, before they stop.
   const grown: number[] = [];
-  while (!(Math.min(...grown) < 2) && grown.length < 10) {
+  while (!(Math.min(...grown) < 2) && grown.length < 30) {
     collectGarbage();
     const memory = process.memoryUsage().rss;
     for (let i = 0; i < 2000; i++) await one();
