@@ -2,7 +2,7 @@
  * Loads the addon, and is the one typed declaration of every native function. Nothing else may load it.
  *
  * Conventions of the seam: arguments are checked on this side, native code trusts them. A netlink call is one kernel
- * transaction; it runs on libuv's thread pool and gives a Promise, and its `...Sync` twin runs at once on the calling thread
+ * transaction; it runs on a thread of the addon's own and gives a Promise, and its `...Sync` twin runs at once on the calling thread
  * (for `process.on('exit')`). Errors are made by the factory given to `setErrorFactory` (src/errors.ts), and what netlink calls
  * are given is read through `setPacker` (src/pack.ts).
  * File descriptors change hands by number: who receives one owns it, the other side forgets it.
@@ -371,7 +371,7 @@ export interface Native {
   NftablesSocket: new (netns?: string) => NativeNftablesSocket;
   /** Ends a watch: its function is not called any more. */
   unwatch(watch: number): void;
-  /** What `commit` takes in the place of operations: it is worked out on the pool from now on. */
+  /** What `commit` takes in the place of operations: it is worked out on another thread from now on. */
   prepare(operations: readonly NftOperation[]): Prepared;
   /** See src/netlink/sequence.ts. */
   sequence<T extends readonly Promise<unknown>[]>(calls: () => T): T;

@@ -8,6 +8,7 @@
 
 namespace tproxy::bindings {
 
+class Executor;
 class Job;
 class Watches;
 
@@ -18,6 +19,8 @@ struct Instance {
   Napi::FunctionReference packer;
   // What calls are added to at the moment instead of being sent.
   Job* sequence = nullptr;
+  // Empty until there is something to do.
+  std::shared_ptr<Executor> executor;
   // Empty until something is watched.
   std::shared_ptr<Watches> watches;
   LooseDescriptors loose;

@@ -66,24 +66,11 @@ class Commit {
 
 using Prepared = Napi::External<std::shared_ptr<Preparation>>;
 
-// Has a batch made on the pool; nobody waits for this itself.
-class Beginning final : public Napi::AsyncWorker {
- public:
-  Beginning(Napi::Env env, std::shared_ptr<Preparation> preparation)
-      : Napi::AsyncWorker(env, "netlink"), preparation_(std::move(preparation)) {}
-
- protected:
-  void Execute() override { preparation_->begin(); }
-
- private:
-  std::shared_ptr<Preparation> preparation_;
-};
-
-// Of operations what `commit` takes in their place, being made on the pool from now on.
+// Of operations what `commit` takes in their place, being made on another thread from now on.
 Napi::Value prepare(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   const auto preparation = std::make_shared<Preparation>(copy(packed(info[0])), nftables::BatchOptions());
-  (new Beginning(env, preparation))->Queue();
+  Executor::of(env).suggest([preparation] { preparation->begin(); });
   return Prepared::New(env, new std::shared_ptr<Preparation>(preparation),
                        [](Napi::Env, std::shared_ptr<Preparation>* held) { delete held; });
 }

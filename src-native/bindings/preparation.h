@@ -9,7 +9,7 @@
 
 namespace tproxy::bindings {
 
-// Whoever has the time makes it: a thread of the pool, JavaScript's while others are committed, or the one that needs it.
+// Whoever has the time makes it: a thread of the executor's, JavaScript's while others are committed, or the one that needs it.
 class Preparation {
  public:
   // What was packed (packed.h).

@@ -15,24 +15,24 @@ void Job::submit() {
 }
 
 void Job::startIfReady() {
-  if (self_) return;
+  if (running_) return;
   for (const auto& session : sessions_)
     if (session->jobs_.front().get() != this) return;
-  self_ = shared_from_this();
+  running_ = true;
   for (const auto& task : tasks_) task->start();
-  Queue();
+  Executor::of(env_).submit(env_, shared_from_this());
 }
 
 void Job::discard() {
   const auto why = std::make_exception_ptr(netlink::Error("go on", {.errnum = ECANCELED, .request = "none"}));
   for (const auto& task : tasks_) task->skip(why);
-  // Through the pool all the same, so that whoever waits for all hears first of the call that was refused.
+  // By way of a thread all the same, so that whoever waits for all hears first of the call that was refused.
   discarded_ = true;
   sessions_.clear();
   startIfReady();
 }
 
-void Job::Execute() {
+void Job::run() noexcept {
   if (discarded_) return;
   std::exception_ptr failure;
   for (const auto& task : tasks_) {
@@ -43,18 +43,20 @@ void Job::Execute() {
   }
 }
 
+// The sessions refer to their jobs, and those to them.
+void Job::drop() {
+  for (const auto& session : sessions_) session->jobs_.clear();
+}
+
 void Job::settle(Napi::Env env) {
   for (const auto& task : tasks_) task->settle(env);
 }
 
-void Job::OnWorkComplete(Napi::Env env, napi_status) {
-  const auto self = std::move(self_);
+void Job::finish(Napi::Env env) {
   try {
     settle(env);
   } catch (const Napi::Error&) {
-    // The environment is being torn down: nobody is left to tell.
-    for (const auto& session : sessions_) session->jobs_.clear();
-    return;
+    return drop();  // the environment is being torn down
   }
   for (const auto& session : sessions_) {
     session->jobs_.pop_front();

@@ -1,4 +1,4 @@
-// Runs netlink transactions for JavaScript: on libuv's thread pool with a promise, or at once.
+// Runs netlink transactions for JavaScript: on a thread of the executor's with a promise, or at once.
 #pragma once
 #include <napi.h>
 
@@ -12,6 +12,7 @@
 #include <variant>
 #include <vector>
 
+#include "bindings/executor.h"
 #include "bindings/instance.h"
 #include "bindings/js.h"
 #include "netlink/connection.h"
@@ -66,11 +67,11 @@ class AnyTask {
   virtual void settle(Napi::Env env) = 0;                // on JavaScript's thread
 };
 
-// Transactions that go to the pool together, one after the other; those behind one that
-// fails are not run, and fail with it. A round trip to the pool costs more than most transactions.
-class Job final : public Napi::AsyncWorker, public std::enable_shared_from_this<Job> {
+// Transactions that go to a thread together, one after the other; those behind one that
+// fails are not run, and fail with it. A round trip to a thread costs more than most transactions.
+class Job final : public Executor::Work, public std::enable_shared_from_this<Job> {
  public:
-  explicit Job(Napi::Env env) : Napi::AsyncWorker(env, "netlink") { SuppressDestruct(); }
+  explicit Job(Napi::Env env) : env_(env) {}
 
   void add(const std::shared_ptr<Session>& session, std::unique_ptr<AnyTask> task);
   size_t size() const { return tasks_.size(); }
@@ -80,16 +81,17 @@ class Job final : public Napi::AsyncWorker, public std::enable_shared_from_this<
   // Instead of submit(): its promises are rejected.
   void discard();
 
- protected:
-  void Execute() override;
-  void OnWorkComplete(Napi::Env env, napi_status status) override;
+  void run() noexcept override;
+  void finish(Napi::Env env) override;
+  void drop() override;
 
  private:
   void settle(Napi::Env env);
 
+  const Napi::Env env_;
   std::vector<std::unique_ptr<AnyTask>> tasks_;
   std::vector<std::shared_ptr<Session>> sessions_;
-  std::shared_ptr<Job> self_;  // while it runs
+  bool running_ = false;
   bool discarded_ = false;
 };
 
@@ -106,7 +108,7 @@ class Session : public std::enable_shared_from_this<Session> {
   template <When when, class Work>
   Napi::Value transact(Napi::Env env, Work work) {
     if constexpr (when == When::now) {
-      // One that runs on the pool this moment is waited for; those that wait behind it come later.
+      // One that runs on another thread this moment is waited for; those that wait behind it come later.
       return guarded(env, [&] { return toResult(env, resultOf(work, open().get())); });
     } else {
       auto task = std::make_unique<Task<Work>>(env, shared_from_this(), std::move(work));
@@ -122,7 +124,7 @@ class Session : public std::enable_shared_from_this<Session> {
     }
   }
 
-  // A transaction that runs is finished first; those that wait fail. On the pool, since the kernel may have a lot to do
+  // A transaction that runs is finished first; those that wait fail. On another thread, since the kernel may have a lot to do
   // for it: the promise is kept when it is done.
   Napi::Value close(Napi::Env env) {
     return transact<When::later>(env, [last = std::exchange(connection_, nullptr)]() mutable { last.reset(); });

@@ -1,6 +1,11 @@
 /** Rules, routes, links and addresses against the kernel, and against what `ip` says of them. */
 import { execFileSync, spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
+import { closeSync, mkdtempSync, openSync, rmSync } from 'node:fs';
+import { open } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { Worker } from 'node:worker_threads';
 import { suite } from 'uvu';
@@ -723,6 +728,29 @@ test('without CAP_NET_ADMIN: listing works, changing gives EPERM', () => {
   const drop = ['--bounding-set', '-net_admin', '--inh-caps', '-net_admin'];
   const node = [process.execPath, '--input-type=module', '-e', program];
   assert.is(execFileSync('setpriv', [...drop, ...node], { encoding: 'utf8' }).trim(), 'true EPERM');
+});
+
+test('work that keeps the threads of libuv busy keeps no call waiting', async () => {
+  const directory = mkdtempSync(join(tmpdir(), 'linux-tproxy-fifos-'));
+  // To open one takes until somebody opens its other end.
+  const fifos = Array.from({ length: 8 }, (_, index) => join(directory, `${index}`));
+  execFileSync('mkfifo', fifos);
+  const opened = fifos.map((fifo) => open(fifo, 'r'));
+  try {
+    const rules = socket.ruleList('ipv4');
+    assert.ok(await Promise.race([rules.then(({ length }) => length > 0), sleep(5000, false)]));
+  } finally {
+    for (const fifo of fifos) closeSync(openSync(fifo, 'r+'));
+    for (const handle of await Promise.all(opened)) await handle.close();
+    rmSync(directory, { recursive: true });
+  }
+});
+
+test('more sockets than threads', async () => {
+  const others = Array.from({ length: 12 }, () => new RouteSocket());
+  const answers = await Promise.all(others.flatMap((each) => [each.linkList(), each.ruleList(), each.addressList()]));
+  for (const answer of answers) assert.ok(answer.length > 0);
+  await Promise.all(others.map((each) => each.close()));
 });
 
 test('a worker that is terminated in mid-call takes nothing with it', async () => {

@@ -1,0 +1,131 @@
+#include "bindings/executor.h"
+
+#include <pthread.h>
+
+#include <csignal>
+#include <utility>
+
+#include "bindings/instance.h"
+
+namespace tproxy::bindings {
+
+namespace {
+
+// Each may wait in the kernel for somebody who holds its lock; the others go on.
+constexpr size_t mostThreads = 4;
+
+}  // namespace
+
+Executor& Executor::of(Napi::Env env) {
+  auto& executor = env.GetInstanceData<Instance>()->executor;
+  if (!executor) {
+    executor.reset(new Executor);
+    // Lives until the function that carries its calls is gone, so that no call can meet a dead object.
+    executor->calls_ = Calls::New(
+        env, "linux-tproxy", 0, 1, executor.get(),
+        [](Napi::Env, std::shared_ptr<Executor>* held, Executor*) { delete held; },
+        new std::shared_ptr<Executor>(executor));
+    executor->calls_.Unref(env);
+    // Hooks run in reverse order: the threads are joined before the function goes.
+    napi_add_env_cleanup_hook(
+        env, [](void* self) { static_cast<Executor*>(self)->stop(); }, executor.get());
+  }
+  return *executor;
+}
+
+void Executor::submit(Napi::Env env, std::shared_ptr<Work> work) {
+  bool wakes;
+  {
+    const std::lock_guard lock(mutex_);
+    works_.push_back(std::move(work));
+    wakes = idle_ >= works_.size();
+  }
+  if (wakes)
+    wake_.notify_one();
+  else if (threads_.size() < mostThreads)
+    startThread();
+  if (unfinished_++ == 0) calls_.Ref(env);
+}
+
+void Executor::suggest(std::function<void()> work) {
+  {
+    const std::lock_guard lock(mutex_);
+    suggested_.push_back(std::move(work));
+    if (idle_ == 0 || idle_ < threads_.size()) return;  // one that is at work takes it afterwards
+  }
+  wake_.notify_one();
+}
+
+void Executor::startThread() {
+  // A thread inherits the signal mask: signals are for the threads of Node.
+  sigset_t all;
+  sigset_t before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  try {
+    threads_.emplace_back(&Executor::main, this);
+  } catch (...) {
+    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    if (threads_.empty()) throw;
+    return;  // one of the others does it
+  }
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+}
+
+// It keeps the process's name: nf_tables tells others by the thread's who has changed something.
+void Executor::main() {
+  std::unique_lock lock(mutex_);
+  for (;;) {
+    ++idle_;
+    wake_.wait(lock, [this] { return stopped_ || !works_.empty() || !suggested_.empty(); });
+    --idle_;
+    if (stopped_) return;
+    if (works_.empty()) {
+      const auto suggested = std::move(suggested_.front());
+      suggested_.pop_front();
+      lock.unlock();
+      suggested();
+      lock.lock();
+      continue;
+    }
+    const auto work = std::move(works_.front());
+    works_.pop_front();
+    lock.unlock();
+    work->run();
+    lock.lock();
+    finished_.push_back(work);
+    if (finished_.size() == 1) calls_.NonBlockingCall();
+  }
+}
+
+void Executor::stop() {
+  {
+    const std::lock_guard lock(mutex_);
+    if (std::exchange(stopped_, true)) return;
+  }
+  wake_.notify_all();
+  for (std::thread& thread : threads_) thread.join();
+  for (const auto& work : works_) work->drop();
+  for (const auto& work : finished_) work->drop();
+  works_.clear();
+  suggested_.clear();
+  finished_.clear();
+  calls_.Release();
+}
+
+void Executor::deliver(Napi::Env env, Napi::Function, Executor* self, void*) {
+  if (env != nullptr) self->deliverTo(env);
+}
+
+void Executor::deliverTo(Napi::Env env) {
+  std::vector<std::shared_ptr<Work>> finished;
+  {
+    const std::lock_guard lock(mutex_);
+    finished.swap(finished_);
+  }
+  unfinished_ -= finished.size();
+  if (unfinished_ == 0 && !finished.empty()) calls_.Unref(env);
+  for (const auto& work : finished) work->finish(env);
+}
+
+}  // namespace tproxy::bindings

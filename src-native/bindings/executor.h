@@ -1,0 +1,56 @@
+// Where one environment's transactions with the kernel are made. Not on libuv's pool: names looked up and files read keep that
+// busy for seconds at times, when rules have to be repaired; and a job takes longer to get there than most transactions take.
+#pragma once
+#include <napi.h>
+
+#include <condition_variable>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace tproxy::bindings {
+
+class Executor {
+ public:
+  class Work {
+   public:
+    virtual ~Work() = default;
+    virtual void run() noexcept = 0;         // on a thread of the executor's
+    virtual void finish(Napi::Env env) = 0;  // on JavaScript's, afterwards
+    virtual void drop() = 0;                 // instead of it: the environment ends, nobody is left to tell
+  };
+
+  // The one of this environment.
+  static Executor& of(Napi::Env env);
+  ~Executor() { stop(); }
+
+  // On JavaScript's thread. Until it is finished the process is kept alive.
+  void submit(Napi::Env env, std::shared_ptr<Work> work);
+  // What somebody will do anyway, but may be done before by a thread that has nothing else to do.
+  void suggest(std::function<void()> work);
+
+ private:
+  Executor() = default;
+  void startThread();
+  void main();
+  void stop();
+  static void deliver(Napi::Env env, Napi::Function, Executor* self, void*);
+  void deliverTo(Napi::Env env);
+  using Calls = Napi::TypedThreadSafeFunction<Executor, void, deliver>;
+
+  Calls calls_;
+  size_t unfinished_ = 0;
+  std::vector<std::thread> threads_;
+  std::condition_variable wake_;
+  std::mutex mutex_;  // guards what follows
+  bool stopped_ = false;
+  size_t idle_ = 0;  // threads
+  std::deque<std::shared_ptr<Work>> works_;
+  std::deque<std::function<void()>> suggested_;
+  std::vector<std::shared_ptr<Work>> finished_;
+};
+
+}  // namespace tproxy::bindings
