@@ -18,6 +18,9 @@ let at = 0;
 const encoder = new TextEncoder();
 /** Where a value keeps its bytes: those in a WeakMap would outlive it until old garbage is collected. */
 const ahead = Symbol('packed ahead');
+interface Packable {
+  readonly [ahead]?: Uint8Array;
+}
 
 /** Packs now what is packed later, at a time when there is nothing else to do. It must not change in between. */
 export function packAhead<T extends object>(value: T): T {
@@ -30,7 +33,7 @@ export function packAhead<T extends object>(value: T): T {
  * all, and so is a member that is undefined.
  */
 export function pack(value: unknown): Uint8Array {
-  const packed = (value as { readonly [ahead]?: Uint8Array } | null | undefined)?.[ahead];
+  const packed = (value as Packable | null | undefined)?.[ahead];
   if (packed) return packed;
   const start = at;
   if (start === 0 && bytes.length > ROOM) resize(ROOM);
@@ -79,6 +82,13 @@ function putObject(value: object): void {
     view.setUint32(at, value.length, littleEndian);
     bytes.set(value, at + 4);
     at += 4 + value.length;
+    return;
+  }
+  const packed = (value as Packable)[ahead];
+  if (packed) {
+    makeRoom(packed.length);
+    bytes.set(packed, at);
+    at += packed.length;
     return;
   }
   bytes[at++] = Array.isArray(value) ? kind.array : kind.object;

@@ -5,7 +5,7 @@
 import type {
   NftChain,
   NftElement,
-  NftExpression,
+  NftElements,
   NftObject,
   NftOperation,
   NftRule,
@@ -13,13 +13,21 @@ import type {
   NftTable,
 } from '../netlink/types.js';
 import { encodeComment, encodeSetUserdata } from '../netlink/userdata.js';
+import { packAhead } from '../pack.js';
 import type { Family, Fwmark } from '../types.js';
 import { mangleSize } from './mangle.js';
 import type { SetDeclaration } from './named-sets.js';
 import { once } from './once.js';
 import type { Plan, PlanFacts } from './plan.js';
 import { counted, ruleSet } from './ruleset.js';
-import { ANONYMOUS_SET, type AnonymousSet, datatype, expressionsOf, type RuleOfStatements } from './statement.js';
+import {
+  ANONYMOUS_SET,
+  type AnonymousSet,
+  datatype,
+  expressionsOf,
+  type RuleOfStatements,
+  type Statement,
+} from './statement.js';
 
 // ---- the claim: what of the rest of the host belongs to the table -----------------------------------------------------
 
@@ -171,38 +179,41 @@ type Draft<T> = { -readonly [K in keyof T]: T[K] };
 function newBatch({ nftTable: table }: PlanFacts) {
   const operations: NftOperation[] = [];
   const add = (object: NftObject) => operations.push({ verb: 'add', object });
-  /** Sets have no handle before the batch is committed: inside it they go by number. */
-  const ids = new Map<string, number>();
   let lastId = 0;
-  const addSet = (facts: SetFacts, elements: readonly NftElement[]) => {
+  const addSet = (facts: SetFacts, elements: readonly NftElement[]): number => {
     const { name, flags, keyType, keyLength, userdata, size, timeoutMs } = facts;
     const id = ++lastId;
-    ids.set(name, id);
     const set: Draft<NftSet> = { kind: 'set', family: FAMILY, table, name, id, flags, keyType, keyLength, userdata };
     if (size !== undefined) set.size = size;
     if (timeoutMs !== undefined) set.timeoutMs = timeoutMs;
     add(set);
-    if (elements.length > 0) add({ kind: 'elements', family: FAMILY, table, set: name, setId: id, elements });
+    if (elements.length > 0) {
+      const into: Draft<NftElements> = { kind: 'elements', family: FAMILY, table, set: name, elements };
+      if (name === ANONYMOUS_SET) into.setId = id;
+      add(into);
+    }
+    return id;
   };
-  const addRule = (chain: string, { statements, comment }: RuleOfStatements, position?: bigint) => {
-    for (const { anonymousSet } of statements)
-      if (anonymousSet) addSet(factsOfAnonymous(anonymousSet), anonymousSet.elements);
-    const expressions = expressionsOf(statements).map((each) => withSetId(each, ids));
+  /** With the sets without a name that it looks in: inside the batch they go by their numbers. */
+  const withSets = (statement: Statement): Statement => {
+    const { anonymousSet, expressions } = statement;
+    if (!anonymousSet) return statement;
+    const setId = addSet(factsOfAnonymous(anonymousSet), anonymousSet.elements);
+    const numbered = expressions.map((each) => (each.kind === 'lookup' ? { ...each, setId } : each));
+    return { ...statement, expressions: numbered };
+  };
+  const addRule = (chain: string, words: RuleOfStatements, position?: bigint) => {
+    const expressions = words.isFixed ? fixedExpressions(words) : expressionsOf(words.statements.map(withSets));
     const rule: Draft<NftRule> = { kind: 'rule', family: FAMILY, table, chain, expressions };
     if (position !== undefined) rule.position = position;
-    if (comment !== undefined) rule.userdata = encodeComment(comment);
+    if (words.comment !== undefined) rule.userdata = encodeComment(words.comment);
     add(rule);
   };
   const remove = (object: NftRule) => operations.push({ verb: 'delete', object });
   return { operations, add, addSet, addRule, delete: remove };
 }
 
-/** What looks in a set of the same batch, by number. */
-function withSetId(expression: NftExpression, ids: ReadonlyMap<string, number>): NftExpression {
-  if (expression.kind !== 'lookup' && expression.kind !== 'dynset') return expression;
-  const setId = ids.get(expression.set);
-  return setId === undefined ? expression : { ...expression, setId };
-}
+const fixedExpressions = once(({ statements }: RuleOfStatements) => packAhead(expressionsOf(statements)));
 
 type SetFacts = Required<Pick<NftSet, 'name' | 'flags' | 'keyType' | 'keyLength' | 'userdata'>> &
   Pick<NftSet, 'size' | 'timeoutMs'>;

@@ -135,7 +135,7 @@ function redirectRuleSet(plan: PlanFacts): RuleSet {
       {
         name: 'prerouting',
         base: { type: 'nat', hook: 'prerouting', priority: DSTNAT },
-        rules: [...otherFamily(plan), rule(jump('skip')), { statements: redirected, comment: counted.intercepted }],
+        rules: [...otherFamily(plan), skipChain, { statements: redirected, comment: counted.intercepted }],
       },
       { name: 'skip', rules: skip(plan) },
     ],
@@ -157,14 +157,35 @@ const notTo = addressIs('daddr', 'not in', 'to');
 const notFrom = addressIs('saddr', 'not in', 'from');
 const toPorts = { tcp: dport('tcp', 'tcp_ports'), udp: dport('udp', 'udp_ports') };
 const byInterface = iifnameIn('interfaces');
-const tcpOrIcmp = l4protoIn('tcp', 'icmp', 'ipv6-icmp');
-const udpOrIcmp = l4protoIn('udp', 'icmp', 'ipv6-icmp');
 const tcpOrUdp = l4protoIn('tcp', 'udp');
+// Of TCP and UDP, and of ICMP errors about them, `socket` finds the sockets; what else there is has none.
+const tcpOrIcmp = l4protoIsNot('udp');
+const udpOrIcmp = l4protoIsNot('tcp');
+
+// ---- rules that no plan changes, made once ------------------------------------------------------------------------------
+
+const rule = (...statements: Statement[]): RuleOfStatements => ({ statements });
+const fixed = (...statements: Statement[]): RuleOfStatements => ({ statements, isFixed: true });
+
+const skipChain = fixed(jump('skip'));
+const divertChain = fixed(jump('divert'));
+const synToItsChain = fixed(syn, goTo('syn'));
+const tcpOrIcmpToDivert = fixed(tcpOrIcmp, jump('divert'));
+const wildcardBack = fixed(socketWildcard(1), returnToCaller);
+const notUdpBack = fixed(l4protoIsNot('udp'), returnToCaller);
+const flowsRemembered = perFamily((family) => fixed(rememberInFlows[family]));
+const rest = fixed(accept);
+const leave = (match: typeof excludedTo) => perFamily((family) => fixed(match[family], accept));
+const left = {
+  excludedTo: leave(excludedTo),
+  excludedFrom: leave(excludedFrom),
+  notTo: leave(notTo),
+  notFrom: leave(notFrom),
+};
 
 // ---- chains -------------------------------------------------------------------------------------------------------------
 
 const both = <T>({ families }: PlanFacts, make: (family: Family) => T): T[] => families.map(make);
-const rule = (...statements: Statement[]): RuleOfStatements => ({ statements });
 const deliver = once(({ fwmark }: PlanFacts) => setMark(fwmark.value, fwmark.mask));
 const toProxy = ({ port, address, families }: PlanFacts, family?: Family) =>
   tproxy(port, address === undefined ? family : families[0], address);
@@ -189,10 +210,10 @@ function prerouting(plan: PlanFacts): RuleOfStatements[] {
     ...otherFamily(plan),
     // A SYN takes a way of its own: it may open a new connection on the tuple of one in TIME_WAIT, which `divert` would
     // hand to the old socket.
-    rule(syn, goTo('syn')),
+    synToItsChain,
     // Before everything else, also for ICMP: without "fragmentation needed" a connection from a foreign address cannot
     // learn its path's MTU. So connections already open are never touched either: only what has a transparent socket is.
-    rule(tcpOrIcmp, jump('divert')),
+    tcpOrIcmpToDivert,
     // Of UDP only the answers (and ICMP errors) to what the proxy itself has sent: a divert of all transparent sockets
     // would let one that answers from a foreign address take the datagrams of every client of that address.
     ...(udp || !tcp ? [rule(udpOrIcmp, socketMark(ours, fwmark.mask), deliver(plan), accept)] : []),
@@ -206,8 +227,8 @@ function prerouting(plan: PlanFacts): RuleOfStatements[] {
     ...(tcp ? both(plan, (family) => droppedIfClosed(plan, ofFlow(family))).flat() : []),
     ...(udp
       ? [
-          rule(l4protoIsNot('udp'), returnToCaller),
-          rule(jump('skip')),
+          notUdpBack,
+          skipChain,
           { statements: [...arrived, toProxy(plan), deliver(plan), counter, accept], comment: DATAGRAM },
           ...droppedIfClosed(plan, arrived),
         ]
@@ -224,7 +245,7 @@ function synChain(plan: PlanFacts): RuleOfStatements[] {
     rule(socketWildcard(0), socketTransparent, deliver(plan), accept),
     ...(tcp
       ? [
-          rule(jump('skip')),
+          skipChain,
           {
             statements: [...arrived, toProxy(plan), deliver(plan), counter, goTo('remember')],
             comment: counted.intercepted,
@@ -233,33 +254,33 @@ function synChain(plan: PlanFacts): RuleOfStatements[] {
         ]
       : []),
     // Not intercepted, so a half-open or TIME_WAIT socket is that of a listener on a foreign address.
-    rule(jump('divert')),
+    divertChain,
   ];
 }
 
 // A chain of its own behind `goto`: a full set ends the rule that updates it, and the drop of `closed` must not be reached.
 function remember(plan: PlanFacts): RuleOfStatements[] {
-  return [...both(plan, (family) => rule(rememberInFlows[family], accept)), rule(accept)];
+  return [...both(plan, (family) => flowsRemembered[family]), rest];
 }
 
 function divert(plan: PlanFacts): RuleOfStatements[] {
   return [
     // Written as a `return` for wildcard listeners, not as a match on `wildcard 0`: that would never match a socket in
     // TIME_WAIT or SYN_RECV, whose last packets would then go to the real client, to be answered with a reset.
-    rule(socketWildcard(1), returnToCaller),
+    wildcardBack,
     { statements: [socketTransparent, deliver(plan), counter, accept], comment: counted.diverted },
   ];
 }
 
 /** Why a new connection is left alone. `accept` ends our chain only; other tables still see the packet. */
 function skip(plan: PlanFacts): RuleOfStatements[] {
-  const leave = (match: typeof excludedTo) => both(plan, (family) => rule(match[family], accept));
+  const each = (rules: typeof left.notTo) => both(plan, (family) => rules[family]);
   return [
     rule(toThisHost, accept),
-    ...leave(excludedTo),
-    ...leave(excludedFrom),
-    ...(plan.to ? leave(notTo) : []),
-    ...(plan.from ? leave(notFrom) : []),
+    ...each(left.excludedTo),
+    ...each(left.excludedFrom),
+    ...(plan.to ? each(left.notTo) : []),
+    ...(plan.from ? each(left.notFrom) : []),
   ];
 }
 
@@ -294,8 +315,8 @@ function output(plan: PlanFacts, ownHost: OwnHost): RuleOfStatements[] {
       : []),
     ...(udp
       ? [
-          rule(l4protoIsNot('udp'), returnToCaller),
-          rule(jump('skip')),
+          notUdpBack,
+          skipChain,
           // UDP has no SYN. A service of this host answers to ports that clients choose: where all ports are intercepted,
           // only conntrack knows answers from questions.
           ...senders(ownHost).map((sender) => ({
@@ -326,7 +347,7 @@ function fromOwnHost(plan: PlanFacts): RuleOfStatements[] {
 
 function outputSyn(plan: PlanFacts, ownHost: OwnHost): RuleOfStatements[] {
   return [
-    rule(jump('skip')),
+    skipChain,
     ...senders(ownHost).flatMap((sender) =>
       both(plan, (family) => ({
         statements: [
@@ -377,15 +398,15 @@ function zoneChains(plan: PlanFacts, zone: number): ChainOfRules[] {
         // To a listener on a foreign address. Its answer may be a SYN cookie, which has no socket: the flow is remembered.
         rule(socketWildcard(0), socketTransparent, goTo('zone_listener')),
         rule(socketWildcard(0), returnToCaller),
-        ...(tcp ? [rule(jump('skip')), rule(...arriving(plan, 'tcp'), setZone(zone), returnToCaller)] : []),
+        ...(tcp ? [skipChain, rule(...arriving(plan, 'tcp'), setZone(zone), returnToCaller)] : []),
         // Half-open or in TIME_WAIT, of such a listener.
-        rule(socketWildcard(1), returnToCaller),
+        wildcardBack,
         rule(socketTransparent, goTo('zone_listener')),
       ],
     },
     {
       name: 'zone_listener',
-      rules: [...both(plan, (family) => rule(rememberInFlows[family])), rule(setZone(zone))],
+      rules: [...both(plan, (family) => flowsRemembered[family]), rule(setZone(zone))],
     },
     {
       name: 'zone_output',

@@ -30,6 +30,8 @@ export interface RuleOfStatements {
   readonly statements: readonly Statement[];
   /** Shown by `nft list`; counters are found by it. */
   readonly comment?: string;
+  /** Made once, for all plans: so are its expressions. */
+  readonly isFixed?: boolean;
 }
 
 /** nft's name for a set that the kernel shall name. */

@@ -10,6 +10,7 @@ import { connectTransparent, createTransparentServer } from '../../src/index.js'
 import type { InterceptOptions } from '../../src/types.js';
 import { everywhere, expresses } from '../helpers/backends.js';
 import { addresses, createLab, type Lab } from '../helpers/lab.js';
+import { python } from '../helpers/programs.js';
 import { rulesOf, start, startProxy, stop, stopAll } from '../helpers/proxies.js';
 import { ask, dial, greet, greeting, synRetransmissions } from '../helpers/talk.js';
 import { until } from '../helpers/wait.js';
@@ -249,6 +250,25 @@ for (const { backend, name, sysctls } of everywhere) {
         if (expresses(backend, 'what is dropped is counted apart'))
           assert.is(dropped.packets > 0n, onDown === 'closed');
       }
+    });
+
+    test(`${family}: what is neither TCP nor UDP goes its way`, async () => {
+      const raw = (...lines: string[]) =>
+        python(
+          [
+            'import socket',
+            `raw = socket.socket(socket.AF_INET${family === 'ipv6' ? '6' : ''}, socket.SOCK_RAW, 253)`,
+            ...lines,
+          ].join('\n'),
+        );
+      const server = await startProxy(lab, { ...on, tcp: true, udp: true });
+      const [command, ...args] = raw("print('ready', flush=True)", 'print(*raw.recvfrom(99)[1][:1], flush=True)');
+      const receiver = lab.spawn('server', command as string, ...args);
+      await receiver.until(/^ready$/m);
+      const [file, ...rest] = raw(`raw.sendto(b'x', ('${target}', 0))`);
+      lab.exec('client', file as string, ...rest);
+      await receiver.until(new RegExp(`^${client}$`, 'm'), 10_000);
+      await stop(server);
     });
 
     test(`${family}: from, to and exclude decide by prefix`, async () => {

@@ -36,6 +36,13 @@ test('what is packed ahead is what it was then', () => {
   assert.equal(pack(list), expected);
 });
 
+test('what was packed ahead may be part of something else', () => {
+  const part = { expressions: ['a', { b: 1 }, 2n] };
+  const expected = pack({ before: 1, part, behind: [part] }).slice();
+  const ahead = packAhead({ expressions: ['a', { b: 1 }, 2n] });
+  assert.equal(pack({ before: 1, part: ahead, behind: [ahead] }), expected);
+});
+
 test('more than there is room for at first, and little again', () => {
   const elements = Array.from({ length: 3000 }, (_, index): NftElement => ({ key: new Uint8Array(300).fill(index) }));
   const operation = {
