@@ -81,10 +81,11 @@ export const backendOf = ({ backend }: Pick<Plan, 'backend'>): Backend =>
   backend === 'iptables' ? iptables : nftables;
 
 /** The table with nothing in it: the marks stop, and what belongs to it stays claimed. */
-export const emptied = (table: NftTable): NftOperation[] => [
-  { verb: 'delete', object: table },
-  { verb: 'create', object: table },
-];
+export const emptied = (table: NftTable): NftOperation[] =>
+  unchecked([
+    { verb: 'delete', object: table },
+    { verb: 'create', object: table },
+  ]);
 
 export async function readMangle({ nftables }: Kernel): Promise<Mangle> {
   const [tables, chains, rules] = await Promise.all([

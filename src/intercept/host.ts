@@ -110,13 +110,16 @@ export async function staleRoutes(kernel: Kernel, host: HostState, stale: readon
 
 // ---- what is free -------------------------------------------------------------------------------------------------------
 
-/** The options with mark, table, priority and families that are free, or the predecessor's, and work on this host. */
-export async function completeOptions(
+/** Options in the place of those that were given; without `zone` none is needed. */
+export type Decided = Pick<PlanOptions, 'families' | 'fwmark' | 'table' | 'priority' | 'ids' | 'zone'>;
+
+/** Mark, table, priority and families that are free, or the predecessor's, and work on this host. */
+export async function decide(
   kernel: Kernel,
   host: HostState,
   given: PlanOptions,
   predecessor?: Predecessor,
-): Promise<PlanOptions> {
+): Promise<Decided> {
   // One with mode `redirect` has no numbers.
   const old = predecessor?.claim.fwmark.mask === 0 ? undefined : predecessor?.claim;
   const options = old ? { fwmark: old.fwmark, table: old.table, priority: old.priority, ...given } : given;
@@ -128,21 +131,19 @@ export async function completeOptions(
     Array.from({ length: PRIORITIES }, (_, index) => ({ fwmark, table, priority: priority + index })),
   );
   const rules = [...host.rules, ...claimed];
-  if (options.mode === 'redirect') return { ...given, families };
+  if (options.mode === 'redirect') return { families };
   const { markBits, routing } = host;
   const { zone, fwmark, table, priority } = options;
   const keepsMark = old && fwmark?.value === old.fwmark.value && fwmark.mask === old.fwmark.mask;
-  const completed = {
-    ...options,
-    ids: lookUpIds(options.ownHost),
+  const decided: { -readonly [K in keyof Decided]: Decided[K] } = {
     families,
     priority: old && priority === old.priority ? priority : freePriority(rules, priority),
     fwmark: keepsMark ? fwmark : freeFwmark({ markBits, rules }, fwmark),
     table: old && table === old.table ? table : await freeTable(kernel, { routing, rules }, table),
+    ids: lookUpIds(options.ownHost),
   };
-  if (zone !== 'auto' || (await usesConntrack(kernel))) return completed;
-  const { zone: _, ...withoutZone } = completed;
-  return withoutZone;
+  if (zone !== undefined && (zone !== 'auto' || (await usesConntrack(kernel)))) decided.zone = zone;
+  return decided;
 }
 
 /** Whether the host's rules (also iptables', nft variant) make the kernel track connections. */

@@ -4,6 +4,7 @@
  * is a packet marked that the routing does not know what to do with.
  */
 import { type InstallStep, NetlinkError } from '../errors.js';
+import { unchecked } from '../netlink/check/schema.js';
 import { prepare } from '../netlink/nftables.js';
 import { sequence } from '../netlink/sequence.js';
 import type { NftOperation, RouteOperation } from '../netlink/types.js';
@@ -12,7 +13,7 @@ import { backendOf } from './backend.js';
 import type { Content } from './contents.js';
 import { Guarding } from './guard.js';
 import { askFor, takeOver } from './handover.js';
-import { claimOf, completeOptions, type HostState, lookAtHost, type Predecessor, predecessorOf } from './host.js';
+import { claimOf, type Decided, decide, type HostState, lookAtHost, type Predecessor, predecessorOf } from './host.js';
 import { changesOf, type InstalledRules, installed } from './installation.js';
 import { close, type Kernel, openKernel } from './kernel.js';
 import { tableObject } from './nftables.js';
@@ -72,9 +73,10 @@ async function choose(kernel: Kernel, options: PlanOptions, planned: Plan): Prom
     host = await lookAtHost(kernel, table);
     predecessor = find();
   }
-  const completed = await completeOptions(kernel, host, options, predecessor);
-  if (operations && isPlanned(completed, planned, options)) return { plan: planned, host, predecessor, operations };
-  const plan = planIntercept(completed);
+  const decided = await decide(kernel, host, options, predecessor);
+  if (operations && isPlanned(decided, planned, options)) return { plan: planned, host, predecessor, operations };
+  const { zone: _, ...given } = options;
+  const plan = planIntercept({ ...given, ...decided });
   return { plan, host, predecessor, operations: backendOf(plan).make(plan) };
 }
 
@@ -87,16 +89,16 @@ interface Choice {
 }
 
 /** Whether the host has changed nothing of a plan made without it. */
-function isPlanned(completed: PlanOptions, planned: Plan, { zone }: PlanOptions): boolean {
+function isPlanned(decided: Decided, planned: Plan, { zone }: PlanOptions): boolean {
   const { fwmark, families, table, priority } = planned;
   return (
-    completed.zone === zone &&
-    completed.fwmark?.value === fwmark.value &&
-    completed.fwmark.mask === fwmark.mask &&
-    completed.table === table &&
-    completed.priority === priority &&
-    completed.families?.length === families.length &&
-    completed.families.every((family, index) => family === families[index])
+    decided.zone === zone &&
+    decided.fwmark?.value === fwmark.value &&
+    decided.fwmark.mask === fwmark.mask &&
+    decided.table === table &&
+    decided.priority === priority &&
+    decided.families?.length === families.length &&
+    decided.families.every((family, index) => family === families[index])
   );
 }
 
@@ -115,7 +117,7 @@ async function claimAnyway(kernel: Kernel, plan: Plan, changed: unknown): Promis
   try {
     const { fwmark, table: number, priority } = plan;
     const taken = { port: plan.port, name: plan.name, families: plan.families, fwmark, table: number, priority };
-    await completeOptions(kernel, { ...host, tables, claims: tables.flatMap(claimOf) }, taken);
+    await decide(kernel, { ...host, tables, claims: tables.flatMap(claimOf) }, taken);
   } catch {
     await kernel.nftables.commit([{ verb: 'delete', object: table }]);
     throw changed;
@@ -156,7 +158,8 @@ async function apply<T>(application: Application<T>): Promise<T> {
       await guarding.renew();
       undo.push(async () => guarding.end());
     };
-    const claim = () => nftables.commit([{ verb: 'create', object: table }], { generation: host.generation });
+    const empty = unchecked<NftOperation[]>([{ verb: 'create', object: table }]);
+    const claim = () => nftables.commit(empty, { generation: host.generation });
     const rest = () => [route.commit(added.routes), route.commit(added.rules), nftables.commit(operations)];
     const start = (calls: () => Promise<void>[]) => {
       const started = sequence(calls);

@@ -74,7 +74,7 @@ export function installed({ kernel, plan: initial, netns, guarding, kept, repair
   let changing: Promise<void> = Promise.resolve();
   const table = tableObject(plan);
   const ofTable = { family: table.family, table: table.name };
-  const remove: NftOperation[] = [{ verb: 'delete', object: table }];
+  const remove = unchecked<NftOperation[]>([{ verb: 'delete', object: table }]);
   const { live, contents } = liveSets(
     plan,
     kept,
@@ -91,20 +91,22 @@ export function installed({ kernel, plan: initial, netns, guarding, kept, repair
   const checkOurs = () => {
     if (!isOurs) throw closedSocket();
   };
-  let watch: Watch | undefined;
   let endHearing: (() => void) | undefined;
   let handingOver: Promise<void> | undefined;
   let ending: Promise<void> | undefined;
 
+  const newWatch = () => {
+    if (!repair) return undefined;
+    const watch = new Watch(kernel, () => present, contents, guarding);
+    watch.on('repaired', (report) => result.emit('repaired', report));
+    watch.on('error', tell);
+    watch.on('uninstalled', (by) => {
+      end(letGone).then(() => result.emit('uninstalled', by), tell);
+    });
+    return watch;
+  };
   const begin = () => {
-    if (repair) {
-      watch = new Watch(kernel, () => present, contents, guarding);
-      watch.on('repaired', (report) => result.emit('repaired', report));
-      watch.on('error', tell);
-      watch.on('uninstalled', (by) => {
-        end(letGone).then(() => result.emit('uninstalled', by), tell);
-      });
-    }
+    watch?.begin();
     if (plan.lifetime === 'persist')
       endHearing = hearRequests(kernel.nftables, table, () => {
         if (!ending) handingOver ??= giveAway().catch(tell);
@@ -139,10 +141,12 @@ export function installed({ kernel, plan: initial, netns, guarding, kept, repair
       // The guard knows the table by its owner's socket.
       await guarding.renew();
       handingOver = undefined;
+      watch = newWatch();
       begin();
     }
   };
 
+  let watch = newWatch();
   const { rules, routes } = changesOf('delete', plan);
   const removed = { rules: packAhead(rules.reverse()), routes: packAhead(routes.reverse()) };
   // Reverse of apply: the marks stop first, then the rules that read them, then the routes, and the claim last: until then

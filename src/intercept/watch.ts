@@ -65,21 +65,25 @@ export class Watch extends EventEmitter<WatchEvents> {
   readonly #heard = new Map<string, { readonly at: number; readonly by?: ChangedBy }>();
   #repairs: { readonly what: string; readonly at: number }[] = [];
 
-  /** `current`: the plan as it is at the moment; `contents`: of its sets. Begins at once, with a look. */
+  /** `current`: the plan as it is at the moment; `contents`: of its sets. */
   constructor(kernel: Kernel, current: () => Plan, contents: () => Content[], guarding: Guarding) {
     super();
-    const plan = current();
     this.#kernel = kernel;
     this.#current = current;
     this.#contents = contents;
     this.#guarding = guarding;
-    this.#owned = tableObject(plan).flags?.includes('owner') ?? false;
+    this.#owned = tableObject(current()).flags?.includes('owner') ?? false;
+  }
+
+  /** With a look. */
+  begin(): void {
+    const plan = this.#plan;
     // Of what others do the kernel may tell more than we could read.
     const ours = { table: plan.table, priorities: plan.rules.flatMap(({ priority }) => priority ?? []) };
-    this.#ends.push(kernel.route.watch((changes) => this.#hearRoutes(changes), ours));
+    this.#ends.push(this.#kernel.route.watch((changes) => this.#hearRoutes(changes), ours));
     for (const table of [...(this.#owned ? [] : [plan.nftTable]), ...backendOf(plan).watched])
-      this.#ends.push(kernel.nftables.watch((changes) => this.#hearTable(changes), { table }));
-    guarding.watch = this;
+      this.#ends.push(this.#kernel.nftables.watch((changes) => this.#hearTable(changes), { table }));
+    this.#guarding.watch = this;
     // What was changed since it was installed and before now was told to nobody.
     this.#lookIn(SETTLE_MS);
   }
