@@ -156,11 +156,14 @@ export interface NativeNftablesSocket {
    */
   commit(
     operations: readonly NftOperation[] | Prepared,
-    options?: { generation?: number; dryRun?: boolean },
+    options: { generation?: number; dryRun?: boolean } | undefined,
   ): Promise<void>;
-  commitSync(operations: readonly NftOperation[], options?: { generation?: number; dryRun?: boolean }): void;
+  commitSync(operations: readonly NftOperation[], options: { generation?: number; dryRun?: boolean } | undefined): void;
   generation(): Promise<NftGeneration>;
-  list<K extends NftObject['kind']>(kind: K, filter?: NativeListFilter): Promise<Extract<NftObject, { kind: K }>[]>;
+  list<K extends NftObject['kind']>(
+    kind: K,
+    filter: NativeListFilter | undefined,
+  ): Promise<Extract<NftObject, { kind: K }>[]>;
   get(key: NftKey): Promise<NftObject>;
   resetCounters(filter: NativeListFilter): Promise<NftCounter[]>;
   /** `nft monitor`. `table`: only what concerns tables of this name. */

@@ -34,26 +34,36 @@ Executor& Executor::of(Napi::Env env) {
 }
 
 void Executor::submit(Napi::Env env, std::shared_ptr<Work> work) {
-  bool wakes;
+  Thread* thread;
   {
     const std::lock_guard lock(mutex_);
     works_.push_back(std::move(work));
-    wakes = idle_ >= works_.size();
+    thread = takeIdle();
   }
-  if (wakes)
-    wake_.notify_one();
+  if (thread)
+    thread->wake.notify_one();
   else if (threads_.size() < mostThreads)
     startThread();
   if (unfinished_++ == 0) calls_.Ref(env);
 }
 
 void Executor::suggest(std::function<void()> work) {
+  Thread* thread;
   {
     const std::lock_guard lock(mutex_);
     suggested_.push_back(std::move(work));
-    if (idle_ == 0 || idle_ < threads_.size()) return;  // one that is at work takes it afterwards
+    if (idle_.size() < threads_.size()) return;  // one that is at work takes it afterwards
+    thread = takeIdle();
   }
-  wake_.notify_one();
+  if (thread) thread->wake.notify_one();
+}
+
+Executor::Thread* Executor::takeIdle() {
+  if (idle_.empty()) return nullptr;
+  Thread* thread = idle_.back();
+  idle_.pop_back();
+  thread->woken = true;
+  return thread;
 }
 
 void Executor::startThread() {
@@ -63,7 +73,9 @@ void Executor::startThread() {
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &before);
   try {
-    threads_.emplace_back(&Executor::main, this);
+    auto thread = std::make_unique<Thread>();
+    thread->thread = std::thread(&Executor::main, this, std::ref(*thread));
+    threads_.push_back(std::move(thread));
   } catch (...) {
     pthread_sigmask(SIG_SETMASK, &before, nullptr);
     if (threads_.empty()) throw;
@@ -73,28 +85,28 @@ void Executor::startThread() {
 }
 
 // It keeps the process's name: nf_tables tells others by the thread's who has changed something.
-void Executor::main() {
+void Executor::main(Thread& self) {
   std::unique_lock lock(mutex_);
-  for (;;) {
-    ++idle_;
-    wake_.wait(lock, [this] { return stopped_ || !works_.empty() || !suggested_.empty(); });
-    --idle_;
-    if (stopped_) return;
-    if (works_.empty()) {
+  while (!stopped_) {
+    if (!works_.empty()) {
+      const auto work = std::move(works_.front());
+      works_.pop_front();
+      lock.unlock();
+      work->run();
+      lock.lock();
+      finished_.push_back(work);
+      if (finished_.size() == 1) calls_.NonBlockingCall();
+    } else if (!suggested_.empty()) {
       const auto suggested = std::move(suggested_.front());
       suggested_.pop_front();
       lock.unlock();
       suggested();
       lock.lock();
-      continue;
+    } else {
+      idle_.push_back(&self);
+      self.wake.wait(lock, [&] { return self.woken; });
+      self.woken = false;
     }
-    const auto work = std::move(works_.front());
-    works_.pop_front();
-    lock.unlock();
-    work->run();
-    lock.lock();
-    finished_.push_back(work);
-    if (finished_.size() == 1) calls_.NonBlockingCall();
   }
 }
 
@@ -102,9 +114,9 @@ void Executor::stop() {
   {
     const std::lock_guard lock(mutex_);
     if (std::exchange(stopped_, true)) return;
+    while (Thread* thread = takeIdle()) thread->wake.notify_one();
   }
-  wake_.notify_all();
-  for (std::thread& thread : threads_) thread.join();
+  for (const auto& thread : threads_) thread->thread.join();
   for (const auto& work : works_) work->drop();
   for (const auto& work : finished_) work->drop();
   works_.clear();

@@ -33,9 +33,16 @@ class Executor {
   void suggest(std::function<void()> work);
 
  private:
+  struct Thread {
+    std::thread thread;
+    std::condition_variable wake;
+    bool woken = false;
+  };
+
   Executor() = default;
+  Thread* takeIdle();
   void startThread();
-  void main();
+  void main(Thread& self);
   void stop();
   static void deliver(Napi::Env env, Napi::Function, Executor* self, void*);
   void deliverTo(Napi::Env env);
@@ -43,11 +50,11 @@ class Executor {
 
   Calls calls_;
   size_t unfinished_ = 0;
-  std::vector<std::thread> threads_;
-  std::condition_variable wake_;
+  std::vector<std::unique_ptr<Thread>> threads_;
   std::mutex mutex_;  // guards what follows
   bool stopped_ = false;
-  size_t idle_ = 0;  // threads
+  // The last one to become idle is the first to be woken: its caches are warm.
+  std::vector<Thread*> idle_;
   std::deque<std::shared_ptr<Work>> works_;
   std::deque<std::function<void()>> suggested_;
   std::vector<std::shared_ptr<Work>> finished_;

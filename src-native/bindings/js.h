@@ -4,6 +4,7 @@
 #include <napi.h>
 
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "bindings/packed.h"
@@ -37,24 +38,24 @@ class JsReader {
   }
 
   template <class T, class Representation>
-  void operator()(const char* name, Named, T& value, const Representation& representation) {
+  void operator()(std::string_view name, Named, T& value, const Representation& representation) {
     if (purpose_ == Purpose::whole) readMember(name, value, representation);
   }
-  void key(const char* name, Named, auto& value, const auto& representation) {
+  void key(std::string_view name, Named, auto& value, const auto& representation) {
     readMember(name, value, representation);
   }
-  void handle(const char* name, Named, auto& value, const auto& representation) {
+  void handle(std::string_view name, Named, auto& value, const auto& representation) {
     readMember(name, value, representation);
   }
   void readOnly(const char*, Named, const auto&, const auto&) {}
-  void writeOnly(const char* name, Named attribute, auto& value, const auto& representation) {
+  void writeOnly(std::string_view name, Named attribute, auto& value, const auto& representation) {
     (*this)(name, attribute, value, representation);
   }
-  void header(const char* name, auto& value, const auto& representation) { readMember(name, value, representation); }
+  void header(std::string_view name, auto& value, const auto& representation) { readMember(name, value, representation); }
   void wireOnly(Named, const auto&, const auto&) {}
   void constant(Named, auto, const auto&) {}
   void nest(Named, auto inside) { inside(*this); }
-  void group(const char* name, auto inside) {
+  void group(std::string_view name, auto inside) {
     const Packed js = object_[name];
     if (js.isUndefined()) return;
     JsReader reader(js);
@@ -145,7 +146,7 @@ class JsReader {
 
  private:
   template <class T, class Representation>
-  void readMember(const char* name, T& value, const Representation& representation) {
+  void readMember(std::string_view name, T& value, const Representation& representation) {
     const Packed js = object_[name];
     if (js.isUndefined()) {
       using netlink::mayBeAbsent;

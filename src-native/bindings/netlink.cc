@@ -155,7 +155,7 @@ Napi::Value encodeBatch(const Napi::CallbackInfo& info) {
 Napi::Value encodeGet(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     const Packed key(info[0]);
-    return withKind(key["kind"], [&]<class T>() -> Napi::Value {
+    return withKind(key["kind"].string(), [&]<class T>() -> Napi::Value {
       return toBuffer(info.Env(), nftables::encodeGet(JsReader::object<T>(key, JsReader::Purpose::key)).bytes());
     });
   });

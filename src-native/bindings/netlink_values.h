@@ -27,12 +27,12 @@ std::vector<nftables::Operation> operationsArgument(const Packed& js);
 Napi::Object operationValue(Napi::Env env, const nftables::Operation& operation);
 // Calls it with the type of that kind of nf_tables object.
 template <size_t index = 0>
-auto withKind(const Packed& kind, const auto& call) -> decltype(call.template operator()<nftables::Table>()) {
+auto withKind(std::string_view kind, const auto& call) -> decltype(call.template operator()<nftables::Table>()) {
   if constexpr (index == std::variant_size_v<nftables::Object>) {
-    kind.fail("unknown kind: " + std::string(kind.string()));
+    Packed::fail("unknown kind: " + std::string(kind));
   } else {
     using T = std::variant_alternative_t<index, nftables::Object>;
-    if (kind.string() != T::messages.kind) return withKind<index + 1>(kind, call);
+    if (kind != T::messages.kind) return withKind<index + 1>(kind, call);
     return call.template operator()<T>();
   }
 }

@@ -127,14 +127,14 @@ class NftablesSocket : public GuardedWrap<NftablesSocket> {
     return filter;
   }
   Napi::Value list(const Napi::CallbackInfo& info) {
-    return withKind(Packed(info[0]), [&]<class T>() {
+    return withKind(std::string(info[0].As<Napi::String>()), [&]<class T>() {
       return later(info,
                    [filter = filterArgument(Packed(info[1]))](Connection& c) { return nftables::list<T>(c, filter); });
     });
   }
   Napi::Value get(const Napi::CallbackInfo& info) {
     const Packed named(info[0]);
-    return withKind(named["kind"], [&]<class T>() {
+    return withKind(named["kind"].string(), [&]<class T>() {
       auto key = JsReader::object<T>(named, JsReader::Purpose::key);
       return later(info, [key = std::move(key)](Connection& c) { return nftables::get(c, key); });
     });

@@ -59,6 +59,9 @@ Packed Packed::next(ByteView& rest) {
 
 std::vector<Packed> Packed::elements() const {
   std::vector<Packed> elements;
+  size_t count = 0;
+  for (ByteView rest = bytesOf(Kind::array, "an array"); !rest.empty(); ++count) next(rest);
+  elements.reserve(count);
   for (ByteView rest = bytesOf(Kind::array, "an array"); !rest.empty();) elements.push_back(next(rest));
   return elements;
 }

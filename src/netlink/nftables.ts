@@ -74,16 +74,16 @@ export class NftablesSocket {
    * The batch goes to the kernel in one piece. More than about 400 kB (some 7,000 prefixes) need CAP_NET_ADMIN in the
    * first user namespace, or a larger `net.core.wmem_max`: `EMSGSIZE` otherwise.
    */
-  async commit(operations: readonly NftOperation[], options: CommitOptions = {}): Promise<void> {
+  async commit(operations: readonly NftOperation[], options?: CommitOptions): Promise<void> {
     checkOperations(operations);
-    checkCommitOptions(options);
+    if (options !== undefined) checkCommitOptions(options);
     await this.#native.commit((operations as { readonly [prepared]?: Prepared })[prepared] ?? operations, options);
   }
 
   /** The same at once, for `process.on('exit')`. */
-  commitSync(operations: readonly NftOperation[], options: CommitOptions = {}): void {
+  commitSync(operations: readonly NftOperation[], options?: CommitOptions): void {
     checkOperations(operations);
-    checkCommitOptions(options);
+    if (options !== undefined) checkCommitOptions(options);
     this.#native.commitSync(operations, options);
   }
 
@@ -98,10 +98,10 @@ export class NftablesSocket {
    */
   async list<K extends NftObject['kind']>(
     kind: K,
-    filter: ListFilter = {},
+    filter?: ListFilter,
   ): Promise<Extract<NftObject, { kind: K }>[]> {
     checkKind(kind);
-    checkListFilter(kind, filter);
+    if (filter !== undefined || kind === 'elements') checkListFilter(kind, filter ?? {});
     return this.#native.list(kind, filter);
   }
 
