@@ -3,6 +3,7 @@
 #include <pthread.h>
 
 #include <csignal>
+#include <functional>
 #include <utility>
 
 #include "bindings/instance.h"
@@ -37,6 +38,7 @@ void Executor::submit(Napi::Env env, std::shared_ptr<Work> work) {
   Thread* thread;
   {
     const std::lock_guard lock(mutex_);
+    if (stopped_) return work->drop();
     works_.push_back(std::move(work));
     thread = takeIdle();
   }

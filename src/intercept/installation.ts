@@ -148,7 +148,7 @@ export function installed({ kernel, plan: initial, netns, guarding, kept, repair
 
   let watch = newWatch();
   const { rules, routes } = changesOf('delete', plan);
-  const removed = { rules: packAhead(rules.reverse()), routes: packAhead(routes.reverse()) };
+  const routing = packAhead(unchecked([...rules.reverse(), ...routes.reverse()]));
   // Reverse of apply: the marks stop first, then the rules that read them, then the routes, and the claim last: until then
   // nobody takes what we have not removed yet for left over, or for free.
   const takeDown = async () => {
@@ -156,8 +156,7 @@ export function installed({ kernel, plan: initial, netns, guarding, kept, repair
     const batches = await backend.unmake(kernel, plan, table);
     const calls = () => [
       ...batches.map((batch) => nftables.commit(batch)),
-      route.commit(removed.rules),
-      route.commit(removed.routes),
+      route.commit(routing),
       nftables.commit(remove),
     ];
     // In one go, of which nothing behind a failure is done. Where something is gone already, or somebody else's, step by step.
@@ -172,12 +171,7 @@ export function installed({ kernel, plan: initial, netns, guarding, kept, repair
   const takeDownByStep = async () => {
     const { route, nftables } = kernel;
     await takeOut(kernel, await backend.unmake(kernel, plan, table));
-    const failures: unknown[] = [];
-    const attempt = (removed: Promise<void>) =>
-      ignoring(['ENOENT', 'ESRCH'], removed).catch((error) => failures.push(error));
-    await attempt(route.commit(removed.rules));
-    await attempt(route.commit(removed.routes));
-    if (failures.length > 0) throw failures[0];
+    await ignoring(['ENOENT', 'ESRCH'], route.commit(routing));
     await ignoring(['ENOENT'], nftables.commit(remove));
   };
   const uninstall = async () => {
@@ -209,8 +203,7 @@ export function installed({ kernel, plan: initial, netns, guarding, kept, repair
       }
     };
     for (const batch of guarding.batches) attempt(() => nftables.commitSync(batch));
-    attempt(() => route.commitSync(removed.rules));
-    attempt(() => route.commitSync(removed.routes));
+    attempt(() => route.commitSync(routing));
     attempt(() => nftables.commitSync(remove));
     if (!failed) guarding.end();
   };

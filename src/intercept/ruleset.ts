@@ -157,7 +157,10 @@ const notTo = addressIs('daddr', 'not in', 'to');
 const notFrom = addressIs('saddr', 'not in', 'from');
 const toPorts = { tcp: dport('tcp', 'tcp_ports'), udp: dport('udp', 'udp_ports') };
 const byInterface = iifnameIn('interfaces');
+const ofTcp = l4proto('tcp');
 const tcpOrUdp = l4protoIn('tcp', 'udp');
+/** A full socket on one address that is not this host's. */
+const listener = [socketWildcard(0), socketTransparent] as const;
 // Of TCP and UDP, and of ICMP errors about them, `socket` finds the sockets; what else there is has none.
 const tcpOrIcmp = l4protoIsNot('udp');
 const udpOrIcmp = l4protoIsNot('tcp');
@@ -204,7 +207,7 @@ function arriving({ interfaces }: PlanFacts, protocol: 'tcp' | 'udp'): Statement
 
 function prerouting(plan: PlanFacts): RuleOfStatements[] {
   const { tcp, udp, fwmark, socketMark: ours } = plan;
-  const ofFlow = (family: Family) => [l4proto('tcp'), inFlows[family]];
+  const ofFlow = (family: Family) => [ofTcp, inFlows[family]];
   const arrived = arriving(plan, 'udp');
   return [
     ...otherFamily(plan),
@@ -242,7 +245,7 @@ function synChain(plan: PlanFacts): RuleOfStatements[] {
   return [
     // Listeners on foreign addresses come first. Only full sockets match here: a half-open or TIME_WAIT one ends the rule
     // at `socket wildcard`, and tproxy, which knows how to treat it, gets the packet.
-    rule(socketWildcard(0), socketTransparent, deliver(plan), accept),
+    rule(...listener, deliver(plan), accept),
     ...(tcp
       ? [
           skipChain,
@@ -308,7 +311,7 @@ function output(plan: PlanFacts, ownHost: OwnHost): RuleOfStatements[] {
           // Only connections whose SYN we took. A port alone would not tell those that were open before, nor the answers of
           // this host's own services to a client on such a port.
           ...both(plan, (family) => ({
-            statements: [l4proto('tcp'), inOwn[family], rememberInOwn[family], ...round],
+            statements: [ofTcp, inOwn[family], rememberInOwn[family], ...round],
             comment: ROUND,
           })),
         ]
@@ -338,7 +341,7 @@ function fromOwnHost(plan: PlanFacts): RuleOfStatements[] {
     // The proxy's answers: they inherit the mark with net.ipv4.tcp_fwmark_accept=1.
     rule(toThisHostAlone, returnToCaller),
     // To a listener on a foreign address, or accepted already: the kernel finds the socket by itself.
-    ...(tcp ? [rule(l4proto('tcp'), socketWildcard(0), socketTransparent, accept)] : []),
+    ...(tcp ? [rule(ofTcp, ...listener, accept)] : []),
     { statements: [protocol, toProxy(plan), counter, accept], comment: OWN },
     // Nobody can send it on from here any more. Left alone, it would reach whatever service of this host has that port.
     { statements: [counter, drop], comment: DROPPED_OWN },
@@ -376,7 +379,7 @@ function outputSyn(plan: PlanFacts, ownHost: OwnHost): RuleOfStatements[] {
 function zoneChains(plan: PlanFacts, zone: number): ChainOfRules[] {
   const { tcp, fwmark, socketMark: ours } = plan;
   const known = (flow: typeof inFlows) =>
-    both(plan, (family) => rule(l4proto('tcp'), flow[family], setZone(zone), returnToCaller));
+    both(plan, (family) => rule(ofTcp, flow[family], setZone(zone), returnToCaller));
   return [
     {
       name: 'zone_prerouting',
@@ -386,17 +389,17 @@ function zoneChains(plan: PlanFacts, zone: number): ChainOfRules[] {
         rule(fromLoopback, returnToCaller),
         ...otherFamily(plan),
         rule(syn, goTo('zone_syn')),
-        rule(l4proto('tcp'), socketMark(ours, fwmark.mask), returnToCaller),
+        rule(ofTcp, socketMark(ours, fwmark.mask), returnToCaller),
         ...known(inFlows),
-        rule(l4proto('tcp'), socketWildcard(1), returnToCaller),
-        rule(l4proto('tcp'), socketTransparent, setZone(zone)),
+        rule(ofTcp, socketWildcard(1), returnToCaller),
+        rule(ofTcp, socketTransparent, setZone(zone)),
       ],
     },
     {
       name: 'zone_syn',
       rules: [
         // To a listener on a foreign address. Its answer may be a SYN cookie, which has no socket: the flow is remembered.
-        rule(socketWildcard(0), socketTransparent, goTo('zone_listener')),
+        rule(...listener, goTo('zone_listener')),
         rule(socketWildcard(0), returnToCaller),
         ...(tcp ? [skipChain, rule(...arriving(plan, 'tcp'), setZone(zone), returnToCaller)] : []),
         // Half-open or in TIME_WAIT, of such a listener.
@@ -416,7 +419,7 @@ function zoneChains(plan: PlanFacts, zone: number): ChainOfRules[] {
         rule(markIs(ours, fwmark.mask), returnToCaller),
         rule(toThisHostAlone, returnToCaller),
         ...known(answersFlows),
-        rule(l4proto('tcp'), socketTransparent, setZone(zone)),
+        rule(ofTcp, socketTransparent, setZone(zone)),
       ],
     },
   ];

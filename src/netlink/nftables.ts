@@ -96,10 +96,7 @@ export class NftablesSocket {
    * Equivalent to: `nft list tables`, `nft list chains`, ... For `elements` family, table and set are needed; the
    * answer is one object, its elements in ascending order. `ENOENT` where there is no such set.
    */
-  async list<K extends NftObject['kind']>(
-    kind: K,
-    filter?: ListFilter,
-  ): Promise<Extract<NftObject, { kind: K }>[]> {
+  async list<K extends NftObject['kind']>(kind: K, filter?: ListFilter): Promise<Extract<NftObject, { kind: K }>[]> {
     checkKind(kind);
     if (filter !== undefined || kind === 'elements') checkListFilter(kind, filter ?? {});
     return this.#native.list(kind, filter);
