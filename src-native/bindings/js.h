@@ -51,7 +51,9 @@ class JsReader {
   void writeOnly(std::string_view name, Named attribute, auto& value, const auto& representation) {
     (*this)(name, attribute, value, representation);
   }
-  void header(std::string_view name, auto& value, const auto& representation) { readMember(name, value, representation); }
+  void header(std::string_view name, auto& value, const auto& representation) {
+    readMember(name, value, representation);
+  }
   void wireOnly(Named, const auto&, const auto&) {}
   void constant(Named, auto, const auto&) {}
   void nest(Named, auto inside) { inside(*this); }
