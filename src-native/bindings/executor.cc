@@ -1,21 +1,27 @@
 #include "bindings/executor.h"
 
-#include <pthread.h>
-
-#include <csignal>
+#include <algorithm>
+#include <cstdlib>
 #include <functional>
+#include <system_error>
 #include <utility>
 
 #include "bindings/instance.h"
+#include "signals_blocked.h"
 
 namespace tproxy::bindings {
 
 namespace {
 
-// Each may wait in the kernel for somebody who holds its lock; the others go on.
-constexpr size_t mostThreads = 4;
+// Each may wait in the kernel for somebody who holds its lock; the others go on. As many as libuv would have for others' work.
+size_t threadsAllowed() {
+  const char* size = std::getenv("UV_THREADPOOL_SIZE");
+  return size ? static_cast<size_t>(std::clamp(std::atoi(size), 1, 1024)) : 4;
+}
 
 }  // namespace
+
+Executor::Executor() : mostThreads_(threadsAllowed()) {}
 
 Executor& Executor::of(Napi::Env env) {
   auto& executor = env.GetInstanceData<Instance>()->executor;
@@ -42,10 +48,19 @@ void Executor::submit(Napi::Env env, std::shared_ptr<Work> work) {
     works_.push_back(std::move(work));
     thread = takeIdle();
   }
-  if (thread)
+  if (thread) {
     thread->wake.notify_one();
-  else if (threads_.size() < mostThreads)
-    startThread();
+  } else if (threads_.size() < mostThreads_) {
+    try {
+      startThread();
+    } catch (const std::system_error&) {
+      if (threads_.empty()) {
+        works_.pop_back();
+        throw;
+      }
+      // One of the others does it.
+    }
+  }
   if (unfinished_++ == 0) calls_.Ref(env);
 }
 
@@ -69,21 +84,10 @@ Executor::Thread* Executor::takeIdle() {
 }
 
 void Executor::startThread() {
-  // A thread inherits the signal mask: signals are for the threads of Node.
-  sigset_t all;
-  sigset_t before;
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &before);
-  try {
-    auto thread = std::make_unique<Thread>();
-    thread->thread = std::thread(&Executor::main, this, std::ref(*thread));
-    threads_.push_back(std::move(thread));
-  } catch (...) {
-    pthread_sigmask(SIG_SETMASK, &before, nullptr);
-    if (threads_.empty()) throw;
-    return;  // one of the others does it
-  }
-  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  auto thread = std::make_unique<Thread>();
+  const SignalsBlocked blocked;
+  thread->thread = std::thread(&Executor::main, this, std::ref(*thread));
+  threads_.push_back(std::move(thread));
 }
 
 // It keeps the process's name: nf_tables tells others by the thread's who has changed something.

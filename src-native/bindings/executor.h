@@ -27,7 +27,7 @@ class Executor {
   static Executor& of(Napi::Env env);
   ~Executor() { stop(); }
 
-  // On JavaScript's thread. Until it is finished the process is kept alive.
+  // Both on JavaScript's thread. Until `work` is finished the process is kept alive. Throws where there can be no thread.
   void submit(Napi::Env env, std::shared_ptr<Work> work);
   // What somebody will do anyway, but may be done before by a thread that has nothing else to do.
   void suggest(std::function<void()> work);
@@ -39,7 +39,7 @@ class Executor {
     bool woken = false;
   };
 
-  Executor() = default;
+  Executor();
   Thread* takeIdle();
   void startThread();
   void main(Thread& self);
@@ -49,6 +49,7 @@ class Executor {
   using Calls = Napi::TypedThreadSafeFunction<Executor, void, deliver>;
 
   Calls calls_;
+  const size_t mostThreads_;
   size_t unfinished_ = 0;
   std::vector<std::unique_ptr<Thread>> threads_;
   std::mutex mutex_;  // guards what follows

@@ -80,10 +80,12 @@ Napi::Value sequence(const Napi::CallbackInfo& info) {
   }
   instance->sequence = nullptr;
   if (job->size() == 0) return promises;
-  if (promises.As<Napi::Array>().Length() == job->size())
-    job->submit();
-  else
-    job->discard();
+  guarded(env, [&] {
+    if (promises.As<Napi::Array>().Length() == job->size())
+      job->submit();
+    else
+      job->discard();
+  });
   return promises;
 }
 

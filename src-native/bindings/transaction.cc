@@ -20,7 +20,12 @@ void Job::startIfReady() {
     if (session->jobs_.front().get() != this) return;
   running_ = true;
   for (const auto& task : tasks_) task->start();
-  Executor::of(env_).submit(env_, shared_from_this());
+  try {
+    Executor::of(env_).submit(env_, shared_from_this());
+  } catch (...) {
+    drop();
+    throw;
+  }
 }
 
 void Job::discard() {

@@ -9,12 +9,12 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
-#include <csignal>
 #include <fstream>
 #include <iterator>
 
 #include "netlink/connection.h"
 #include "netlink/error.h"
+#include "signals_blocked.h"
 #include "socket/netns.h"
 
 namespace tproxy::netlink {
@@ -128,18 +128,8 @@ void Watcher::start() {
   }
   if (thread_.joinable()) thread_.join();
   ended_ = false;
-  // A thread inherits the signal mask: signals are for the threads of Node.
-  sigset_t all;
-  sigset_t before;
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &before);
-  try {
-    thread_ = std::thread(&Watcher::main, this);
-  } catch (...) {
-    pthread_sigmask(SIG_SETMASK, &before, nullptr);
-    throw;
-  }
-  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  const SignalsBlocked blocked;
+  thread_ = std::thread(&Watcher::main, this);
 }
 
 void Watcher::stop() {

@@ -5,7 +5,6 @@
 #include <sys/eventfd.h>
 
 #include <cerrno>
-#include <csignal>
 #include <cstdint>
 #include <exception>
 #include <future>
@@ -16,6 +15,7 @@
 #include "relay/epoll_poller.h"
 #include "relay/loop.h"
 #include "relay/uring_poller.h"
+#include "signals_blocked.h"
 #include "socket/error.h"
 #include "socket/netns.h"
 
@@ -76,21 +76,15 @@ void Thread::start() {
   wake_ = UniqueFd(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!wake_) throw socket::Error(errno, "eventfd");
   stopping_ = false;
-  // A thread inherits the signal mask: signals are for the threads of Node. (splice to a dead socket raises SIGPIPE.)
-  sigset_t all;
-  sigset_t before;
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &before);
   std::promise<void> started;
   std::future<void> result = started.get_future();
   try {
+    const SignalsBlocked blocked;  // splice to a dead socket raises SIGPIPE, too
     thread_ = std::thread(&Thread::main, this, std::move(started));
   } catch (const std::system_error& failure) {
-    pthread_sigmask(SIG_SETMASK, &before, nullptr);
     wake_.reset();
     throw socket::Error(failure.code().value(), "pthread_create");
   }
-  pthread_sigmask(SIG_SETMASK, &before, nullptr);
   try {
     result.get();
   } catch (...) {

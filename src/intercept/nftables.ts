@@ -213,7 +213,9 @@ function newBatch({ nftTable: table }: PlanFacts) {
   return { operations, add, addSet, addRule, delete: remove };
 }
 
-const fixedExpressions = once(({ statements }: RuleOfStatements) => packAhead(expressionsOf(statements)));
+const fixedExpressions = once(({ statements }: RuleOfStatements) =>
+  Object.freeze(packAhead(expressionsOf(statements))),
+);
 
 type SetFacts = Required<Pick<NftSet, 'name' | 'flags' | 'keyType' | 'keyLength' | 'userdata'>> &
   Pick<NftSet, 'size' | 'timeoutMs'>;

@@ -197,7 +197,7 @@ for (const call of ['sendto', 'recvmsg'])
     const trace = '/run/strace';
     const steps = new Set<string | undefined>();
     for (let n = 1; ; n++) {
-      // One thread in the pool: strace counts by thread.
+      // One thread for netlink: strace counts by thread.
       const strace = ['UV_THREADPOOL_SIZE=1', 'strace', '-f', '--seccomp-bpf', '-qq', '-o', trace];
       const inject = [...strace, '-e', `trace=${call}`, '-e', `inject=${call}:error=EIO:when=${n}`];
       const node = [process.execPath, installOnce];

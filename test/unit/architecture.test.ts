@@ -44,7 +44,7 @@ const rules: readonly Rule[] = [
     rule: 'the plan and what is made of it is pure',
     files:
       /^src\/intercept\/(plan|nftables|iptables|text|statement|ranges|once|ruleset|named-sets|segments|counters|canonical|mangle|iptables-words)\.ts$/,
-    only: /^(node:net|src\/(types|errors|netlink\/(types|userdata)|intercept\/(plan|nftables|iptables|text|statement|ranges|once|ruleset|named-sets|segments|counters|canonical|mangle|iptables-words))\.ts)$/,
+    only: /^(node:net|src\/(types|errors|pack|netlink\/(types|userdata)|intercept\/(plan|nftables|iptables|text|statement|ranges|once|ruleset|named-sets|segments|counters|canonical|mangle|iptables-words))\.ts)$/,
     violation: ['src/intercept/plan.ts', "import { readFileSync } from 'node:fs';"],
   },
   {
