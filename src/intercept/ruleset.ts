@@ -179,7 +179,7 @@ const notUdpBack = fixed(l4protoIsNot('udp'), returnToCaller);
 const flowsRemembered = perFamily((family) => fixed(rememberInFlows[family]));
 const rest = fixed(accept);
 const leave = (match: typeof excludedTo) => perFamily((family) => fixed(match[family], accept));
-const left = {
+const leftAlone = {
   excludedTo: leave(excludedTo),
   excludedFrom: leave(excludedFrom),
   notTo: leave(notTo),
@@ -277,13 +277,13 @@ function divert(plan: PlanFacts): RuleOfStatements[] {
 
 /** Why a new connection is left alone. `accept` ends our chain only; other tables still see the packet. */
 function skip(plan: PlanFacts): RuleOfStatements[] {
-  const each = (rules: typeof left.notTo) => both(plan, (family) => rules[family]);
+  const each = (rules: typeof leftAlone.notTo) => both(plan, (family) => rules[family]);
   return [
     rule(toThisHost, accept),
-    ...each(left.excludedTo),
-    ...each(left.excludedFrom),
-    ...(plan.to ? each(left.notTo) : []),
-    ...(plan.from ? each(left.notFrom) : []),
+    ...each(leftAlone.excludedTo),
+    ...each(leftAlone.excludedFrom),
+    ...(plan.to ? each(leftAlone.notTo) : []),
+    ...(plan.from ? each(leftAlone.notFrom) : []),
   ];
 }
 

@@ -75,7 +75,7 @@ export class Watch extends EventEmitter<WatchEvents> {
     this.#owned = tableObject(current()).flags?.includes('owner') ?? false;
   }
 
-  /** With a look. */
+  /** Begins with a look. */
   begin(): void {
     const plan = this.#plan;
     // Of what others do the kernel may tell more than we could read.
