@@ -193,8 +193,8 @@ it), with nothing to do by ${ms(idle.all)} ms. By the calls themselves it was by
 
 What bounds them (from profiles on this machine, warm, in milliseconds; they vary by half from run to run):
 
-- Install and uninstall is to be 50 times as fast as the tools (first row). It is 44 to 47 times, where they take 50 to 58 and this package
-  1.2; what else runs slows whoever has to start processes more. Of 1.1 go 0.08 until the kernel is asked (options, eight questions); while
+- Install and uninstall is to be 50 times as fast as the tools (first row). It is 42 to 47 times, where they take 48 to 58 and this package
+  1.1 to 1.2; what else runs slows whoever has to start processes more. Of 1.1 go 0.08 until the kernel is asked (options, eight questions); while
   it answers (0.1) the rules are worked out (0.07), put into bytes (0.07) and handed to the thread (0.02) that makes messages of them. Then 0.08 to
   have the answers in JavaScript, 0.12 to decide and to tell guard and kernel, 0.33 until it has done it. To begin the watch takes 0.05, to end it and
   take all down 0.2. Of all this the kernel's own are 0.35 to 0.5, which the very same bytes take when they are sent by synchronous calls (of
