@@ -1,5 +1,5 @@
-// Where one environment's transactions with the kernel are made. Not on libuv's pool: names looked up and files read keep that
-// busy for seconds at times, when rules have to be repaired; and a job takes longer to get there than most transactions take.
+// Where one environment's transactions with the kernel are made. Not on libuv's pool: names looked up and files read may keep
+// that busy for seconds while rules have to be repaired.
 #pragma once
 #include <napi.h>
 

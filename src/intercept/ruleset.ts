@@ -161,9 +161,9 @@ const ofTcp = l4proto('tcp');
 const tcpOrUdp = l4protoIn('tcp', 'udp');
 /** A full socket on one address that is not this host's. */
 const listener = [socketWildcard(0), socketTransparent] as const;
-// Of TCP and UDP, and of ICMP errors about them, `socket` finds the sockets; what else there is has none.
-const tcpOrIcmp = l4protoIsNot('udp');
-const udpOrIcmp = l4protoIsNot('tcp');
+// For `socket` these are "TCP or ICMP" and "UDP or ICMP": it finds sockets of TCP, of UDP and of ICMP errors about them, no others.
+const notUdp = l4protoIsNot('udp');
+const notTcp = l4protoIsNot('tcp');
 
 // ---- rules that no plan changes, made once ------------------------------------------------------------------------------
 
@@ -173,11 +173,11 @@ const fixed = (...statements: Statement[]): RuleOfStatements => ({ statements, i
 const skipChain = fixed(jump('skip'));
 const divertChain = fixed(jump('divert'));
 const synToItsChain = fixed(syn, goTo('syn'));
-const tcpOrIcmpToDivert = fixed(tcpOrIcmp, jump('divert'));
+const tcpOrIcmpToDivert = fixed(notUdp, jump('divert'));
 const wildcardBack = fixed(socketWildcard(1), returnToCaller);
-const notUdpBack = fixed(l4protoIsNot('udp'), returnToCaller);
+const notUdpBack = fixed(notUdp, returnToCaller);
 const flowsRemembered = perFamily((family) => fixed(rememberInFlows[family]));
-const rest = fixed(accept);
+const allAccepted = fixed(accept);
 const leave = (match: typeof excludedTo) => perFamily((family) => fixed(match[family], accept));
 const leftAlone = {
   excludedTo: leave(excludedTo),
@@ -219,7 +219,7 @@ function prerouting(plan: PlanFacts): RuleOfStatements[] {
     tcpOrIcmpToDivert,
     // Of UDP only the answers (and ICMP errors) to what the proxy itself has sent: a divert of all transparent sockets
     // would let one that answers from a foreign address take the datagrams of every client of that address.
-    ...(udp || !tcp ? [rule(udpOrIcmp, socketMark(ours, fwmark.mask), deliver(plan), accept)] : []),
+    ...(udp || !tcp ? [rule(notTcp, socketMark(ours, fwmark.mask), deliver(plan), accept)] : []),
     // The answer to a SYN cookie has no socket, not even half of one, and is no SYN: we know it by the SYN we saw.
     ...(tcp
       ? both(plan, (family) => ({
@@ -263,7 +263,7 @@ function synChain(plan: PlanFacts): RuleOfStatements[] {
 
 // A chain of its own behind `goto`: a full set ends the rule that updates it, and the drop of `closed` must not be reached.
 function remember(plan: PlanFacts): RuleOfStatements[] {
-  return [...both(plan, (family) => flowsRemembered[family]), rest];
+  return [...both(plan, (family) => flowsRemembered[family]), allAccepted];
 }
 
 function divert(plan: PlanFacts): RuleOfStatements[] {

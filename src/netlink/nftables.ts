@@ -45,10 +45,10 @@ export function prepare(operations: readonly NftOperation[]): readonly NftOperat
 }
 
 /**
- * A socket to nf_tables. Each call is one transaction with the kernel, on a thread of this package's own (there are
- * up to four, or as many as UV_THREADPOOL_SIZE says); calls on one socket run in
- * the order in which they were made. They throw `TypeError` or `RangeError` for arguments that cannot be, and
- * `NetlinkError` where the kernel refuses. All of it needs CAP_NET_ADMIN, listing too.
+ * A socket to nf_tables. Each call is one transaction with the kernel, on one of up to four threads of this package's own
+ * (or as many as UV_THREADPOOL_SIZE says); calls on one socket run in the order in which they were made. They throw
+ * `TypeError` or `RangeError` for arguments that cannot be, and `NetlinkError` where the kernel refuses. All
+ * of it needs CAP_NET_ADMIN, listing too.
  *
  * Tables made with the flag `owner` belong to the socket: others cannot change them, and they go when it is closed, in
  * whatever way the process ends. It is closed too when nothing refers to this object any more.

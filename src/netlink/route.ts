@@ -39,10 +39,10 @@ export interface NetlinkSocketOptions {
 }
 
 /**
- * A socket to rtnetlink. Each call is one transaction with the kernel, on a thread of this package's own (there are
- * up to four, or as many as UV_THREADPOOL_SIZE says); calls on one socket run in
- * the order in which they were made. They throw `TypeError` or `RangeError` for arguments that cannot be, and
- * `NetlinkError` where the kernel refuses. Changing anything needs CAP_NET_ADMIN, listing nothing.
+ * A socket to rtnetlink. Each call is one transaction with the kernel, on one of up to four threads of this package's own
+ * (or as many as UV_THREADPOOL_SIZE says); calls on one socket run in the order in which they were made. They throw
+ * `TypeError` or `RangeError` for arguments that cannot be, and `NetlinkError` where the kernel refuses.
+ * Changing anything needs CAP_NET_ADMIN, listing nothing.
  */
 export class RouteSocket {
   readonly #native: NativeRouteSocket;

@@ -63,7 +63,7 @@ test('thousands of relays one after the other leave nothing behind', async ({ re
   relays.events.length = 0;
   const before = resources();
   // What leaks does so in every round; heaps and allocators grow in some of them, the first above all, and on a crowded machine
-  // in eight or more, by 50 MiB, before they stop.
+  // in as many as eight, by 47 MiB together, before they stop.
   const grown: number[] = [];
   while (!(Math.min(...grown) < 2) && grown.length < 30) {
     collectGarbage();
