@@ -1,6 +1,6 @@
 /**
- * How long does it take to change what is installed: by this package, and by spawning `ip` and `nft` as a script would, with
- * the same commands that `plan` prints. Runs what is published (`dist`) in namespaces of its own and writes the table into
+ * How long does it take to change what is installed: by this package, and by spawning `ip` and `nft`, from JavaScript or from a shell
+ * script, with the same commands that `plan` prints. Runs what is published (`dist`) in namespaces of its own and writes the table into
  * bench/RULES.md: `npm run bench:rules`.
  */
 import { spawnSync } from 'node:child_process';
@@ -51,6 +51,12 @@ function run(script: string, command: [string, ...string[]] = ['sh', '-eu']): vo
   if (status !== 0) throw new Error(stderr);
 }
 const nft = (script: string) => run(script, ['nft', '-f', '-']);
+/** The commands of a script, each with what it reads. */
+const commandsOf = (script: string) =>
+  [...script.matchAll(/^(\S.*?)(?: <<'EOF'\n([\s\S]*?)\nEOF)?$/gm)].map(([, command = '', input = '']) => ({
+    command: command.split(' ') as [string, ...string[]],
+    input,
+  }));
 const elements = (verb: string, list: readonly string[]) =>
   nft(`${verb} element ${table} exclude_to4 { ${list.join(', ')} }`);
 
@@ -106,37 +112,48 @@ const SETTLED_MS = 50;
 const once = (more: Partial<InstallOptions> = {}) => ({
   work: async () => (await installIntercept({ ...options, ...more })).uninstall(),
 });
-const spawned = (scripts: readonly string[]) => ({
+const byShell = (scripts: readonly string[]) => ({
   work: () => {
     for (const script of scripts) run(script);
   },
 });
-const single = spawned([up, down]);
+const commands = [up, down].flatMap(commandsOf);
+const oneByOne = {
+  work: () => {
+    for (const { command, input } of commands) run(input, command);
+  },
+};
 const often = { times: 50 };
 for (let warming = 0; warming < WARM; warming++) await once().work();
-await compare({ what: 'install and uninstall', ours: { ...once(), ...often }, theirs: single, rounds: 40 });
+await compare({ what: 'install and uninstall', ours: { ...once(), ...often }, theirs: oneByOne, rounds: 40 });
 await compare({
-  what: 'the same, beside `ip -batch`',
+  what: 'the same, beside a shell script',
   ours: { ...once(), ...often },
-  theirs: spawned([up, down].map(batched)),
+  theirs: byShell([up, down]),
+  rounds: 40,
+});
+await compare({
+  what: 'the same, beside one with `ip -batch`',
+  ours: { ...once(), ...often },
+  theirs: byShell([up, down].map(batched)),
   rounds: 20,
 });
 await compare({
   what: 'the same, with a guard of its own',
   ours: { ...once(), undo: () => sleep(200) },
-  theirs: single,
+  theirs: oneByOne,
   rounds: 20,
 });
 await compare({
   what: 'the same, without repair',
   ours: { ...once({ repair: false }), ...often },
-  theirs: single,
+  theirs: oneByOne,
   rounds: 10,
 });
 await compare({
   what: 'the same, permanent (no guard)',
   ours: { ...once({ repair: false, lifetime: 'permanent' }), ...often },
-  theirs: single,
+  theirs: oneByOne,
   rounds: 10,
 });
 
@@ -178,8 +195,9 @@ const text = `# Rules: this package beside \`nft\` and \`ip\`
 
 Milliseconds, from JavaScript, of one run of \`npm run bench:rules\`: ${cpus().length} CPUs (${cpus()[0]?.model}), Linux ${release()}, Node ${process.versions.node}. This
 package (warm: after ${WARM.toLocaleString('en')} installations; up to 50 times) and the spawned tools take turns; each figure is the median of the rounds, the ratio that of the ratios inside
-a round. The tools run what \`linux-tproxy plan\` prints: two \`nft\` and ${(up + down).match(/^ip /gm)?.length} \`ip\` for an installation and its removal (or two \`nft\` and four
-\`ip -batch\`), \`nft -f -\` for prefixes.
+a round. The tools run what \`linux-tproxy plan\` prints: two \`nft\` and ${commands.length - 2} \`ip\` for an installation and its removal, \`nft -f -\` for
+prefixes. JavaScript spawns each of them (\`spawnSync\`); in two rows it spawns a shell instead, whose script runs the tools, or two \`nft\` and
+four \`ip -batch\`. (To spawn a process from Node's takes longer than from a shell's, which is much smaller.)
 
 | | this package | spawned tools | ratio |
 |---|---|---|---|

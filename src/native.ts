@@ -96,7 +96,7 @@ export interface GuardOptions {
 /** When nothing refers to it any more it is as if the process had ended. */
 export interface Guard {
   /** Gives it this to do in place of what it had, which costs far less than another guard. If it has been ended, another starts. */
-  renew(rules: readonly Rule[], routes: readonly Route[], options?: Omit<GuardOptions, 'onEnd'>): void;
+  renew(changes: readonly RouteOperation[], options?: Omit<GuardOptions, 'onEnd'>): void;
   /** It has nothing to do any more, until it is given something. */
   rest(): void;
   /** Ends the guard before it does anything. */

@@ -45,34 +45,27 @@ export function pack(value: unknown): Uint8Array {
   }
 }
 
+/** Not a `switch` of `typeof value`: V8 compiles each of these comparisons for itself to something much faster. */
 function put(value: unknown): void {
   makeRoom(9);
-  switch (typeof value) {
-    case 'boolean':
-      bytes[at++] = kind.boolean;
-      bytes[at++] = value ? 1 : 0;
-      return;
-    case 'number':
-      bytes[at++] = kind.number;
-      view.setFloat64(at, value, littleEndian);
-      at += 8;
-      return;
-    case 'bigint':
-      bytes[at++] = kind.bigint;
-      view.setBigUint64(at, value, littleEndian);
-      at += 8;
-      return;
-    case 'string':
-      bytes[at++] = kind.string;
-      putText(value);
-      return;
-    case 'object':
-      if (value === null) bytes[at++] = kind.null;
-      else putObject(value);
-      return;
-    default:
-      throw invalidType('a value', 'one that the kernel can be told', value);
-  }
+  if (typeof value === 'string') {
+    bytes[at++] = kind.string;
+    putText(value);
+  } else if (typeof value === 'object') {
+    if (value === null) bytes[at++] = kind.null;
+    else putObject(value);
+  } else if (typeof value === 'number') {
+    bytes[at++] = kind.number;
+    view.setFloat64(at, value, littleEndian);
+    at += 8;
+  } else if (typeof value === 'bigint') {
+    bytes[at++] = kind.bigint;
+    view.setBigUint64(at, value, littleEndian);
+    at += 8;
+  } else if (typeof value === 'boolean') {
+    bytes[at++] = kind.boolean;
+    bytes[at++] = value ? 1 : 0;
+  } else throw invalidType('a value', 'one that the kernel can be told', value);
 }
 
 function putObject(value: object): void {

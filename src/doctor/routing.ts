@@ -1,7 +1,7 @@
 /** What on the way of a packet through policy routing and interfaces keeps interception from working. */
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { isUp } from '../intercept/host.js';
-import { ROUTE_PROTOCOL } from '../intercept/plan.js';
+import { ROUTE_PROTOCOL } from '../intercept/routing.js';
 import { sysctls } from '../procfs.js';
 import type { Finding } from '../types.js';
 import { type Group, type Look, ok } from './look.js';

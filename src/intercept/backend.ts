@@ -46,7 +46,8 @@ export interface Backend {
 const nftables: Backend = {
   frame: async () => [],
   make: (plan) => unchecked(plan.nftables.slice(1)),
-  unmake: async (_, __, claim) => [emptied(claim)],
+  // The marks stop, and what belongs to the table stays claimed.
+  unmake: async (_, __, claim) => [unchecked([{ verb: 'flush', object: claim }])],
   outlives: false,
   rules: (kernel, { nftTable }) => kernel.nftables.list('rule', { family: 'inet', table: nftTable }),
   commentOf,
@@ -79,13 +80,6 @@ const iptables: Backend = {
 /** The one place where it is chosen. */
 export const backendOf = ({ backend }: Pick<Plan, 'backend'>): Backend =>
   backend === 'iptables' ? iptables : nftables;
-
-/** The table with nothing in it: the marks stop, and what belongs to it stays claimed. */
-export const emptied = (table: NftTable): NftOperation[] =>
-  unchecked([
-    { verb: 'delete', object: table },
-    { verb: 'create', object: table },
-  ]);
 
 export async function readMangle({ nftables }: Kernel): Promise<Mangle> {
   const [tables, chains, rules] = await Promise.all([

@@ -2,12 +2,12 @@
  * The kernel deletes the table when its process ends. A guard, a child process, sees to it that policy rules, routes and
  * chains of iptables go, too; and the table, if it is one that outlives its process and nobody takes it over.
  */
-import { unchecked } from '../netlink/check/schema.js';
 import type { NftOperation } from '../netlink/types.js';
 import { backendOf } from './backend.js';
 import type { Kernel } from './kernel.js';
 import { claimWords, tableObject } from './nftables.js';
-import { byIndex, type Plan } from './plan.js';
+import type { Plan } from './plan.js';
+import { removalOf } from './routing.js';
 
 export class Guarding {
   readonly #kernel: Kernel;
@@ -35,10 +35,10 @@ export class Guarding {
 
   /** Throws where it cannot be started. */
   start(): void {
-    const { lifetime, graceMs = 0, rules, routes } = this.#plan;
+    const { lifetime, graceMs = 0, rules } = this.#plan;
     if (lifetime === 'permanent' || (lifetime === 'process' && rules.length === 0)) return;
     const { guard, nftables } = this.#kernel;
-    guard.renew(unchecked([...rules].reverse()), unchecked(routes.map(byIndex).reverse()), {
+    guard.renew(removalOf(this.#plan), {
       batches: backendOf(this.#plan).outlives ? this.batches : [],
       ...(lifetime === 'persist'
         ? { orphan: { table: tableObject(this.#plan).name, owner: nftables.portId, graceMs } }

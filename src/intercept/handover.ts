@@ -14,7 +14,8 @@ import type { Guarding } from './guard.js';
 import { nameInUse, type Predecessor } from './host.js';
 import { findRoutingLosses, type RoutingLoss, routingLosses } from './intact.js';
 import type { Kernel } from './kernel.js';
-import { type Plan, routingOf } from './plan.js';
+import type { Plan } from './plan.js';
+import { routingOf } from './routing.js';
 import { contentsOf } from './sets.js';
 import { restore } from './watch.js';
 

@@ -12,7 +12,8 @@ import { namesInMangle } from './mangle.js';
 import { lookUpIds } from './names.js';
 import { type Claim, parseClaim } from './nftables.js';
 import { ownerOf, ownerText } from './owner.js';
-import { nameOfTable, nftTableOf, type PlanOptions, PRIORITIES, ROUTE_PROTOCOL } from './plan.js';
+import { nameOfTable, nftTableOf, type PlanOptions } from './plan.js';
+import { PRIORITIES, ROUTE_PROTOCOL } from './routing.js';
 
 /** Everything that decides what is free; `generation` is that of the rule set it was read from. */
 export interface HostState {
@@ -74,6 +75,14 @@ export function predecessorOf({ tables }: HostState, nftTable: string): Predeces
 }
 
 // ---- left over ----------------------------------------------------------------------------------------------------------
+
+/**
+ * It is there while a process deletes what others have left (reap.ts), and goes with its owner. Who installs waits for that, or would
+ * take for free what is being deleted.
+ */
+export const CLEARING: NftTable = { kind: 'table', family: 'inet', name: 'linux-tproxy.clearing', flags: ['owner'] };
+export const isBeingCleared = ({ tables }: Pick<HostState, 'tables'>): boolean =>
+  tables.some(({ family, name }) => family === CLEARING.family && name === CLEARING.name);
 
 /** Our policy rules (by protocol and form) that no table claims: the process that made them was killed. */
 export function staleRules({ rules, claims }: HostState): Rule[] {

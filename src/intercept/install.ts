@@ -13,12 +13,22 @@ import { backendOf } from './backend.js';
 import type { Content } from './contents.js';
 import { Guarding } from './guard.js';
 import { askFor, takeOver } from './handover.js';
-import { claimOf, type Decided, decide, type HostState, lookAtHost, type Predecessor, predecessorOf } from './host.js';
-import { changesOf, type InstalledRules, installed } from './installation.js';
+import {
+  claimOf,
+  type Decided,
+  decide,
+  type HostState,
+  isBeingCleared,
+  lookAtHost,
+  type Predecessor,
+  predecessorOf,
+} from './host.js';
+import { type InstalledRules, installed } from './installation.js';
 import { close, type Kernel, openKernel } from './kernel.js';
 import { tableObject } from './nftables.js';
 import { type Plan, type PlanOptions, planIntercept } from './plan.js';
 import { clearAway, takeOut } from './reap.js';
+import { changesOf } from './routing.js';
 
 export interface InstallOptions extends PlanOptions {
   /** Path of the network namespace to install in, e.g. /run/netns/router. */
@@ -28,6 +38,7 @@ export interface InstallOptions extends PlanOptions {
 /**
  * Makes the host deliver matching traffic to a proxy that listens on `port`, whoever that proxy is.
  * Equivalent to: the commands that `String(planIntercept(options))` prints, with mark, table and priority chosen free.
+import { changesOf } from './routing.js';
  * Needs CAP_NET_ADMIN in the namespace. With `lifetime: 'process'` the table goes when this process ends, however it ends.
  * With `lifetime: 'persist'` it takes over what a process of the same `name` has left, or hands over when it is asked; who
  * calls this must listen already, on another port, if the other one still does.
@@ -115,6 +126,7 @@ async function claimAnyway(kernel: Kernel, plan: Plan, changed: unknown): Promis
   const ours = host.tables.find(({ family, name }) => family === table.family && name === table.name);
   const tables = host.tables.filter(({ handle = 0n }) => handle < (ours?.handle ?? 0n));
   try {
+    if (isBeingCleared({ tables })) throw changed;
     const { fwmark, table: number, priority } = plan;
     const taken = { port: plan.port, name: plan.name, families: plan.families, fwmark, table: number, priority };
     await decide(kernel, { ...host, tables, claims: tables.flatMap(claimOf) }, taken);
@@ -149,7 +161,6 @@ async function apply<T>(application: Application<T>): Promise<T> {
     }
   };
   const added = changesOf('add', plan);
-  const removed = changesOf('delete', plan);
   try {
     // The kernel is not asked beforehand whether it can do all of it: to take back a batch takes it 10 ms.
     const first = await frame(kernel, plan);
@@ -182,8 +193,10 @@ async function apply<T>(application: Application<T>): Promise<T> {
       calls = start(rest);
     }
     const [routes, rules, batch] = calls as [Promise<void>, Promise<void>, Promise<void>];
-    await step('routes', routes, (failure) => route.commit(ours(removed.routes, failure)));
-    await step('rules', rules, (failure) => route.commit(ours(removed.rules, failure)));
+    const takeAway = (kind: 'rules' | 'routes') => (failure: unknown) =>
+      route.commit(ours(changesOf('delete', plan)[kind], failure));
+    await step('routes', routes, takeAway('routes'));
+    await step('rules', rules, takeAway('rules'));
     await step('batch', batch, takeOutAll);
     return result;
   } catch (error) {

@@ -7,8 +7,7 @@ import { closedSocket, NetlinkError } from '../errors.js';
 import { unchecked } from '../netlink/check/schema.js';
 import { NftablesSocket } from '../netlink/nftables.js';
 import { sequence } from '../netlink/sequence.js';
-import type { NftOperation, RouteOperation } from '../netlink/types.js';
-import { packAhead } from '../pack.js';
+import type { NftOperation } from '../netlink/types.js';
 import { ignoring, untilQuiet } from './attempt.js';
 import { backendOf } from './backend.js';
 import { type Content, tableWith } from './contents.js';
@@ -21,8 +20,9 @@ import { mangleChanges } from './mangle.js';
 import { announceMark } from './marks.js';
 import { ruleChanges, tableObject } from './nftables.js';
 import { type Owner, ownerOf } from './owner.js';
-import { byIndex, type Plan, withOnDown, withSets } from './plan.js';
+import { type Plan, withOnDown, withSets } from './plan.js';
 import { clearAway, takeOut } from './reap.js';
+import { removalOf } from './routing.js';
 import { type LiveSets, liveSets, type Rewrite } from './sets.js';
 import { Watch, type WatchEvents } from './watch.js';
 
@@ -147,8 +147,7 @@ export function installed({ kernel, plan: initial, netns, guarding, kept, repair
   };
 
   let watch = newWatch();
-  const { rules, routes } = changesOf('delete', plan);
-  const routing = packAhead(unchecked([...rules.reverse(), ...routes.reverse()]));
+  const routing = removalOf(plan);
   // Reverse of apply: the marks stop first, then the rules that read them, then the routes, and the claim last: until then
   // nobody takes what we have not removed yet for left over, or for free.
   const takeDown = async () => {
@@ -217,7 +216,7 @@ export function installed({ kernel, plan: initial, netns, guarding, kept, repair
   /** Somebody has taken it down: of ours is only what we have repaired in that moment. */
   const letGone = async () => {
     await pause();
-    await clearAway(kernel, plan.table);
+    await untilQuiet(() => clearAway(kernel, plan.table));
     guarding.end();
     closeKernel(kernel);
   };
@@ -295,11 +294,6 @@ class Emitter extends EventEmitter<InstalledEvents> {
     return this.#plan();
   }
 }
-
-export const changesOf = (verb: 'add' | 'delete', { rules, routes }: Pick<Plan, 'rules' | 'routes'>) => ({
-  rules: unchecked(rules.map((rule): RouteOperation => ({ verb, kind: 'rule', rule }))),
-  routes: unchecked(routes.map((route): RouteOperation => ({ verb, kind: 'route', route: byIndex(route) }))),
-});
 
 /** What who installed it for its own purposes does in the end. */
 export const leave = (rules: InstalledRules): Promise<void> =>

@@ -7,7 +7,7 @@ import type { NftExpression, NftRule, NftSet, NftTable, Route, Rule } from '../n
 import { decodeComment, encodeComment } from '../netlink/userdata.js';
 import type { Family, Fwmark } from '../types.js';
 import { ignoring, untilQuiet } from './attempt.js';
-import { backendOf, emptied, readMangle } from './backend.js';
+import { backendOf, readMangle } from './backend.js';
 import { type Counters, commentOf, sumCounters } from './counters.js';
 import { claimOf, type HostState, lookAtHost, staleNames, staleRules } from './host.js';
 import { routingLosses } from './intact.js';
@@ -16,9 +16,10 @@ import { closeKernel, openKernel } from './kernel.js';
 import { commentOfRule, listenerOfMangle, nameOfChain, setsOfMangle, sizeOfMangle } from './mangle.js';
 import { type Claim, leaving } from './nftables.js';
 import { type Owner, ownerOf, ownerText } from './owner.js';
-import { nameOfTable, type Plan, ROUTE_PROTOCOL, routingOf } from './plan.js';
+import { nameOfTable, type Plan } from './plan.js';
 import { addressRange, formatRange, fromBytes, portRange, type RangeType, rangesOfElements } from './ranges.js';
 import { reap, takeOut } from './reap.js';
+import { ROUTE_PROTOCOL, routingOf } from './routing.js';
 import { counted } from './ruleset.js';
 import { datatype } from './statement.js';
 
@@ -108,7 +109,9 @@ export async function uninstallIntercept(options: UninstallOptions = {}): Promis
     await untilQuiet(async () => {
       const { host, routes } = await look(kernel);
       const leftovers = leftoversOf(host, routes);
-      await reap(kernel, { names: leftovers.chains, ...leftovers });
+      const names = leftovers.chains;
+      if (names.length + leftovers.rules.length + leftovers.routes.length > 0)
+        await reap(kernel, { names, ...leftovers });
     });
     return found;
   } finally {
@@ -141,7 +144,12 @@ async function emptyTable(kernel: Kernel, name: string): Promise<NftTable | unde
   const { kind, family, userdata } = table;
   const comment = leaving(decodeComment(userdata) ?? '');
   const empty: NftTable = { kind, family, name: table.name, userdata: encodeComment(comment) };
-  await takeOut(kernel, [emptied(empty)]);
+  await takeOut(kernel, [
+    [
+      { verb: 'delete', object: empty },
+      { verb: 'create', object: empty },
+    ],
+  ]);
   for (const claim of claimOf(table)) await takeOut(kernel, await backendOf(claim).unmake(kernel, { name }, empty));
   return empty;
 }

@@ -38,7 +38,7 @@ export function openKernel(netns: string | undefined): Kernel {
   const route = new RouteSocket(socketOptions(netns));
   try {
     const nftables = new NftablesSocket(socketOptions(netns));
-    const guard = route.guard([], [], { onEnd: () => kernel.guarding?.guardEnded() });
+    const guard = route.guard([], { onEnd: () => kernel.guarding?.guardEnded() });
     const kernel: Kernel = { netns, namespace, route, nftables, guard, guarding: undefined };
     return kernel;
   } catch (error) {

@@ -101,7 +101,8 @@ function rulesOf(plan: PlanFacts): RuleSet {
       },
       { name: 'syn', rules: synChain(plan) },
       ...(tcp ? [{ name: 'remember', rules: remember(plan) }] : []),
-      { name: 'divert', rules: divert(plan) },
+      { name: 'divert', rules: divert },
+      { name: 'deliver', rules: [rule(setMark(plan.fwmark.value, plan.fwmark.mask), accept)] },
       ...(intercepts ? [{ name: 'skip', rules: skip(plan) }] : []),
       ...(ownHost
         ? ([
@@ -173,11 +174,14 @@ const fixed = (...statements: Statement[]): RuleOfStatements => ({ statements, i
 const skipChain = fixed(jump('skip'));
 const divertChain = fixed(jump('divert'));
 const synToItsChain = fixed(syn, goTo('syn'));
+/** Whatever is for this host to have ends there: with our mark, which the policy rules read. */
+const toDeliver = goTo('deliver');
 const tcpOrIcmpToDivert = fixed(notUdp, jump('divert'));
 const wildcardBack = fixed(socketWildcard(1), returnToCaller);
 const notUdpBack = fixed(notUdp, returnToCaller);
 const flowsRemembered = perFamily((family) => fixed(rememberInFlows[family]));
-const allAccepted = fixed(accept);
+const allToDeliver = fixed(toDeliver);
+const listenersDelivered = fixed(...listener, toDeliver);
 const leave = (match: typeof excludedTo) => perFamily((family) => fixed(match[family], accept));
 const leftAlone = {
   excludedTo: leave(excludedTo),
@@ -189,7 +193,6 @@ const leftAlone = {
 // ---- chains -------------------------------------------------------------------------------------------------------------
 
 const both = <T>({ families }: PlanFacts, make: (family: Family) => T): T[] => families.map(make);
-const deliver = once(({ fwmark }: PlanFacts) => setMark(fwmark.value, fwmark.mask));
 const toProxy = ({ port, address, families }: PlanFacts, family?: Family) =>
   tproxy(port, address === undefined ? family : families[0], address);
 
@@ -219,11 +222,11 @@ function prerouting(plan: PlanFacts): RuleOfStatements[] {
     tcpOrIcmpToDivert,
     // Of UDP only the answers (and ICMP errors) to what the proxy itself has sent: a divert of all transparent sockets
     // would let one that answers from a foreign address take the datagrams of every client of that address.
-    ...(udp || !tcp ? [rule(notTcp, socketMark(ours, fwmark.mask), deliver(plan), accept)] : []),
+    ...(udp || !tcp ? [rule(notTcp, socketMark(ours, fwmark.mask), toDeliver)] : []),
     // The answer to a SYN cookie has no socket, not even half of one, and is no SYN: we know it by the SYN we saw.
     ...(tcp
       ? both(plan, (family) => ({
-          statements: [...ofFlow(family), toProxy(plan, family), deliver(plan), counter, accept],
+          statements: [...ofFlow(family), toProxy(plan, family), counter, toDeliver],
           comment: counted.remembered,
         }))
       : []),
@@ -232,7 +235,7 @@ function prerouting(plan: PlanFacts): RuleOfStatements[] {
       ? [
           notUdpBack,
           skipChain,
-          { statements: [...arrived, toProxy(plan), deliver(plan), counter, accept], comment: DATAGRAM },
+          { statements: [...arrived, toProxy(plan), counter, toDeliver], comment: DATAGRAM },
           ...droppedIfClosed(plan, arrived),
         ]
       : []),
@@ -245,12 +248,12 @@ function synChain(plan: PlanFacts): RuleOfStatements[] {
   return [
     // Listeners on foreign addresses come first. Only full sockets match here: a half-open or TIME_WAIT one ends the rule
     // at `socket wildcard`, and tproxy, which knows how to treat it, gets the packet.
-    rule(...listener, deliver(plan), accept),
+    listenersDelivered,
     ...(tcp
       ? [
           skipChain,
           {
-            statements: [...arrived, toProxy(plan), deliver(plan), counter, goTo('remember')],
+            statements: [...arrived, toProxy(plan), counter, goTo('remember')],
             comment: counted.intercepted,
           },
           ...droppedIfClosed(plan, arrived),
@@ -263,17 +266,15 @@ function synChain(plan: PlanFacts): RuleOfStatements[] {
 
 // A chain of its own behind `goto`: a full set ends the rule that updates it, and the drop of `closed` must not be reached.
 function remember(plan: PlanFacts): RuleOfStatements[] {
-  return [...both(plan, (family) => flowsRemembered[family]), allAccepted];
+  return [...both(plan, (family) => flowsRemembered[family]), allToDeliver];
 }
 
-function divert(plan: PlanFacts): RuleOfStatements[] {
-  return [
-    // Written as a `return` for wildcard listeners, not as a match on `wildcard 0`: that would never match a socket in
-    // TIME_WAIT or SYN_RECV, whose last packets would then go to the real client, to be answered with a reset.
-    wildcardBack,
-    { statements: [socketTransparent, deliver(plan), counter, accept], comment: counted.diverted },
-  ];
-}
+const divert: readonly RuleOfStatements[] = [
+  // Written as a `return` for wildcard listeners, not as a match on `wildcard 0`: that would never match a socket in
+  // TIME_WAIT or SYN_RECV, whose last packets would then go to the real client, to be answered with a reset.
+  wildcardBack,
+  { statements: [socketTransparent, counter, toDeliver], comment: counted.diverted, isFixed: true },
+];
 
 /** Why a new connection is left alone. `accept` ends our chain only; other tables still see the packet. */
 function skip(plan: PlanFacts): RuleOfStatements[] {

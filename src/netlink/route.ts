@@ -16,7 +16,7 @@ import {
   checkRouteWatch,
   checkRule,
 } from './check/rtnetlink.js';
-import { checkEach, checkSocketOptions } from './check/schema.js';
+import { checkSocketOptions } from './check/schema.js';
 import type {
   Address,
   Link,
@@ -201,20 +201,20 @@ export class RouteSocket {
   }
 
   /**
-   * Starts a guard: a small child process that deletes these rules and routes when this process has ended, in whatever way
-   * (`kill -9` too). It outlives everything but a signal to itself, of which `onEnd` tells. `end()` it when they are deleted,
-   * or need not be. With nothing to delete it is started when `renew` tells it of something.
+   * Starts a guard: a small child process that makes these changes, mostly deletions, when this process has ended, in whatever way
+   * (`kill -9` too). It outlives everything but a signal to itself, of which `onEnd` tells. `end()` it when they are made,
+   * or need not be. With nothing to do it is started when `renew` tells it of something.
    * Equivalent to: `( while read _; do :; done; ip rule del ...; ip route del ... ) <pipe &`
    */
-  guard(rules: readonly Rule[], routes: readonly Route[], options: GuardOptions = {}): Guard {
-    checkGuard(rules, routes, options, ['batches', 'orphan', 'heir', 'onEnd']);
+  guard(changes: readonly RouteOperation[], options: GuardOptions = {}): Guard {
+    checkGuard(changes, options, ['batches', 'orphan', 'heir', 'onEnd']);
     const { onEnd, ...more } = options;
-    const guard = this.#native.guard({ changes: deletions(rules, routes), batches: [], ...more }, onEnd);
+    const guard = this.#native.guard({ changes, batches: [], ...more }, onEnd);
     return {
       ...guard,
-      renew(rules, routes, options = {}) {
-        checkGuard(rules, routes, options, ['batches', 'orphan', 'heir']);
-        guard.renew({ changes: deletions(rules, routes), batches: [], ...options });
+      renew(changes, options = {}) {
+        checkGuard(changes, options, ['batches', 'orphan', 'heir']);
+        guard.renew({ changes, batches: [], ...options });
       },
     };
   }
@@ -236,14 +236,8 @@ export class RouteSocket {
   }
 }
 
-const deletions = (rules: readonly Rule[], routes: readonly Route[]): RouteOperation[] => [
-  ...rules.map((rule): RouteOperation => ({ verb: 'delete', kind: 'rule', rule })),
-  ...routes.map((route): RouteOperation => ({ verb: 'delete', kind: 'route', route })),
-];
-
-function checkGuard(rules: readonly Rule[], routes: readonly Route[], options: GuardOptions, known: string[]): void {
-  checkEach(rules, checkRule);
-  checkEach(routes, checkRoute);
+function checkGuard(changes: readonly RouteOperation[], options: GuardOptions, known: string[]): void {
+  checkRouteOperations(changes);
   checkOptions('guard options', options, known);
   for (const batch of options.batches ?? []) checkOperations(batch);
 }

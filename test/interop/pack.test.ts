@@ -73,7 +73,7 @@ test('its guard is found and started, and does its work', () => {
     const { RouteSocket } = await import('linux-tproxy/netlink');
     const socket = new RouteSocket();
     const rule = { family: 'ipv4', action: 'lookup', table: 99, priority: 4000 };
-    socket.guard([rule], []);
+    socket.guard([{ verb: 'delete', kind: 'rule', rule }]);
     await socket.ruleAdd(rule);
     process.kill(process.pid, 'SIGKILL');`;
   const shell = `PREBUILDS_ONLY=1 node --input-type=module --eval "$0" || true

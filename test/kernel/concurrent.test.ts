@@ -1,7 +1,18 @@
 /** Several processes that install and uninstall at the same time, each with a name of its own. */
+import { setTimeout as sleep } from 'node:timers/promises';
 import { suite } from 'uvu';
 import * as assert from 'uvu/assert';
-import { type InterceptError, installIntercept, listInstalled, uninstallIntercept } from '../../src/index.js';
+import {
+  type InstalledRules,
+  type InterceptError,
+  installIntercept,
+  listInstalled,
+  planIntercept,
+  uninstallIntercept,
+} from '../../src/index.js';
+import { closeKernel, openKernel } from '../../src/intercept/kernel.js';
+import { clearAway } from '../../src/intercept/reap.js';
+import type { RouteSocket } from '../../src/netlink/route.js';
 import { backends } from '../helpers/backends.js';
 import { compiled } from '../helpers/compiled.js';
 import { createLab, type Lab } from '../helpers/lab.js';
@@ -118,6 +129,31 @@ test('coming and going, beside processes that are killed and somebody who change
   await endChurn();
   await Promise.all(rounds.map((each) => each.stop()));
   await uninstallIntercept({ netns: lab.netns('router') });
+  await nothingIsLeft(before);
+});
+
+test('what a killed process has left is not taken for free while another one deletes it', async () => {
+  const before = lab.snapshot('router');
+  const netns = lab.netns('router');
+  const left = String(planIntercept({ tcp: [80], port: 51000 })).match(/^ip .*$/gm) ?? [];
+  lab.exec('router', 'sh', '-eu', '-c', left.join('\n'));
+  const kernel = openKernel(netns);
+  let other: Promise<InstalledRules> | undefined;
+  // Between this one's look and its first deletion another one comes, and has all the time it needs.
+  const route = new Proxy(kernel.route, {
+    get: (target, key: keyof RouteSocket) => async (argument: never) => {
+      if (key === 'ruleDelete') {
+        other ??= installIntercept({ tcp: [80], port: 51000, netns, repair: false });
+        await Promise.race([other, sleep(100)]);
+      }
+      return (target[key] as (argument: never) => unknown).call(target, argument);
+    },
+  });
+  await clearAway({ ...kernel, route }, 100);
+  const rules = await other;
+  assert.equal(await rules?.verify(), { intact: true, missing: [] });
+  await rules?.uninstall();
+  closeKernel(kernel);
   await nothingIsLeft(before);
 });
 

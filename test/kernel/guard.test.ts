@@ -360,14 +360,15 @@ test('a guard that nothing refers to does its work', async () => {
   const socket = new RouteSocket({ netns });
   const rule = { family: 'ipv4', action: 'lookup', table: 99, priority: 4000 } as const;
   await socket.ruleAdd(rule);
-  (() => socket.guard([rule], []))();
+  (() => socket.guard([{ verb: 'delete', kind: 'rule', rule }]))();
   const isThere = async () => (await socket.ruleList('ipv4')).some(({ priority }) => priority === 4000);
   await until(() => {
     collectGarbage();
     return isThere().then((there) => !there);
   }, 'the rule is gone');
   await guardsAre(0);
-  assert.throws(() => socket.guard([{ ...rule, family: 'ipx' as 'ipv4' }], []), /family/);
+  const wrong = { ...rule, family: 'ipx' as 'ipv4' };
+  assert.throws(() => socket.guard([{ verb: 'delete', kind: 'rule', rule: wrong }]), /family/);
   await socket.close();
 });
 

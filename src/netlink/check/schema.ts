@@ -126,11 +126,6 @@ export function checkArgument(key: string, value: unknown, member: Check): void 
   if (!(value as Marked | null | undefined)?.[made]) member(value, ROOT, key, {});
 }
 
-/** Of a list of arguments. */
-export function checkEach<T>(list: readonly T[], check: (each: T) => void): void {
-  if (!(list as Marked)[made]) list.forEach(check);
-}
-
 /** Of the sockets' `watch`. */
 export function checkWatch(filter: unknown, onChanges: unknown, member: Check): void {
   checkArgument('filter', filter, member);
