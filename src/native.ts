@@ -89,6 +89,14 @@ export interface GuardOptions {
    * successor has made, and what looks just like it.) Not together with `orphan`.
    */
   readonly heir?: { readonly owner: number; readonly words: readonly string[] };
+}
+/** What stays as it is. */
+export interface GuardSettings {
+  /**
+   * A batch of nf_tables that is committed before a guard with an `heir` looks for that, by a socket of its own, which is closed in the end:
+   * others look for the table (with the flag owner) that it makes, and take nothing meanwhile. If it is refused, it is tried again for a second.
+   */
+  readonly lock?: readonly NftOperation[];
   /** Called once when somebody has ended the guard. */
   readonly onEnd?: () => void;
 }
@@ -96,7 +104,7 @@ export interface GuardOptions {
 /** When nothing refers to it any more it is as if the process had ended. */
 export interface Guard {
   /** Gives it this to do in place of what it had, which costs far less than another guard. If it has been ended, another starts. */
-  renew(changes: readonly RouteOperation[], options?: Omit<GuardOptions, 'onEnd'>): void;
+  renew(changes: readonly RouteOperation[], options?: GuardOptions): void;
   /** It has nothing to do any more, until it is given something. */
   rest(): void;
   /** Ends the guard before it does anything. */
@@ -105,7 +113,7 @@ export interface Guard {
   release(): void;
 }
 
-export interface NativeGuardWork extends Omit<GuardOptions, 'onEnd'> {
+export interface NativeGuardWork extends GuardOptions {
   readonly changes: readonly RouteOperation[];
   readonly batches: readonly (readonly NftOperation[])[];
 }
@@ -133,7 +141,11 @@ export interface NativeRouteSocket {
   addressDelete(address: Address): Promise<void>;
   addressList(family?: Family): Promise<Address[]>;
   /** Starts a child process that does this, first the batches, when this process has ended, however. */
-  guard(work: NativeGuardWork, onEnd?: () => void): Omit<Guard, 'renew'> & { renew(work: NativeGuardWork): void };
+  guard(
+    work: NativeGuardWork,
+    lock: readonly NftOperation[],
+    onEnd?: () => void,
+  ): Omit<Guard, 'renew'> & { renew(work: NativeGuardWork): void };
   /** `ip monitor rule route link address`. */
   watch: NativeWatch<RouteWatchFilter, RouteChange>;
   close(): Promise<void>;

@@ -46,8 +46,8 @@ guard::Orphan orphanOf(const Packed& js, std::vector<guard::Datagram>& work) {
   return orphan;
 }
 
-guard::Heir heirOf(const Packed& js) {
-  guard::Heir heir{.owner = js["owner"].number<uint32_t>(), .words = {}};
+guard::Heir heirOf(const Packed& js, Bytes lock) {
+  guard::Heir heir{.owner = js["owner"].number<uint32_t>(), .words = {}, .lock = std::move(lock)};
   for (const Packed& word : js["words"].elements()) heir.words += std::string(word.string()) + '\n';
   return heir;
 }
@@ -55,8 +55,9 @@ guard::Heir heirOf(const Packed& js) {
 // The guard as JavaScript has it: it goes with the last function that refers to it.
 class Guard : public std::enable_shared_from_this<Guard> {
  public:
-  Guard(std::shared_ptr<Session> session, std::string netns, Napi::Value onEnd)
+  Guard(std::shared_ptr<Session> session, std::string netns, const Packed& lock, Napi::Value onEnd)
       : session_(std::move(session)), netns_(std::move(netns)) {
+    if (auto operations = operationsArgument(lock); !operations.empty()) lock_ = batch(std::move(operations));
     if (!onEnd.IsUndefined()) onEnd_ = Napi::Persistent(onEnd.As<Napi::Function>());
   }
 
@@ -69,7 +70,7 @@ class Guard : public std::enable_shared_from_this<Guard> {
     if (const Packed orphan = js["orphan"]; !orphan.isUndefined()) left = orphanOf(orphan, work);
     const bool needsNftables = !work.empty();
     std::optional<guard::Heir> next;
-    if (const Packed heir = js["heir"]; !heir.isUndefined()) next = heirOf(heir);
+    if (const Packed heir = js["heir"]; !heir.isUndefined()) next = heirOf(heir, lock_);
     const auto tell = [&](guard::Process& process) {
       process.renew(work, left ? &*left : nullptr, next ? &*next : nullptr);
     };
@@ -127,6 +128,7 @@ class Guard : public std::enable_shared_from_this<Guard> {
 
   const std::shared_ptr<Session> session_;
   const std::string netns_;
+  Bytes lock_;
   Napi::FunctionReference onEnd_;
   std::optional<netlink::Watcher::Id> watch_;
   std::unique_ptr<guard::Process> process_;  // none before there is something to do
@@ -136,7 +138,7 @@ class Guard : public std::enable_shared_from_this<Guard> {
 
 Napi::Value makeGuard(const Napi::CallbackInfo& info, std::shared_ptr<Session> session, std::string netns) {
   const Napi::Env env = info.Env();
-  const auto guard = std::make_shared<Guard>(std::move(session), std::move(netns), info[1]);
+  const auto guard = std::make_shared<Guard>(std::move(session), std::move(netns), Packed(info[1]), info[2]);
   const auto renew = [guard](const Napi::CallbackInfo& call) {
     guarded(call.Env(), [&] { guard->renew(call.Env(), Packed(call[0])); });
   };

@@ -34,6 +34,9 @@ using tproxy::guard::Work;
 // Somebody may take the table over and die within the grace: that is a new grace, with a guard of its own. This is how
 // short a life may be to be overlooked.
 constexpr long lookEveryMs = 100;
+// Whoever has the lock needs it for a few milliseconds. If he hangs, it is done without.
+constexpr long lockEveryMs = 5;
+constexpr int lockTries = 200;
 
 struct Bytes {
   const char* data;
@@ -41,8 +44,18 @@ struct Bytes {
 };
 
 // The kernel works it off inside this call.
-bool tell(Socket socket, Bytes requests) {
-  return send(static_cast<int>(socket), requests.data, requests.size, 0) >= 0;
+bool tell(int socket, Bytes requests) { return send(socket, requests.data, requests.size, 0) >= 0; }
+bool tell(Socket socket, Bytes requests) { return tell(static_cast<int>(socket), requests); }
+
+// The kernel answers a batch with its errors only.
+bool commit(int socket, Bytes batch) {
+  char answer[sizeof(nlmsghdr)];
+  return tell(socket, batch) && recv(socket, answer, sizeof answer, MSG_DONTWAIT) < 0;
+}
+
+void sleepFor(long milliseconds) {
+  const timespec pause{.tv_sec = 0, .tv_nsec = milliseconds * 1'000'000};
+  nanosleep(&pause, nullptr);
 }
 
 // Of a message that tells of a table: the netlink port that it belongs to, 0 for none.
@@ -74,13 +87,8 @@ bool isOrphan(Bytes question, unsigned owner) {
   return found == 0 || found == owner;
 }
 
-// Owned by this process nobody can take it over any more. Refused: somebody was faster. The kernel answers a batch with
-// its errors only.
-bool takeOver(Bytes request) {
-  char answer[sizeof(nlmsghdr)];
-  return tell(Socket::nftables, request) &&
-         recv(static_cast<int>(Socket::nftables), answer, sizeof answer, MSG_DONTWAIT) < 0;
-}
+// Owned by this process nobody can take it over any more. Refused: somebody was faster.
+bool takeOver(Bytes request) { return commit(static_cast<int>(Socket::nftables), request); }
 
 bool outlastsGrace(const Preface& orphan, Bytes question) {
   timespec until{};
@@ -93,8 +101,7 @@ bool outlastsGrace(const Preface& orphan, Bytes question) {
     clock_gettime(CLOCK_BOOTTIME, &now);
     const long left = (until.tv_sec - now.tv_sec) * 1000 + (until.tv_nsec - now.tv_nsec) / 1'000'000;
     if (left <= 0) return true;
-    const timespec pause{.tv_sec = 0, .tv_nsec = (left < lookEveryMs ? left : lookEveryMs) * 1'000'000};
-    nanosleep(&pause, nullptr);
+    sleepFor(left < lookEveryMs ? left : lookEveryMs);
   }
 }
 
@@ -107,8 +114,7 @@ bool hasOneOf(Bytes words, std::string_view text) {
 
 // Whether somebody else has begun to use what this is about to delete, and has cleared away what there was himself. What
 // cannot be known is taken for a no.
-bool isInherited(Bytes words, unsigned owner) {
-  const int socket = ::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_NETFILTER);
+bool isInherited(int socket, Bytes words, unsigned owner) {
   struct {
     nlmsghdr header;
     nfgenmsg family;
@@ -157,18 +163,24 @@ int main(int count, char** arguments) {
   const Bytes question{work.bytes, preface.question};
   const Bytes takeover{question.data + question.size, preface.takeover};
   const Bytes words{takeover.data + takeover.size, preface.words};
+  const Bytes lock{words.data + words.size, preface.lock};
 
   if (question.size != 0) {
     // The parent may live on, having let go of the table: it is not to wait for the rest.
     if (fork() != 0) return 0;
     if (!outlastsGrace(preface, question) || !takeOver(takeover)) return 0;
   }
-  if (words.size != 0 && isInherited(words, preface.owner)) return 0;
+  if (words.size != 0) {
+    // Stays open: what `lock` makes is there until this process ends.
+    const int socket = ::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_NETFILTER);
+    for (int tries = 0; lock.size != 0 && !commit(socket, lock) && tries < lockTries; ++tries) sleepFor(lockEveryMs);
+    if (isInherited(socket, words, preface.owner)) return 0;
+  }
   // The kernel works each datagram off inside the call. A request that fails (for what it is about is gone already) does
   // not keep it from the next one. The answers are for nobody.
   int failed = 0;
   Header header{};
-  for (size_t at = question.size + takeover.size + words.size; at < preface.length; at += header.length) {
+  for (size_t at = question.size + takeover.size + words.size + lock.size; at < preface.length; at += header.length) {
     std::memcpy(&header, work.bytes + at, sizeof header);
     at += sizeof header;
     if (header.length > 0 && !tell(header.socket, {work.bytes + at, header.length})) failed = 1;

@@ -60,7 +60,9 @@ void Process::renew(std::span<const Datagram> datagrams, const Orphan* orphan, c
   }
   if (heir) {
     append(heir->words.data(), heir->words.size());
+    append(heir->lock.data(), heir->lock.size());
     work.preface.words = static_cast<std::uint32_t>(heir->words.size());
+    work.preface.lock = static_cast<std::uint32_t>(heir->lock.size());
     work.preface.owner = heir->owner;
   }
   for (const Datagram& datagram : datagrams) {

@@ -32,16 +32,17 @@ struct Orphan {
 // Somebody else who has begun to use what was this process's: an nf_tables table that is not its `owner`'s and has one of
 // these words in its name or comment.
 struct Heir {
-  std::uint32_t owner;  // a netlink port
-  std::string words;    // each with a newline behind it
+  std::uint32_t owner;             // a netlink port
+  std::string words;               // each with a newline behind it
+  std::vector<std::uint8_t> lock;  // what is committed before the look, or nothing
 };
 
 // ---- the memory that a guard shares with its parent ------------------------------------------------------------------
 
-// In front of all that a guard has to do, of which `length` bytes follow: the two of Orphan (no question: no orphan), the words
+// In front of all that a guard has to do, of which `length` bytes follow: the two of Orphan (no question: no orphan), the two
 // of Heir, then the datagrams. The owner is Orphan's or Heir's: there is one or the other, or neither.
 struct Preface {
-  std::uint32_t length, question, takeover, words, graceMs, owner;
+  std::uint32_t length, question, takeover, words, lock, graceMs, owner;
 };
 // In front of each datagram.
 struct Header {

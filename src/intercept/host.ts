@@ -76,14 +76,6 @@ export function predecessorOf({ tables }: HostState, nftTable: string): Predeces
 
 // ---- left over ----------------------------------------------------------------------------------------------------------
 
-/**
- * It is there while a process deletes what others have left (reap.ts), and goes with its owner. Who installs waits for that, or would
- * take for free what is being deleted.
- */
-export const CLEARING: NftTable = { kind: 'table', family: 'inet', name: 'linux-tproxy.clearing', flags: ['owner'] };
-export const isBeingCleared = ({ tables }: Pick<HostState, 'tables'>): boolean =>
-  tables.some(({ family, name }) => family === CLEARING.family && name === CLEARING.name);
-
 /** Our policy rules (by protocol and form) that no table claims: the process that made them was killed. */
 export function staleRules({ rules, claims }: HostState): Rule[] {
   return rules.filter(

@@ -10,19 +10,11 @@ import { sequence } from '../netlink/sequence.js';
 import type { NftOperation, RouteOperation } from '../netlink/types.js';
 import { atStep, untilQuiet } from './attempt.js';
 import { backendOf } from './backend.js';
+import { isBeingCleared } from './clearing.js';
 import type { Content } from './contents.js';
 import { Guarding } from './guard.js';
 import { askFor, takeOver } from './handover.js';
-import {
-  claimOf,
-  type Decided,
-  decide,
-  type HostState,
-  isBeingCleared,
-  lookAtHost,
-  type Predecessor,
-  predecessorOf,
-} from './host.js';
+import { claimOf, type Decided, decide, type HostState, lookAtHost, type Predecessor, predecessorOf } from './host.js';
 import { type InstalledRules, installed } from './installation.js';
 import { close, type Kernel, openKernel } from './kernel.js';
 import { tableObject } from './nftables.js';
@@ -126,7 +118,7 @@ async function claimAnyway(kernel: Kernel, plan: Plan, changed: unknown): Promis
   const ours = host.tables.find(({ family, name }) => family === table.family && name === table.name);
   const tables = host.tables.filter(({ handle = 0n }) => handle < (ours?.handle ?? 0n));
   try {
-    if (isBeingCleared({ tables })) throw changed;
+    if (isBeingCleared(tables)) throw changed;
     const { fwmark, table: number, priority } = plan;
     const taken = { port: plan.port, name: plan.name, families: plan.families, fwmark, table: number, priority };
     await decide(kernel, { ...host, tables, claims: tables.flatMap(claimOf) }, taken);

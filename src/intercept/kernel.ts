@@ -4,6 +4,7 @@
 import { setTimeout as startTimer } from 'node:timers';
 import { NftablesSocket } from '../netlink/nftables.js';
 import { type Guard, RouteSocket } from '../netlink/route.js';
+import { beginClearing } from './clearing.js';
 import { namespaceOf } from './marks.js';
 
 export interface Kernel {
@@ -38,7 +39,7 @@ export function openKernel(netns: string | undefined): Kernel {
   const route = new RouteSocket(socketOptions(netns));
   try {
     const nftables = new NftablesSocket(socketOptions(netns));
-    const guard = route.guard([], { onEnd: () => kernel.guarding?.guardEnded() });
+    const guard = route.guard([], { lock: beginClearing, onEnd: () => kernel.guarding?.guardEnded() });
     const kernel: Kernel = { netns, namespace, route, nftables, guard, guarding: undefined };
     return kernel;
   } catch (error) {

@@ -4,17 +4,8 @@ import { sequence } from '../netlink/sequence.js';
 import type { NftOperation, Route, Rule } from '../netlink/types.js';
 import { ignoring } from './attempt.js';
 import { unmakeMangle } from './backend.js';
-import {
-  CLEARING,
-  claimOf,
-  type HostState,
-  isBeingCleared,
-  isClaimed,
-  lookAtHost,
-  staleNames,
-  staleRoutes,
-  staleRules,
-} from './host.js';
+import { beginClearing, CLEARING, endClearing, isBeingCleared } from './clearing.js';
+import { claimOf, type HostState, isClaimed, lookAtHost, staleNames, staleRoutes, staleRules } from './host.js';
 import type { Kernel } from './kernel.js';
 import { namesInMangle } from './mangle.js';
 
@@ -24,7 +15,7 @@ export async function clearAway(kernel: Kernel, table: number): Promise<HostStat
   const stale = staleRules(host);
   const routes = await staleRoutes(kernel, host, stale);
   const names = staleNames(host);
-  if (stale.length + routes.length + names.length === 0 && !isBeingCleared(host)) return host;
+  if (stale.length + routes.length + names.length === 0 && !isBeingCleared(host.tables)) return host;
   await reap(kernel, { names, rules: stale, routes });
   return lookAtHost(kernel, table);
 }
@@ -38,7 +29,7 @@ export async function reap(
   { names, rules, routes }: { names: readonly string[]; rules: readonly Rule[]; routes: readonly Route[] },
 ): Promise<void> {
   const { route, nftables } = kernel;
-  await nftables.commit([{ verb: 'create', object: CLEARING }]).catch((error) => {
+  await nftables.commit(beginClearing).catch((error) => {
     // EPERM: it belongs to another one. EEXIST: to this process, which does the same for another interception.
     throw ['EPERM', 'EEXIST'].includes(error.code)
       ? new InterceptError('ERR_TPROXY_INSTALL', BUSY, 'table', error)
@@ -54,7 +45,7 @@ export async function reap(
       if (!claims.some(({ table }) => table === each.table))
         await ignoring(['ESRCH', 'ENOENT'], route.routeDelete(each));
   } finally {
-    await ignoring(['ENOENT'], nftables.commit([{ verb: 'delete', object: CLEARING }]));
+    await ignoring(['ENOENT'], nftables.commit(endClearing));
   }
 }
 const BUSY = `Another process deletes what killed ones have left. If it hangs, end it: it owns the table \`inet ${CLEARING.name}\` (see \`nft list tables\`)`;

@@ -1,6 +1,6 @@
 /** `ip rule`, `ip route`, `ip link` and `ip address` without the command: rtnetlink over one socket. */
 import { checkOptions } from '../errors.js';
-import { type Guard, type GuardOptions, type NativeRouteSocket, native } from '../native.js';
+import { type Guard, type GuardOptions, type GuardSettings, type NativeRouteSocket, native } from '../native.js';
 import type { Family } from '../types.js';
 import { checkOperations } from './check/nftables.js';
 import {
@@ -31,7 +31,7 @@ import type {
 } from './types.js';
 import { Watches } from './watches.js';
 
-export type { Guard, GuardOptions } from '../native.js';
+export type { Guard, GuardOptions, GuardSettings } from '../native.js';
 
 export interface NetlinkSocketOptions {
   /** Path of the network namespace to work in, such as `/run/netns/router`. Default: that of the process. */
@@ -206,10 +206,11 @@ export class RouteSocket {
    * or need not be. With nothing to do it is started when `renew` tells it of something.
    * Equivalent to: `( while read _; do :; done; ip rule del ...; ip route del ... ) <pipe &`
    */
-  guard(changes: readonly RouteOperation[], options: GuardOptions = {}): Guard {
-    checkGuard(changes, options, ['batches', 'orphan', 'heir', 'onEnd']);
-    const { onEnd, ...more } = options;
-    const guard = this.#native.guard({ changes, batches: [], ...more }, onEnd);
+  guard(changes: readonly RouteOperation[], options: GuardOptions & GuardSettings = {}): Guard {
+    checkGuard(changes, options, ['batches', 'orphan', 'heir', 'lock', 'onEnd']);
+    const { lock = [], onEnd, ...more } = options;
+    checkOperations(lock);
+    const guard = this.#native.guard({ changes, batches: [], ...more }, lock, onEnd);
     return {
       ...guard,
       renew(changes, options = {}) {

@@ -154,6 +154,25 @@ for (const [what, more, next] of [
     await guardsAre(0);
   });
 
+test('nobody takes what a guard is about to delete', async () => {
+  const before = lab.snapshot('router');
+  const holder = await lab.node('router', installOnce, JSON.stringify(options), 'hold');
+  const [guard = ''] = guards()[0]?.trim().split(/\s+/) ?? [];
+  // Whoever comes has all the time he needs between its look and its deletions.
+  const slow = ['-e', 'trace=sendto', '-e', 'inject=sendto:delay_enter=100000:when=2+'];
+  const tracer = lab.spawn('router', 'strace', '-o', '/dev/null', '-p', guard, ...slow);
+  await tracer.until(/attached/);
+  await holder.stop('SIGKILL');
+  const rules = await installIntercept({ ...options, netns, repair: false });
+  await until(() => !guards().some((line) => line.trim().startsWith(`${guard} `)), 'the guard has ended');
+  const found = await rules.verify();
+  await rules.uninstall();
+  await tracer.stop();
+  assert.equal(found, { intact: true, missing: [] });
+  assert.is(lab.snapshot('router'), before);
+  await guardsAre(0);
+});
+
 // ---- who may do it ------------------------------------------------------------------------------------------------------
 
 test('without root, in a user namespace', () => {

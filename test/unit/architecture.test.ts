@@ -43,14 +43,14 @@ const rules: readonly Rule[] = [
   {
     rule: 'the plan and what is made of it is pure',
     files:
-      /^src\/intercept\/(plan|nftables|iptables|text|statement|ranges|once|ruleset|named-sets|segments|counters|canonical|mangle|iptables-words|routing)\.ts$/,
-    only: /^(node:net|src\/(types|errors|pack|netlink\/(types|userdata|check\/schema)|intercept\/(plan|nftables|iptables|text|statement|ranges|once|ruleset|named-sets|segments|counters|canonical|mangle|iptables-words|routing))\.ts)$/,
+      /^src\/intercept\/(plan|nftables|iptables|text|statement|ranges|once|ruleset|named-sets|segments|counters|canonical|mangle|iptables-words|routing|clearing)\.ts$/,
+    only: /^(node:net|src\/(types|errors|pack|netlink\/(types|userdata|check\/schema)|intercept\/(plan|nftables|iptables|text|statement|ranges|once|ruleset|named-sets|segments|counters|canonical|mangle|iptables-words|routing|clearing))\.ts)$/,
     violation: ['src/intercept/plan.ts', "import { readFileSync } from 'node:fs';"],
   },
   {
     rule: 'of node:net, pure files take the reading of addresses',
     files:
-      /^src\/intercept\/(plan|nftables|iptables|text|statement|ranges|once|ruleset|named-sets|segments|counters|canonical|mangle|iptables-words|routing)\.ts$/,
+      /^src\/intercept\/(plan|nftables|iptables|text|statement|ranges|once|ruleset|named-sets|segments|counters|canonical|mangle|iptables-words|routing|clearing)\.ts$/,
     text: /import (?!\{ isIP \}).* from 'node:net'/,
     violation: ['src/intercept/text.ts', "import { connect, isIP } from 'node:net';"],
   },
