@@ -286,24 +286,25 @@ Bytes Connection::get(const std::string& operation, Message request) {
 
 std::vector<Bytes> Connection::getEach(const std::string& operation, Message request) {
   request.header().nlmsg_flags |= NLM_F_ACK;  // which ends the answer
-  return collect(operation, request);
+  return collect(operation, request, Missing::fails);
 }
 
-std::vector<Bytes> Connection::dump(const std::string& operation, Message request) {
+std::vector<Bytes> Connection::dump(const std::string& operation, Message request, Missing missing) {
   request.header().nlmsg_flags |= NLM_F_DUMP;
-  return collect(operation, request);
+  return collect(operation, request, missing);
 }
 
-std::vector<Bytes> Connection::collect(const std::string& operation, Message& request) {
+std::vector<Bytes> Connection::collect(const std::string& operation, Message& request, Missing missing) {
   const std::lock_guard lock(transaction_);
   for (int attempt = 0; attempt < dumpAttempts; ++attempt) {
     letOthersFinish(attempt);
-    if (auto messages = collectOnce(operation, request)) return std::move(*messages);
+    if (auto messages = collectOnce(operation, request, missing)) return std::move(*messages);
   }
   failInterrupted(operation, request);
 }
 
-std::vector<Bytes> Connection::dumpWatching(unsigned group, const std::string& operation, Message request) {
+std::vector<Bytes> Connection::dumpWatching(unsigned group, const std::string& operation, Message request,
+                                            Missing missing) {
   request.header().nlmsg_flags |= NLM_F_DUMP;
   const std::lock_guard lock(transaction_);
   const Membership membership(fd_.get(), group);
@@ -312,18 +313,24 @@ std::vector<Bytes> Connection::dumpWatching(unsigned group, const std::string& o
     drain();
     notified_ = false;
     // What changed before the kernel wrote the dump's end is in the queue before that end.
-    auto messages = collectOnce(operation, request);
+    auto messages = collectOnce(operation, request, missing);
     if (messages && !notified_) return std::move(*messages);
   }
   failInterrupted(operation, request);
 }
 
 // Nothing when the dump is inconsistent or parts of the answer were lost.
-std::optional<std::vector<Bytes>> Connection::collectOnce(const std::string& operation, Message& request) {
+std::optional<std::vector<Bytes>> Connection::collectOnce(const std::string& operation, Message& request,
+                                                          Missing missing) {
   request.header().nlmsg_seq = nextSequence();
   send(operation, request.request(), request.bytes());
   std::vector<Bytes> messages;
   bool interrupted = false;
+  const auto check = [&](const std::optional<Refusal>& refusal) {
+    if (!refusal) return;
+    if (missing == Missing::fails || (refusal->errnum != ENOENT && refusal->errnum != EAFNOSUPPORT))
+      throw Error(operation, *refusal);
+  };
   try {
     for (;;) {
       const Bytes datagram = receive(operation, request);
@@ -332,10 +339,11 @@ std::optional<std::vector<Bytes>> Connection::collectOnce(const std::string& ope
         if (message.header.nlmsg_seq != sequence_) continue;
         interrupted |= (message.header.nlmsg_flags & NLM_F_DUMP_INTR) != 0;
         if (message.header.nlmsg_type == NLMSG_ERROR) {
-          if (auto refusal = readError(message, request)) throw Error(operation, *refusal);
-          if (request.header().nlmsg_flags & NLM_F_ACK) return messages;
+          const auto refusal = readError(message, request);
+          check(refusal);
+          if (refusal || request.header().nlmsg_flags & NLM_F_ACK) return messages;
         } else if (message.header.nlmsg_type == NLMSG_DONE) {
-          if (auto refusal = readDone(message, request)) throw Error(operation, *refusal);
+          check(readDone(message, request));
           if (interrupted) return {};
           return messages;
         } else if (message.header.nlmsg_type >= NLMSG_MIN_TYPE) {

@@ -34,6 +34,9 @@ class Connection {
   // Stays the connection's.
   int descriptor() const { return fd_.get(); }
 
+  // What a dump is where the kernel does not have what it is of: a table (ENOENT), or a family (booted with ipv6.disable=1).
+  enum class Missing { fails, isEmpty };
+
   // Sends a request and waits until the kernel says that it is done.
   void execute(const std::string& operation, Message request);
   // Sends requests in one piece and waits until the kernel says that it is done with all of them. It works them off one
@@ -45,10 +48,10 @@ class Connection {
   std::vector<Bytes> getEach(const std::string& operation, Message request);
   // Sends a request that is answered with any number of messages. If what is listed changes meanwhile the dump is
   // begun anew, up to ten times within 0.2 s; the error is then EINTR.
-  std::vector<Bytes> dump(const std::string& operation, Message request);
+  std::vector<Bytes> dump(const std::string& operation, Message request, Missing missing = Missing::fails);
   // The same for what changes without the kernel's marking the dump, since it goes on with the next part by counting:
   // `group` (RTNLGRP_...) tells every change, so a dump during which it is silent is whole.
-  std::vector<Bytes> dumpWatching(unsigned group, const std::string& operation, Message request);
+  std::vector<Bytes> dumpWatching(unsigned group, const std::string& operation, Message request, Missing missing);
   // Sends a batch in one piece and collects every error in it. nf_tables works it off inside sendmsg(2), so silence
   // afterwards is success.
   void commit(const std::string& operation, Batch batch);
@@ -61,8 +64,8 @@ class Connection {
   int tryReceive(Wait wait, Bytes& datagram);
   void drain();
   void trace(const char* direction, ByteView datagram) const;
-  std::vector<Bytes> collect(const std::string& operation, Message& request);
-  std::optional<std::vector<Bytes>> collectOnce(const std::string& operation, Message& request);
+  std::vector<Bytes> collect(const std::string& operation, Message& request, Missing missing);
+  std::optional<std::vector<Bytes>> collectOnce(const std::string& operation, Message& request, Missing missing);
   uint32_t nextSequence();
 
   UniqueFd fd_;

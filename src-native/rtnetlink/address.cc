@@ -42,9 +42,8 @@ std::vector<Address> listAddresses(netlink::Connection& connection, std::optiona
   std::vector<Address> addresses;
   forEachFamily(family, [&](uint8_t one) {
     const ifaddrmsg header{.ifa_family = one};
-    for (const Bytes& message : unlessMissing([&] {
-           return connection.dump("list addresses", {NETLINK_NAMED(RTM_GETADDR), NLM_F_REQUEST, header});
-         }))
+    for (const Bytes& message : connection.dump("list addresses", {NETLINK_NAMED(RTM_GETADDR), NLM_F_REQUEST, header},
+                                                netlink::Connection::Missing::isEmpty))
       if (Address address = decodeAddress(message); address.family == one) addresses.push_back(std::move(address));
   });
   return addresses;

@@ -129,7 +129,8 @@ std::vector<Route> listRoutes(netlink::Connection& connection, const RouteFilter
     netlink::Message request(NETLINK_NAMED(RTM_GETROUTE), NLM_F_REQUEST, header);
     // The kernel filters where it checks requests strictly.
     netlink::Encoder(request).write(NETLINK_NAMED(RTA_TABLE), filter.table, netlink::host32);
-    for (const Bytes& message : unlessMissing([&] { return connection.dump("list routes", std::move(request)); })) {
+    for (const Bytes& message :
+         connection.dump("list routes", std::move(request), netlink::Connection::Missing::isEmpty)) {
       Route route = decodeRoute(message);
       if (route.family != family || (filter.table && route.table != *filter.table)) continue;
       routes.push_back(std::move(route));

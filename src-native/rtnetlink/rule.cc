@@ -74,10 +74,9 @@ std::vector<Rule> listRules(netlink::Connection& connection, std::optional<uint8
     fib_rule_hdr header{};
     header.family = one;
     const unsigned group = one == AF_INET ? RTNLGRP_IPV4_RULE : RTNLGRP_IPV6_RULE;
-    const auto messages = unlessMissing([&] {
-      return connection.dumpWatching(group, "list rules", {NETLINK_NAMED(RTM_GETRULE), NLM_F_REQUEST, header});
-    });
-    for (const Bytes& message : messages) {
+    for (const Bytes& message :
+         connection.dumpWatching(group, "list rules", {NETLINK_NAMED(RTM_GETRULE), NLM_F_REQUEST, header},
+                                 netlink::Connection::Missing::isEmpty)) {
       Rule rule = decodeRule(message);
       if (rule.family != one) continue;
       if (!rule.priority) rule.priority = 0;  // the kernel leaves a zero out
