@@ -211,12 +211,14 @@ it), with nothing to do by ${ms(idle.all)} ms. By the calls themselves it was by
 
 What bounds them (from profiles on this machine, warm, in milliseconds; they vary by half from run to run):
 
-- Install and uninstall is to be 50 times as fast as the tools (first row). It is 42 to 47 times, where they take 48 to 58 and this package
-  1.1 to 1.2; what else runs slows whoever has to start processes more. Of 1.1 go 0.08 until the kernel is asked (options, eight questions); while
-  it answers (0.1) the rules are worked out (0.07), put into bytes (0.07) and handed to the thread (0.02) that makes messages of them. Then 0.08 to
-  have the answers in JavaScript, 0.12 to decide and to tell guard and kernel, 0.33 until it has done it. To begin the watch takes 0.05, to end it and
-  take all down 0.2. Of all this the kernel's own are 0.35 to 0.5, which the very same bytes take when they are sent by synchronous calls (of
-  which about an eighth is looking for the types of 116 expressions by name), and four times 0.01 to wake the thread. A guard that has to be started is 1 to 3 more.
+- Install and uninstall is to be 50 times as fast as the tools that JavaScript spawns (first row); in runs on a machine with little else to do it
+  was 69 to 73 times. Beside a shell script that spawns them it was 46 to 49 times (what else runs slows whoever has to start processes more).
+  Of 1.1 go 0.08 until the kernel is asked (options, eight questions); while it answers (0.1) the rules are worked out (0.07), put into bytes (0.07)
+  and handed to the thread (0.02) that makes messages of them. Then 0.08 to have the answers in JavaScript, 0.1 to decide and to tell guard and
+  kernel, 0.3 until it has done it. To begin the watch takes 0.05, to end it and take all down 0.2. Of all this the kernel's own are 0.35 to 0.5,
+  which the very same bytes take when they are sent by synchronous calls (about a third of that is looking for the types of 105 expressions by
+  name), and four times 0.01 to wake the thread. Where that thread and JavaScript's share a CPU, as the scheduler likes it, they wait for each other
+  for 0.2 to 0.3. A guard that has to be started is 1 to 3 more.
 - 10,000 prefixes are to be 2.5 times as fast. 10 of the time are the kernel's, 4 making the messages, 3 reading the text, the
   rest numbers of any length (bigint), which are compared and collected.
 `;
