@@ -30,7 +30,6 @@ export interface InstallOptions extends PlanOptions {
 /**
  * Makes the host deliver matching traffic to a proxy that listens on `port`, whoever that proxy is.
  * Equivalent to: the commands that `String(planIntercept(options))` prints, with mark, table and priority chosen free.
-import { changesOf } from './routing.js';
  * Needs CAP_NET_ADMIN in the namespace. With `lifetime: 'process'` the table goes when this process ends, however it ends.
  * With `lifetime: 'persist'` it takes over what a process of the same `name` has left, or hands over when it is asked; who
  * calls this must listen already, on another port, if the other one still does.

@@ -48,7 +48,7 @@ export async function reap(
     await ignoring(['ENOENT'], nftables.commit(endClearing));
   }
 }
-const BUSY = `Another process deletes what killed ones have left. If it hangs, end it: it owns the table \`inet ${CLEARING.name}\` (see \`nft list tables\`)`;
+const BUSY = `Another process deletes what killed ones have left. If it hangs, end it: \`nft list table inet ${CLEARING.name}\` names it`;
 
 /** What is gone already is no error, nor what somebody else has begun to use. */
 export async function takeOut({ nftables }: Kernel, batches: readonly NftOperation[][]): Promise<void> {

@@ -10,12 +10,15 @@ import {
   planIntercept,
   uninstallIntercept,
 } from '../../src/index.js';
+import { beginClearing } from '../../src/intercept/clearing.js';
 import { closeKernel, openKernel } from '../../src/intercept/kernel.js';
 import { clearAway } from '../../src/intercept/reap.js';
+import { NftablesSocket } from '../../src/netlink/nftables.js';
 import type { RouteSocket } from '../../src/netlink/route.js';
 import { backends } from '../helpers/backends.js';
 import { compiled } from '../helpers/compiled.js';
 import { createLab, type Lab } from '../helpers/lab.js';
+import { refusal } from '../helpers/refusal.js';
 import { until } from '../helpers/wait.js';
 
 const test = suite('concurrent');
@@ -154,6 +157,20 @@ test('what a killed process has left is not taken for free while another one del
   assert.equal(await rules?.verify(), { intact: true, missing: [] });
   await rules?.uninstall();
   closeKernel(kernel);
+  await nothingIsLeft(before);
+});
+
+test('who waits in vain until another one has cleared away is told which', async () => {
+  const before = lab.snapshot('router');
+  const netns = lab.netns('router');
+  const hanging = new NftablesSocket({ netns });
+  await hanging.commit(beginClearing);
+  const refused = await refusal<InterceptError>(installIntercept({ tcp: [80], port: 51000, netns }));
+  assert.is(refused.code, 'ERR_TPROXY_INSTALL');
+  const [, command = ''] = /`(nft .*?)`/.exec(refused.message) ?? [];
+  assert.match(lab.exec('router', 'sh', '-c', command), /# progname \S+/);
+  await hanging.close();
+  await (await installIntercept({ tcp: [80], port: 51000, netns })).uninstall();
   await nothingIsLeft(before);
 });
 
